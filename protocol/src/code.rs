@@ -1,0 +1,93 @@
+//! What can go wrong, as codes with a sentence that says what to do.
+//!
+//! `PROTOCOL.md` prints the same two tables; a test compares them.
+
+/// Declares an enum of codes together with everything that hangs on a code.
+macro_rules! error_codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $status:literal, $retryable:literal, $help:literal;)+) => {
+        /// The code of an `error` frame, of a failed request and of a failed HTTP call.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ErrorCode { $($(#[doc = $doc])+ $name,)+ }
+
+        impl ErrorCode {
+            /// Every code, in the order of `PROTOCOL.md`.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The code as it stands on the wire.
+            pub const fn as_str(self) -> &'static str { match self { $(Self::$name => $code,)+ } }
+
+            /// The HTTP status that goes with it.
+            pub const fn http_status(self) -> u16 { match self { $(Self::$name => $status,)+ } }
+
+            /// Whether the same thing, tried again later, can succeed.
+            pub const fn is_retryable(self) -> bool { match self { $(Self::$name => $retryable,)+ } }
+
+            /// What the receiver should do.
+            pub const fn help(self) -> &'static str { match self { $(Self::$name => $help,)+ } }
+        }
+    };
+}
+
+error_codes! {
+    /// The frame or the call is malformed.
+    BadRequest = "bad_request", 400, false, "Correct the field that the message names.";
+    /// The event's name belongs to the relay.
+    ReservedName = "reserved_name", 400, false, "Choose another event name.";
+    /// The relay does not speak this yet.
+    Unsupported = "unsupported", 400, false, "Do without it, or use a relay that speaks it.";
+    /// No valid token where one is needed.
+    Unauthorized = "unauthorized", 401, false, "Connect with a valid, unexpired token.";
+    /// A page of a foreign origin knocked at a relay without keys.
+    Forbidden = "forbidden", 403, false, "Open the page from the relay itself, or configure a key and pass a token.";
+    /// Missing, or not granted: both look the same.
+    NotFound = "not_found", 404, false, "Check the name, and that the token grants it.";
+    /// More bytes than the limit.
+    TooLarge = "too_large", 413, false, "Send less; store large content elsewhere and send a link.";
+    /// More of something than the limit.
+    LimitExceeded = "limit_exceeded", 429, false, "Give something up first, for example unsubscribe a channel.";
+    /// Nobody serves this request.
+    NoWorker = "no_worker", 503, true, "Try again when a worker of the service is running.";
+    /// Redis does not answer, or the relay is full.
+    Unavailable = "unavailable", 503, true, "Try again in a moment; give the same id, so that it happens once.";
+}
+
+/// Declares the close codes together with what a client should do.
+macro_rules! close_codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $reason:literal, $help:literal;)+) => {
+        /// Why the relay closes a WebSocket. 4000 to 4499 may come back, with backoff; 4500 to 4999
+        /// may not.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum CloseCode { $($(#[doc = $doc])+ $name,)+ }
+
+        impl CloseCode {
+            /// Every code, in the order of `PROTOCOL.md`.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The number in the close frame.
+            pub const fn number(self) -> u16 { match self { $(Self::$name => $number,)+ } }
+
+            /// The text in the close frame.
+            pub const fn reason(self) -> &'static str { match self { $(Self::$name => $reason,)+ } }
+
+            /// What the receiver should do.
+            pub const fn help(self) -> &'static str { match self { $(Self::$name => $help,)+ } }
+        }
+    };
+}
+
+close_codes! {
+    /// The browser closed, or the relay answers its close.
+    Normal = 1000, "closed", "Nothing: it was your wish.";
+    /// A binary frame: the wire is text.
+    Unsupported = 1003, "text frames only", "Send JSON text frames.";
+    /// Text that is no UTF-8.
+    InvalidText = 1007, "invalid UTF-8", "Send UTF-8.";
+    /// A frame beyond the limit.
+    TooLarge = 1009, "frame too large", "Keep each frame within 64 KiB.";
+    /// The replica goes down; another one takes over.
+    Restart = 1012, "restarting", "Come back at once, with `since`; another replica serves you.";
+    /// The token's end has come.
+    TokenExpired = 4401, "token expired", "Come back with a fresh token and `since`.";
+    /// Not a byte moved for the stall timeout.
+    Stalled = 4408, "no progress", "Come back with `since`; read faster, or answer pings.";
+}

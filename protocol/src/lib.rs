@@ -1,0 +1,29 @@
+//! The words of Agent Relay, and nothing that does I/O.
+//!
+//! Everything that two sides must agree on lives here: addresses ([`Channel`]), positions
+//! ([`Offset`]), what a journal holds ([`Entry`]), what crosses a browser's socket ([`frame`]), what
+//! a token allows ([`Grant`]), what can go wrong ([`ErrorCode`], [`CloseCode`]) and every bound
+//! ([`limits`]). `PROTOCOL.md` beside this crate describes the same for other languages, and
+//! `vectors/` holds golden examples that this crate's tests run.
+
+mod channel;
+mod code;
+mod encode;
+mod entry;
+pub mod frame;
+mod grant;
+mod json;
+pub mod limits;
+mod merge;
+mod name;
+mod offset;
+
+pub use channel::{Channel, ChannelError, Kind};
+pub use code::{CloseCode, ErrorCode};
+pub use encode::{Format, encode, iso_8601};
+pub use entry::{Entry, UNREADABLE};
+pub use grant::{Grant, GrantError};
+pub use json::{DataError, check_data};
+pub use merge::{Frame, merge};
+pub use name::{NameError, check_command_name, check_event_name, check_once_id};
+pub use offset::{Offset, OffsetError};

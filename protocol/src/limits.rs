@@ -1,0 +1,48 @@
+//! Every bound that more than one side relies on, each with its reason.
+
+use std::time::Duration;
+
+/// The id of a channel, in bytes.
+pub const CHANNEL_ID_BYTES_MAX: usize = 128;
+/// The name of an event or a command, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// The `id` that makes a retried publish harmless, and a `command_id`, in bytes.
+pub const ONCE_ID_BYTES_MAX: usize = 128;
+/// One event's data, in bytes of JSON. Larger content belongs in a store, with a link to it here.
+pub const EVENT_DATA_BYTES_MAX: usize = 64 * 1024;
+/// How deep an event's data may nest. Below serde's 128 and Python's 1,000, so that every consumer
+/// can read what every other accepted.
+pub const EVENT_DATA_DEPTH_MAX: usize = 100;
+/// One frame from a browser, in bytes.
+pub const FRAME_UP_BYTES_MAX: usize = 64 * 1024;
+/// One merged frame stays below this many bytes of text, as any single event does.
+pub const MERGED_BYTES_MAX: usize = 60 * 1024;
+/// The body of `POST /api/v1/publish`, in bytes.
+pub const PUBLISH_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Events in one `POST /api/v1/publish`.
+pub const PUBLISH_EVENTS_MAX: usize = 1_000;
+/// Subscriptions of one connection.
+pub const SUBSCRIPTIONS_MAX: usize = 256;
+/// Events in one answer of `GET /api/v1/channels/{channel}/events`.
+pub const READ_EVENTS_MAX: usize = 1_000;
+/// The same, when the caller does not say.
+pub const READ_EVENTS_DEFAULT: usize = 100;
+/// The correlation `id` of a frame, in bytes of JSON.
+pub const CORRELATION_ID_BYTES_MAX: usize = 128;
+/// Patterns in one list of a grant.
+pub const GRANT_PATTERNS_MAX: usize = 256;
+/// A token, in bytes. Larger ones are refused before they are looked at.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// How long a `POST /api/v1/publish` with an `id` can be retried.
+pub const ONCE_LIFETIME: Duration = Duration::from_secs(120);
+/// The pace of WebSocket pings.
+pub const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// A connection that neither sends nor accepts a byte for this long is cut: two pings unanswered.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long before a token's end its connection hears `token_expiring`.
+pub const TOKEN_EXPIRING_NOTICE: Duration = Duration::from_secs(60);
+/// How long a request waits when it does not say.
+pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// The longest a request may wait.
+pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(60);

@@ -1,0 +1,290 @@
+//! How a vector file is read: strictly, and with the few abbreviations that keep it readable.
+
+use std::path::Path;
+
+use protocol::frame::{Addressing, ErrorBody, RelayFrame, Target};
+use protocol::{Channel, ErrorCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// Where the vectors are.
+pub(crate) const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/vectors");
+
+/// The whole of one vector file.
+pub(crate) fn load<T: DeserializeOwned>(name: &str) -> T {
+    let text = std::fs::read_to_string(Path::new(FOLDER).join(name)).expect(name);
+    serde_json::from_str(&text)
+        .map_err(|error| format!("{name}: {error}"))
+        .expect("a readable vector file")
+}
+
+/// Cases of one section: at least one.
+#[derive(Deserialize)]
+#[serde(try_from = "Vec<T>")]
+pub(crate) struct Cases<T>(Vec<T>);
+
+impl<T> TryFrom<Vec<T>> for Cases<T> {
+    type Error = &'static str;
+
+    fn try_from(cases: Vec<T>) -> Result<Self, Self::Error> {
+        if cases.is_empty() {
+            Err("a section without cases proves nothing")
+        } else {
+            Ok(Self(cases))
+        }
+    }
+}
+
+impl<T> IntoIterator for Cases<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// A number that is written as a string, because not every JSON reader keeps 64 bits.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Number(pub(crate) u64);
+
+impl TryFrom<String> for Number {
+    type Error = std::num::ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+/// A text, or the parts that make it up.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Text {
+    Plain(String),
+    Parts(Vec<Part>),
+}
+
+/// A part of a text: as it stands, or repeated.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Part {
+    Once(String),
+    Times(String, usize),
+}
+
+impl Text {
+    /// The text in full.
+    pub(crate) fn join(&self) -> String {
+        match self {
+            Self::Plain(text) => text.clone(),
+            Self::Parts(parts) => parts
+                .iter()
+                .map(|part| match part {
+                    Part::Once(text) => text.clone(),
+                    Part::Times(text, times) => text.repeat(*times),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Whether `found` is what is `expected` under `key`: a part of a message, any UUID for `*`, the same
+/// elsewhere.
+pub(crate) fn holds(key: &str, expected: &Value, found: &Value) -> bool {
+    match (expected, found) {
+        (Value::Object(expected), Value::Object(found)) => {
+            let same = |(key, value): (&String, &Value)| {
+                found.get(key).is_some_and(|found| holds(key, value, found))
+            };
+            expected.len() == found.len() && expected.iter().all(same)
+        }
+        (Value::Array(expected), Value::Array(found)) => {
+            expected.len() == found.len()
+                && expected.iter().zip(found).all(|(expected, found)| holds(key, expected, found))
+        }
+        (Value::String(expected), Value::String(found)) if key == "message" => {
+            !expected.is_empty() && found.contains(expected)
+        }
+        (Value::String(expected), Value::String(found))
+            if key == "command_id" && expected == "*" =>
+        {
+            Uuid::parse_str(found).is_ok_and(|id| id.get_version_num() == 4)
+        }
+        _ => expected == found,
+    }
+}
+
+/// A frame down and its text.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Down {
+    pub(crate) name: String,
+    pub(crate) frame: Plain,
+    pub(crate) text: String,
+}
+
+/// A frame down in plain values.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Plain {
+    Connected {
+        connection_id: String,
+        user: Option<String>,
+        server_time: u64,
+        ping_interval_ms: u64,
+    },
+    Subscribed {
+        id: Id,
+        target: Named,
+        offset: Option<String>,
+        head: Option<String>,
+        recovered: bool,
+    },
+    Unsubscribed {
+        id: Id,
+        target: Named,
+    },
+    CaughtUp {
+        target: Named,
+        offset: Option<String>,
+    },
+    Reset {
+        target: Named,
+        reason: String,
+        offset: Option<String>,
+        head: Option<String>,
+    },
+    Ack {
+        id: Id,
+        command_id: Uuid,
+        status: String,
+        listeners: u64,
+    },
+    Response {
+        id: Box<str>,
+        code: String,
+        message: String,
+    },
+    Error {
+        id: Id,
+        channel: Option<String>,
+        code: String,
+        message: String,
+    },
+    Pong {
+        id: Id,
+    },
+    Ping {},
+    RelayStatus {
+        redis: String,
+    },
+    TokenExpiring {
+        in_ms: u64,
+    },
+    Reconnect {
+        after_ms: u64,
+    },
+}
+
+/// The JSON text of an id.
+type Id = Option<Box<str>>;
+
+/// A channel and how it was named.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Named {
+    channel: String,
+    addressing: String,
+}
+
+impl Plain {
+    /// The text of the frame as the relay writes it.
+    pub(crate) fn to_text(&self) -> String {
+        let raw = |id: &Id| id.as_ref().map(|id| json(id));
+        match self {
+            Self::Connected { connection_id, user, server_time, ping_interval_ms } => {
+                RelayFrame::Connected {
+                    connection_id,
+                    user: user.as_deref(),
+                    server_time: *server_time,
+                    ping_interval_ms: *ping_interval_ms,
+                }
+                .to_text()
+            }
+            Self::Subscribed { id, target, offset, head, recovered } => RelayFrame::Subscribed {
+                id: raw(id).as_deref(),
+                channel: target.target().named(),
+                offset: offset.clone(),
+                head: head.clone(),
+                recovered: *recovered,
+            }
+            .to_text(),
+            Self::Unsubscribed { id, target } => RelayFrame::Unsubscribed {
+                id: raw(id).as_deref(),
+                channel: target.target().named(),
+            }
+            .to_text(),
+            Self::CaughtUp { target, offset } => {
+                RelayFrame::CaughtUp { channel: target.target().named(), offset: offset.clone() }
+                    .to_text()
+            }
+            Self::Reset { target, reason, offset, head } => RelayFrame::Reset {
+                channel: target.target().named(),
+                reason,
+                offset: offset.clone(),
+                head: head.clone(),
+            }
+            .to_text(),
+            Self::Ack { id, command_id, status, listeners } => RelayFrame::Ack {
+                id: raw(id).as_deref(),
+                command_id: *command_id,
+                status,
+                listeners: *listeners,
+            }
+            .to_text(),
+            Self::Response { id, code: name, message } => {
+                RelayFrame::Response { id: &json(id), error: ErrorBody::new(code(name), message) }
+                    .to_text()
+            }
+            Self::Error { id, channel, code: name, message } => RelayFrame::Error {
+                id: raw(id).as_deref(),
+                channel: channel.as_deref(),
+                error: ErrorBody::new(code(name), message),
+            }
+            .to_text(),
+            Self::Pong { id } => RelayFrame::Pong { id: raw(id).as_deref() }.to_text(),
+            Self::Ping {} => RelayFrame::Ping.to_text(),
+            Self::RelayStatus { redis } => RelayFrame::RelayStatus { redis }.to_text(),
+            Self::TokenExpiring { in_ms } => RelayFrame::TokenExpiring { in_ms: *in_ms }.to_text(),
+            Self::Reconnect { after_ms } => RelayFrame::Reconnect { after_ms: *after_ms }.to_text(),
+        }
+    }
+}
+
+impl Named {
+    fn target(&self) -> Target {
+        let addressing = match self.addressing.as_str() {
+            "channel" => Addressing::Channel,
+            "sessionId" => Addressing::SessionId,
+            other => {
+                assert_eq!(other, "plan_id", "an addressing");
+                Addressing::PlanId
+            }
+        };
+        let channel: Channel = self.channel.parse().expect("a channel");
+        Target { channel, addressing }
+    }
+}
+
+fn json(text: &str) -> Box<RawValue> {
+    serde_json::from_str(text).expect("an id is JSON text")
+}
+
+fn code(name: &str) -> ErrorCode {
+    let known = ErrorCode::ALL.iter().find(|code| code.as_str() == name);
+    *known.expect("an error code")
+}
