@@ -1,0 +1,124 @@
+//! What an append takes and gives.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use protocol::Offset;
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+/// An entry on its way into a journal. Names and data are the caller's to check
+/// ([`protocol::check_event_name`], [`protocol::check_data`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEntry {
+    /// The event's or the command's name.
+    pub name: Box<str>,
+    /// The data, JSON.
+    pub data: Box<str>,
+    /// For two minutes, an entry with the same id on the same journal is this one, whoever appends it.
+    pub once: Option<Box<str>>,
+}
+
+impl NewEntry {
+    /// An entry without a once-id.
+    pub fn new(name: impl Into<Box<str>>, data: impl Into<Box<str>>) -> Self {
+        Self { name: name.into(), data: data.into(), once: None }
+    }
+
+    /// The same with a once-id ([`protocol::check_once_id`]).
+    pub fn once(self, id: impl Into<Box<str>>) -> Self {
+        Self { once: Some(id.into()), ..self }
+    }
+
+    /// What the entry takes in a buffer, its share of the bookkeeping included.
+    pub(crate) fn cost(&self) -> usize {
+        self.name.len() + self.data.len() + 64
+    }
+}
+
+/// Where an entry came to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Its position.
+    pub offset: Offset,
+    /// How many links followed the journal at that moment: replicas for events, agents for commands.
+    pub listeners: u64,
+}
+
+/// Why entries were not appended.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// Too much is waiting to be appended.
+    #[error("the append buffer is full: Redis is away or slower than the writers")]
+    Full,
+    /// The buffer could never hold these entries.
+    #[error("{bytes} bytes in one append are more than the buffer of {limit} holds")]
+    TooLarge {
+        /// What was given.
+        bytes: usize,
+        /// What the buffer holds.
+        limit: usize,
+    },
+    /// Redis refused; the entries are not in the journal.
+    #[error("redis refused the append: {0}")]
+    Refused(String),
+    /// Redis could not be reached for ten minutes, or the process ends. The outcome is unknown.
+    #[error("redis could not be reached, whether the entries were appended is unknown")]
+    Unavailable,
+    /// A newer incarnation of this producer writes now.
+    #[error("a newer incarnation of this producer has taken over")]
+    Fenced,
+}
+
+impl AppendError {
+    /// Whether the same append, tried again later, can succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Full | Self::Unavailable)
+    }
+
+    /// Whether it is certain that nothing was appended.
+    pub fn had_no_effect(&self) -> bool {
+        !matches!(self, Self::Unavailable)
+    }
+}
+
+/// What an append comes to.
+pub(crate) type Outcome = Result<Vec<Appended>, AppendError>;
+
+/// Resolves when the entries are in the journal. May be dropped: the append goes on.
+#[derive(Debug)]
+pub struct Receipt(State);
+
+#[derive(Debug)]
+enum State {
+    Done(Option<Outcome>),
+    Waiting(oneshot::Receiver<Outcome>),
+}
+
+impl Receipt {
+    pub(crate) fn done(appended: Vec<Appended>) -> Self {
+        Self(State::Done(Some(Ok(appended))))
+    }
+
+    pub(crate) fn waiting(outcome: oneshot::Receiver<Outcome>) -> Self {
+        Self(State::Waiting(outcome))
+    }
+}
+
+impl Future for Receipt {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        match &mut self.0 {
+            // Polled again after it was ready: a future has no answer to that.
+            State::Done(outcome) => {
+                Poll::Ready(outcome.take().unwrap_or(Err(AppendError::Unavailable)))
+            }
+            State::Waiting(receiver) => Pin::new(receiver)
+                .poll(cx)
+                .map(|sent| sent.unwrap_or(Err(AppendError::Unavailable))),
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Follow: a live link made gap-free.
+//!
+//! One task per [`Updates`] owns a [`Track`] per followed journal. Joining is always the same: register
+//! interest → wait for the link's confirmation → compare the head, and read since the position where it
+//! differs → follow. A broken link, an overflow, a jump of n, another epoch and a silence that hides a
+//! lost last entry all lead back into that same path, so there is one way to heal.
+//!
+//! Down: [`link`](crate::link) → **follow** → the relay's hub, or an agent's commands
+
+mod track;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use protocol::frame::Since;
+use protocol::{Entry, Offset};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use crate::link::{Link, Request, Signal};
+use crate::{Journal, Name, Page, Reason, Unavailable};
+use track::{Next, Ticket, Track};
+
+/// How many updates may wait for the consumer. A consumer that stands still makes the link overflow,
+/// which is healed by reading.
+const UPDATES: usize = 256;
+/// How many heads are asked for in one go.
+const HEADS_BATCH: usize = 500;
+/// How many pages are read at a time: the pool's connections, less two for heads.
+const PAGES_AT_ONCE: usize = 6;
+/// The pace at which missed names are collected and failed reads tried again.
+const TICK: Duration = Duration::from_millis(100);
+/// How many entries one page read asks for.
+const PAGE_ENTRIES: usize = 1000;
+
+/// What happens on the followed journals, in order per journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// The link came up or broke. Broken, it is remade for ever; what was missed is read.
+    Link {
+        /// Does it stand?
+        up: bool,
+    },
+    /// The journal is followed; what comes after `head` (or after the position asked for) follows.
+    Live {
+        /// Which journal.
+        name: Name,
+        /// Its newest entry; `None` where there is no journal yet.
+        head: Option<Offset>,
+    },
+    /// The next entries, without a gap.
+    Entries {
+        /// Which journal.
+        name: Name,
+        /// In order.
+        entries: Vec<Arc<Entry>>,
+    },
+    /// What was handed out is not continued; everything retained follows.
+    Reset {
+        /// Which journal.
+        name: Name,
+        /// Why.
+        reason: Reason,
+        /// Its newest entry.
+        head: Option<Offset>,
+    },
+}
+
+/// Says what to follow. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    changes: Arc<Changes>,
+}
+
+#[derive(Debug, Default)]
+struct Changes {
+    waiting: Mutex<VecDeque<Change>>,
+    some: Notify,
+}
+
+#[derive(Debug)]
+enum Change {
+    Follow(Name, Option<Since>),
+    Unfollow(Name),
+}
+
+impl Follower {
+    /// Follows `name` from `since`, or from its head. Following it already, this starts over.
+    pub fn follow(&self, name: &Name, since: Option<Since>) {
+        self.push(Change::Follow(name.clone(), since));
+    }
+
+    /// Follows `name` no longer. Updates that are under way still arrive.
+    pub fn unfollow(&self, name: &Name) {
+        self.push(Change::Unfollow(name.clone()));
+    }
+
+    fn push(&self, change: Change) {
+        self.changes.waiting.lock().expect("no code panics with this lock held").push_back(change);
+        self.changes.some.notify_one();
+    }
+}
+
+/// The stream of updates. Dropping it ends the link.
+#[derive(Debug)]
+pub struct Updates {
+    updates: mpsc::Receiver<Update>,
+}
+
+impl Updates {
+    /// The next update; `None` when the runtime shuts down. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Update> {
+        self.updates.recv().await
+    }
+}
+
+pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
+    let (updates, received) = mpsc::channel(UPDATES);
+    let changes = Arc::new(Changes::default());
+    let follower = Follower { changes: Arc::clone(&changes) };
+    let link = journal.link();
+    let follow = Follow {
+        journal,
+        changes,
+        link,
+        updates,
+        is_up: false,
+        tracks: HashMap::new(),
+        requests: VecDeque::new(),
+        heads: Vec::new(),
+        pages: VecDeque::new(),
+        pages_reading: 0,
+        reads: FuturesUnordered::new(),
+        lives: 0,
+    };
+    tokio::spawn(follow.run());
+    (follower, Updates { updates: received })
+}
+
+/// What a read came to.
+enum Answer {
+    Heads(Vec<(Name, Ticket)>, Result<Vec<Option<Offset>>, Unavailable>),
+    Page(Name, Ticket, Result<Page, Unavailable>),
+}
+
+/// The consumer is gone.
+struct Gone;
+
+struct Follow {
+    journal: Journal,
+    changes: Arc<Changes>,
+    link: Link,
+    updates: mpsc::Sender<Update>,
+    is_up: bool,
+    tracks: HashMap<Name, Track>,
+    /// Requests that wait for room in the link.
+    requests: VecDeque<Request>,
+    /// Tracks whose head is to be asked for.
+    heads: Vec<(Name, Ticket)>,
+    /// Tracks whose journal is to be read.
+    pages: VecDeque<(Name, Ticket)>,
+    pages_reading: usize,
+    reads: FuturesUnordered<BoxFuture<'static, Answer>>,
+    lives: u64,
+}
+
+impl Follow {
+    async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let changes = Arc::clone(&self.changes);
+        let requests = self.link.requests.clone();
+        let updates = self.updates.clone();
+        loop {
+            self.start_reads();
+            let step = tokio::select! {
+                signal = self.link.signals.recv() => match signal {
+                    Some(signal) => self.on_signal(signal).await,
+                    None => Err(Gone),
+                },
+                () = changes.some.notified() => {
+                    self.on_changes();
+                    Ok(())
+                }
+                permit = requests.reserve(), if !self.requests.is_empty() => {
+                    match (permit, self.requests.pop_front()) {
+                        (Ok(permit), Some(request)) => {
+                            permit.send(request);
+                            Ok(())
+                        }
+                        _ => Err(Gone),
+                    }
+                }
+                Some(answer) = self.reads.next(), if !self.reads.is_empty() => self.on_answer(answer).await,
+                _ = tick.tick() => {
+                    self.on_tick();
+                    Ok(())
+                }
+                () = updates.closed() => Err(Gone),
+            };
+            if step.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn on_changes(&mut self) {
+        let changes = std::mem::take(
+            &mut *self.changes.waiting.lock().expect("no code panics with this lock held"),
+        );
+        let mut follow = Vec::new();
+        for change in changes {
+            match change {
+                Change::Follow(name, since) => {
+                    self.lives += 1;
+                    self.tracks.insert(name.clone(), Track::new(self.lives, since));
+                    follow.push(name);
+                }
+                Change::Unfollow(name) => {
+                    if self.tracks.remove(&name).is_some() {
+                        self.send_follows(&mut follow);
+                        self.requests.push_back(Request::Unfollow(name));
+                    }
+                }
+            }
+        }
+        self.send_follows(&mut follow);
+    }
+
+    fn send_follows(&mut self, names: &mut Vec<Name>) {
+        // With the link down there is nobody to ask: `Up` asks for everything that is wanted then.
+        if self.is_up && !names.is_empty() {
+            self.requests.push_back(Request::Follow(std::mem::take(names)));
+        }
+    }
+
+    async fn on_signal(&mut self, signal: Signal) -> Result<(), Gone> {
+        match signal {
+            Signal::Up => {
+                self.is_up = true;
+                self.requests.clear();
+                let mut names: Vec<Name> = self.tracks.keys().cloned().collect();
+                self.send_follows(&mut names);
+                self.emit(Update::Link { up: true }).await
+            }
+            Signal::Down => {
+                self.is_up = false;
+                self.requests.clear();
+                self.tracks.values_mut().for_each(Track::detach);
+                self.emit(Update::Link { up: false }).await
+            }
+            Signal::Confirmed(names) => {
+                for name in names {
+                    if let Some(track) = self.tracks.get_mut(&name)
+                        && track.confirmed()
+                    {
+                        self.heads.push((name, track.ticket()));
+                    }
+                }
+                Ok(())
+            }
+            Signal::Entries(name, entries) => {
+                let Some(track) = self.tracks.get_mut(&name) else { return Ok(()) };
+                let next = track.take(entries, Instant::now());
+                self.go_on(name, next).await
+            }
+        }
+    }
+
+    async fn on_answer(&mut self, answer: Answer) -> Result<(), Gone> {
+        match answer {
+            Answer::Heads(names, heads) => {
+                let heads = heads.map_or_else(
+                    |_| vec![None; names.len()],
+                    |heads| heads.into_iter().map(Some).collect(),
+                );
+                for ((name, ticket), head) in names.into_iter().zip(heads) {
+                    let Some(track) = self.track(&name, ticket) else { continue };
+                    let Some(head) = head else {
+                        track.read_failed();
+                        continue;
+                    };
+                    let announce = track.announce(head);
+                    let next = track.compare(head, Instant::now());
+                    if announce {
+                        self.emit(Update::Live { name: name.clone(), head }).await?;
+                    }
+                    self.go_on(name, next).await?;
+                }
+                Ok(())
+            }
+            Answer::Page(name, ticket, page) => {
+                self.pages_reading -= 1;
+                let Some(track) = self.track(&name, ticket) else { return Ok(()) };
+                let Ok(page) = page else {
+                    track.read_failed();
+                    return Ok(());
+                };
+                let (head, reset) = (page.head, page.reset);
+                let (entries, next) = track.continue_with(page, Instant::now());
+                if let Some(reason) = reset {
+                    tracing::info!(journal = %name, reason = reason.as_str(), "a followed journal lost what was handed out");
+                    self.emit(Update::Reset { name: name.clone(), reason, head }).await?;
+                }
+                if !entries.is_empty() {
+                    self.emit(Update::Entries { name: name.clone(), entries }).await?;
+                }
+                self.go_on(name, next).await
+            }
+        }
+    }
+
+    /// The track, if the question is still open.
+    fn track(&mut self, name: &Name, ticket: Ticket) -> Option<&mut Track> {
+        self.tracks.get_mut(name).filter(|track| track.ticket() == ticket)
+    }
+
+    async fn go_on(&mut self, name: Name, next: Next) -> Result<(), Gone> {
+        match next {
+            Next::Wait => Ok(()),
+            Next::Emit(entries) => self.emit(Update::Entries { name, entries }).await,
+            Next::EmitAndRead(entries) => {
+                self.read_page(&name);
+                if entries.is_empty() {
+                    return Ok(());
+                }
+                self.emit(Update::Entries { name, entries }).await
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        for name in self.link.missed.take() {
+            if let Some(track) = self.tracks.get_mut(&name)
+                && track.missed()
+            {
+                self.read_page(&name);
+            }
+        }
+        let now = Instant::now();
+        for (name, track) in &mut self.tracks {
+            if track.must_retry() || track.is_due(now) {
+                self.heads.push((name.clone(), track.ticket()));
+            }
+        }
+    }
+
+    fn start_reads(&mut self) {
+        while !self.heads.is_empty() {
+            let rest = self.heads.split_off(self.heads.len().min(HEADS_BATCH));
+            let named = std::mem::replace(&mut self.heads, rest);
+            let journal = self.journal.clone();
+            self.reads.push(Box::pin(async move {
+                let names: Vec<Name> = named.iter().map(|(name, _)| name.clone()).collect();
+                let heads = journal.heads(&names).await;
+                Answer::Heads(named, heads)
+            }));
+        }
+        while self.pages_reading < PAGES_AT_ONCE
+            && let Some((name, ticket)) = self.pages.pop_front()
+        {
+            let Some(since) = self.track(&name, ticket).map(|track| track.position()) else {
+                continue;
+            };
+            let journal = self.journal.clone();
+            self.pages_reading += 1;
+            self.reads.push(Box::pin(async move {
+                let page = journal.read(&name, since, PAGE_ENTRIES).await;
+                Answer::Page(name, ticket, page)
+            }));
+        }
+    }
+
+    fn read_page(&mut self, name: &Name) {
+        if let Some(track) = self.tracks.get(name) {
+            self.pages.push_back((name.clone(), track.ticket()));
+        }
+    }
+
+    async fn emit(&mut self, update: Update) -> Result<(), Gone> {
+        self.updates.send(update).await.map_err(|_| Gone)
+    }
+}

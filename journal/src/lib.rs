@@ -1,0 +1,199 @@
+//! The record: append, read since, follow. The only code that speaks Redis.
+//!
+//! A channel has two journals, its events and its commands ([`Name`]). [`Journal`] is the one face of
+//! both homes of a journal: Redis ([`Journal::open`]) and this process' memory
+//! ([`Journal::in_memory`]). Both keep the same promises, held by one conformance suite:
+//!
+//! - **append** is atomic, ordered per caller, and idempotent under retries: an entry that was
+//!   acknowledged is there once;
+//! - **read** continues exactly after a position, or says why it cannot ([`Reason`]);
+//! - **follow** is gap-free: what the live link loses is read from the journal before anything newer
+//!   is handed out.
+//!
+//! ```
+//! # use journal::{Journal, Name, NewEntry, Since, Update};
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! let journal = Journal::in_memory();
+//! let name = Name::events("session:42".parse().unwrap());
+//! let (follower, mut updates) = journal.follow();
+//! follower.follow(&name, None);
+//! assert!(matches!(updates.next().await, Some(Update::Link { up: true })));
+//! assert!(matches!(updates.next().await, Some(Update::Live { head: None, .. })));
+//!
+//! let hello = NewEntry::new("text_delta", r#"{"delta":"Hello"}"#);
+//! let offset = journal.append(&name, vec![hello]).await.unwrap()[0].offset;
+//!
+//! let page = journal.read(&name, Since::Start, 100).await.unwrap();
+//! assert_eq!(page.entries[0].offset, offset);
+//! let Some(Update::Entries { entries, .. }) = updates.next().await else { panic!() };
+//! assert_eq!(entries, page.entries);
+//! # });
+//! ```
+
+mod append;
+mod follow;
+mod link;
+mod memory;
+mod name;
+mod read;
+mod redis;
+mod retention;
+
+use std::sync::Arc;
+
+pub use append::{AppendError, Appended, NewEntry, Receipt};
+pub use follow::{Follower, Update, Updates};
+pub use name::{Name, Side};
+pub use protocol::frame::Since;
+pub use read::{Page, Reason, Unavailable};
+pub use redis::OpenError;
+pub use retention::{Keep, Retention};
+
+use memory::Memory;
+use redis::Redis;
+
+/// Every journal of one deployment. Cheap to clone; all clones share connections and order.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    home: Home,
+}
+
+/// Where journals live. The two keep the same promises; what differs is who shares them and for how
+/// long.
+#[derive(Clone, Debug)]
+enum Home {
+    Memory(Arc<Memory>),
+    Redis(Arc<Redis>),
+}
+
+impl Journal {
+    /// Journals in this process' memory: shared by whoever holds a clone, gone when the process exits.
+    pub fn in_memory() -> Self {
+        Self { home: Home::Memory(Arc::new(Memory::new(Retention::default()))) }
+    }
+
+    /// The same, keeping as much as `retention` says.
+    pub fn in_memory_keeping(retention: Retention) -> Self {
+        Self { home: Home::Memory(Arc::new(Memory::new(retention))) }
+    }
+
+    /// Journals in the Redis at `url` (`redis://` or `rediss://`). Does not wait for it: connections are
+    /// made when they are needed and remade for ever. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError`] where `url` is none that we understand.
+    pub fn open(url: &str) -> Result<Self, OpenError> {
+        Ok(Self { home: Home::Redis(Arc::new(Redis::open(url)?)) })
+    }
+
+    /// Whether the journals live in this process only.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.home, Home::Memory(_))
+    }
+
+    /// One round trip: are the journals within reach?
+    ///
+    /// # Errors
+    /// [`Unavailable`] says what was tried.
+    pub async fn ready(&self) -> Result<(), Unavailable> {
+        match &self.home {
+            Home::Memory(_) => Ok(()),
+            Home::Redis(redis) => redis.ready().await,
+        }
+    }
+
+    /// Writes what every appender shall keep from now on. In memory it is given at the start.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where Redis does not answer.
+    pub async fn keep(&self, retention: &Retention) -> Result<(), Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => memory.keep(retention.clone()),
+            Home::Redis(redis) => redis.keep(retention).await?,
+        }
+        Ok(())
+    }
+
+    /// Takes the entries' place in the journal's order at once, waiting only for room in the bounded
+    /// buffer (16 MiB per `Journal`): what this caller enqueues later stands later. The [`Receipt`]
+    /// resolves when they are in the journal; dropping it changes nothing.
+    ///
+    /// While Redis is away the entries wait and are retried, each at most once in the journal, for ten
+    /// minutes.
+    ///
+    /// # Errors
+    /// [`AppendError::TooLarge`] where the buffer could never hold the entries.
+    pub async fn enqueue(
+        &self,
+        name: &Name,
+        entries: Vec<NewEntry>,
+    ) -> Result<Receipt, AppendError> {
+        match &self.home {
+            Home::Memory(memory) => Ok(Receipt::done(memory.append(name, entries))),
+            Home::Redis(redis) => redis.enqueue(name, entries).await,
+        }
+    }
+
+    /// [`enqueue`](Self::enqueue) that never waits.
+    ///
+    /// # Errors
+    /// [`AppendError::Full`] where the buffer has no room now.
+    pub fn try_enqueue(&self, name: &Name, entries: Vec<NewEntry>) -> Result<Receipt, AppendError> {
+        match &self.home {
+            Home::Memory(memory) => Ok(Receipt::done(memory.append(name, entries))),
+            Home::Redis(redis) => redis.try_enqueue(name, entries),
+        }
+    }
+
+    /// Appends `entries` in order and waits until they are in the journal.
+    ///
+    /// # Errors
+    /// See [`AppendError`]. After [`AppendError::Unavailable`] the outcome is unknown.
+    pub async fn append(
+        &self,
+        name: &Name,
+        entries: Vec<NewEntry>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        self.enqueue(name, entries).await?.await
+    }
+
+    /// What follows `since`, at most `entries_max` entries and about 1 MiB.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where Redis does not answer.
+    pub async fn read(
+        &self,
+        name: &Name,
+        since: Since,
+        entries_max: usize,
+    ) -> Result<Page, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.read(name, since, entries_max)),
+            Home::Redis(redis) => redis.read(name, since, entries_max).await,
+        }
+    }
+
+    /// The newest position of each journal in `names`; `None` where there is no journal.
+    pub(crate) async fn heads(
+        &self,
+        names: &[Name],
+    ) -> Result<Vec<Option<protocol::Offset>>, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.heads(names)),
+            Home::Redis(redis) => redis.heads(names).await,
+        }
+    }
+
+    /// Follows journals over a live link of its own. Must be called within a tokio runtime; dropping
+    /// both halves ends the link.
+    pub fn follow(&self) -> (Follower, Updates) {
+        follow::start(self.clone())
+    }
+
+    fn link(&self) -> link::Link {
+        match &self.home {
+            Home::Memory(memory) => memory.link(),
+            Home::Redis(redis) => redis.link(),
+        }
+    }
+}

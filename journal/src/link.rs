@@ -1,0 +1,105 @@
+//! A live link to a home of journals: who follows what, and what comes in.
+//!
+//! The link promises only this: after `Confirmed`, what is appended arrives, in order, *or* the name is
+//! marked as missed, *or* `Down` is said. Making that gap-free is [`follow`](crate::follow)'s.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use protocol::Entry;
+use tokio::sync::mpsc;
+
+use crate::Name;
+
+/// How many batches may wait between the link and whoever follows. At two batches a millisecond, two
+/// seconds of them.
+const QUEUE_BATCHES: usize = 4096;
+/// How many changes of what is wanted may wait for the link.
+const REQUESTS: usize = 1024;
+
+/// What the follower asks of its link.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Follow these from now on; each answers `Confirmed`.
+    Follow(Vec<Name>),
+    /// Follow this no longer.
+    Unfollow(Name),
+}
+
+/// What the link tells its follower.
+#[derive(Debug)]
+pub(crate) enum Signal {
+    /// The link stands and follows nothing yet.
+    Up,
+    /// The link broke; everything must be followed anew once it is up.
+    Down,
+    /// Whatever is appended to these from now on will arrive.
+    Confirmed(Vec<Name>),
+    /// Entries that were appended together.
+    Entries(Name, Vec<Arc<Entry>>),
+}
+
+/// The follower's end of a link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) signals: mpsc::Receiver<Signal>,
+    pub(crate) missed: Missed,
+}
+
+/// The far end of a link.
+#[derive(Debug)]
+pub(crate) struct FarEnd {
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) deliver: Deliver,
+}
+
+/// Names for which the queue had no room: their journals must be read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Missed(Arc<Mutex<HashSet<Name>>>);
+
+impl Missed {
+    pub(crate) fn take(&self) -> HashSet<Name> {
+        std::mem::take(&mut *self.0.lock().expect("no code panics with this lock held"))
+    }
+}
+
+/// Hands signals to the follower.
+#[derive(Clone, Debug)]
+pub(crate) struct Deliver {
+    signals: mpsc::Sender<Signal>,
+    missed: Missed,
+}
+
+impl Deliver {
+    /// Never waits: the reader of a link must keep reading, or Redis would cut it. False where the
+    /// follower is gone.
+    pub(crate) fn entries(&self, name: Name, entries: Vec<Arc<Entry>>) -> bool {
+        match self.signals.try_send(Signal::Entries(name, entries)) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(Signal::Entries(name, _))) => {
+                self.missed.0.lock().expect("no code panics with this lock held").insert(name);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Waits for room. False where the follower is gone.
+    pub(crate) async fn signal(&self, signal: Signal) -> bool {
+        self.signals.send(signal).await.is_ok()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.signals.is_closed()
+    }
+}
+
+/// A new link: the follower's end and the far end.
+pub(crate) fn new() -> (Link, FarEnd) {
+    let (requests, asked) = mpsc::channel(REQUESTS);
+    let (said, signals) = mpsc::channel(QUEUE_BATCHES);
+    let missed = Missed::default();
+    let deliver = Deliver { signals: said, missed: missed.clone() };
+    (Link { requests, signals, missed }, FarEnd { requests: asked, deliver })
+}

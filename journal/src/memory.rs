@@ -1,0 +1,251 @@
+//! Journals in this process' memory: the same promises, for one process and as long as it lives.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use protocol::frame::Since;
+use protocol::limits::ONCE_LIFETIME;
+use protocol::{Entry, Offset};
+
+use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
+use crate::read::{self, Extent, PAGE_BYTES, Rows};
+use crate::{Appended, Name, NewEntry, Page, Retention};
+
+/// How often, in appends, journals and once-ids that nobody touches are looked through.
+const SWEEP_EVERY: u64 = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    retention: Retention,
+    journals: HashMap<Name, Shelf>,
+    once: HashMap<(Name, Box<str>), (Offset, u64)>,
+    followers: HashMap<u64, (Deliver, HashSet<Name>)>,
+    next_follower: u64,
+    appends: u64,
+    /// Entries of one epoch must have ascending times, whatever the system's clock does.
+    last_time_us: u64,
+    last_epoch: u64,
+}
+
+/// One journal. Never empty.
+#[derive(Debug)]
+struct Shelf {
+    entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(retention: Retention) -> Self {
+        Self {
+            state: Mutex::new(State {
+                retention,
+                journals: HashMap::new(),
+                once: HashMap::new(),
+                followers: HashMap::new(),
+                next_follower: 0,
+                appends: 0,
+                last_time_us: 0,
+                last_epoch: 0,
+            }),
+        }
+    }
+
+    pub(crate) fn keep(&self, retention: Retention) {
+        self.state().retention = retention;
+    }
+
+    pub(crate) fn append(&self, name: &Name, entries: Vec<NewEntry>) -> Vec<Appended> {
+        let mut state = self.state();
+        let now = state.now_us();
+        state.sweep_sometimes(now);
+        state.expire(name, now);
+        let offsets: Vec<Offset> =
+            entries.into_iter().map(|entry| state.append_one(name, entry, now)).collect();
+        state.trim(name, now);
+        let listeners =
+            state.followers.values().filter(|(_, names)| names.contains(name)).count() as u64;
+        offsets.into_iter().map(|offset| Appended { offset, listeners }).collect()
+    }
+
+    pub(crate) fn read(&self, name: &Name, since: Since, entries_max: usize) -> Page {
+        let mut state = self.state();
+        let now = state.now_us();
+        state.expire(name, now);
+        let Some(shelf) = state.journals.get(name) else { return read::absent(since) };
+        let (extent, head) = (shelf.extent(), shelf.head());
+        // From the position itself, so that its check is compared; from the oldest where it is none.
+        let from = match since {
+            Since::Offset(position) if position.epoch == extent.epoch => {
+                position.n.saturating_sub(extent.first)
+            }
+            _ => 0,
+        };
+        let rows = |from: u64| {
+            let mut left = PAGE_BYTES;
+            let entries =
+                shelf.entries.iter().skip(from as usize).take(entries_max.saturating_add(1));
+            let entries = entries.take_while(|entry| {
+                let fits = left > 0;
+                left = left.saturating_sub(entry.bytes());
+                fits
+            });
+            Rows { extent, head, entries: entries.cloned().collect() }
+        };
+        let mut page =
+            rows(from).continue_since(since).unwrap_or_else(|reason| rows(0).begin_anew(reason));
+        page.entries.truncate(entries_max);
+        page
+    }
+
+    pub(crate) fn heads(&self, names: &[Name]) -> Vec<Option<Offset>> {
+        let state = self.state();
+        names.iter().map(|name| state.journals.get(name).map(Shelf::head)).collect()
+    }
+
+    pub(crate) fn link(self: &Arc<Self>) -> Link {
+        let (link, far_end) = link::new();
+        tokio::spawn(serve(Arc::clone(self), far_end));
+        link
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics with this lock held")
+    }
+}
+
+/// The far end of a link into memory.
+async fn serve(memory: Arc<Memory>, mut far_end: FarEnd) {
+    let id = {
+        let mut state = memory.state();
+        state.next_follower += 1;
+        let id = state.next_follower;
+        state.followers.insert(id, (far_end.deliver.clone(), HashSet::new()));
+        id
+    };
+    far_end.deliver.signal(Signal::Up).await;
+    while let Some(request) = far_end.requests.recv().await {
+        let confirmed = {
+            let mut state = memory.state();
+            let Some((_, followed)) = state.followers.get_mut(&id) else { break };
+            match request {
+                Request::Follow(names) => {
+                    followed.extend(names.iter().cloned());
+                    Some(names)
+                }
+                Request::Unfollow(name) => {
+                    followed.remove(&name);
+                    None
+                }
+            }
+        };
+        if let Some(names) = confirmed {
+            far_end.deliver.signal(Signal::Confirmed(names)).await;
+        }
+    }
+    memory.state().followers.remove(&id);
+}
+
+impl State {
+    fn now_us(&mut self) -> u64 {
+        let now =
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+        self.last_time_us = now.max(self.last_time_us + 1);
+        self.last_time_us
+    }
+
+    fn append_one(&mut self, name: &Name, new: NewEntry, now: u64) -> Offset {
+        if let Some(id) = &new.once
+            && let Some((offset, until)) = self.once.get(&(name.clone(), id.clone()))
+            && *until > now
+        {
+            return *offset;
+        }
+        let (epoch, n) = match self.journals.get(name) {
+            Some(shelf) => (shelf.head().epoch, shelf.head().n + 1),
+            None => {
+                // A name's next life must not look like its last one.
+                self.last_epoch = (now / 1_000).max(self.last_epoch + 1);
+                (self.last_epoch, 1)
+            }
+        };
+        let offset = Offset::of_entry(epoch, n, now);
+        if let Some(id) = new.once {
+            self.once.insert((name.clone(), id), (offset, now + micros(ONCE_LIFETIME)));
+        }
+        let entry = Arc::new(Entry { offset, time_us: now, name: new.name, data: new.data });
+        let shelf = self
+            .journals
+            .entry(name.clone())
+            .or_insert_with(|| Shelf { entries: VecDeque::new(), bytes: 0 });
+        shelf.bytes += entry.bytes();
+        shelf.entries.push_back(Arc::clone(&entry));
+        for (deliver, names) in self.followers.values() {
+            if names.contains(name) {
+                deliver.entries(name.clone(), vec![Arc::clone(&entry)]);
+            }
+        }
+        offset
+    }
+
+    fn trim(&mut self, name: &Name, now: u64) {
+        let keep = self.retention.of(name);
+        let Some(shelf) = self.journals.get_mut(name) else { return };
+        let cutoff = now.saturating_sub(micros(keep.age));
+        while let Some(oldest) = shelf.entries.front()
+            && shelf.entries.len() > 1
+            && (shelf.entries.len() as u64 > keep.entries
+                || shelf.bytes as u64 > keep.bytes
+                || oldest.time_us < cutoff)
+        {
+            shelf.bytes -= oldest.bytes();
+            shelf.entries.pop_front();
+        }
+    }
+
+    /// An idle journal goes as a whole.
+    fn expire(&mut self, name: &Name, now: u64) {
+        let age = micros(self.retention.of(name).age);
+        if self.journals.get(name).is_some_and(|shelf| shelf.newest_us() + age < now) {
+            self.journals.remove(name);
+        }
+    }
+
+    fn sweep_sometimes(&mut self, now: u64) {
+        self.appends += 1;
+        if self.appends.is_multiple_of(SWEEP_EVERY) {
+            let retention = &self.retention;
+            self.journals
+                .retain(|name, shelf| shelf.newest_us() + micros(retention.of(name).age) >= now);
+            self.once.retain(|_, (_, until)| *until > now);
+        }
+    }
+}
+
+impl Shelf {
+    fn extent(&self) -> Extent {
+        let head = self.head();
+        Extent { epoch: head.epoch, first: head.n + 1 - self.entries.len() as u64, head: head.n }
+    }
+
+    fn head(&self) -> Offset {
+        self.newest().offset
+    }
+
+    fn newest_us(&self) -> u64 {
+        self.newest().time_us
+    }
+
+    fn newest(&self) -> &Entry {
+        self.entries.back().expect("a journal that is there holds its newest entry")
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
+}

@@ -1,0 +1,377 @@
+//! The task that appends: one pipelined connection for all journals of a [`Journal`](crate::Journal).
+//!
+//! A pool here would cost four times the Redis CPU (it validates every connection it hands out, and
+//! spreads what could be pipelined). The order per journal and every retry are [`lane`](super::lane)'s.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use protocol::limits::ONCE_LIFETIME;
+use rand::Rng;
+use redis::aio::MultiplexedConnection;
+use redis::{Client, Cmd, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind, Value};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::keys::{self, Keys};
+use super::lane::{Answer, Call, Lane, Send};
+use super::wire::{self, Place};
+use crate::append::Outcome;
+use crate::{AppendError, Name, NewEntry, Receipt, Retention};
+
+/// What may wait to be appended, in bytes: 16 MiB, twice the largest publish.
+const BUFFER_BYTES: usize = 16 * 1024 * 1024;
+/// Appends that may wait for the task to look at them.
+const JOBS: usize = 4096;
+/// Commands that may wait for the connection to write them.
+const PIPELINE: usize = 4096;
+/// The pause after an answer that only time will change, such as `LOADING`.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause between two attempts to connect.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How often idle lanes are forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
+/// Hands entries to the appending task.
+#[derive(Debug)]
+pub(super) struct Appender {
+    jobs: mpsc::Sender<Job>,
+    room: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Job {
+    name: Name,
+    entries: Vec<NewEntry>,
+    caller: Arc<std::sync::Mutex<Call>>,
+}
+
+impl Appender {
+    pub(super) fn start(client: Client, keys: Keys) -> Self {
+        let (jobs, received) = mpsc::channel(JOBS);
+        let task = Task {
+            client,
+            keys,
+            script: Script::new(include_str!("append.lua")),
+            producer: Uuid::new_v4().simple().to_string(),
+            lanes: HashMap::new(),
+            connection: None,
+            connections: 0,
+            connecting: None,
+            attempts: 0,
+            paused_until: None,
+            answers: FuturesUnordered::new(),
+            incarnation: 0,
+        };
+        tokio::spawn(task.run(received));
+        Self { jobs, room: Arc::new(Semaphore::new(BUFFER_BYTES)) }
+    }
+
+    pub(super) async fn enqueue(
+        &self,
+        name: &Name,
+        entries: Vec<NewEntry>,
+    ) -> Result<Receipt, AppendError> {
+        let cost = cost(&entries)?;
+        let room = Arc::clone(&self.room).acquire_many_owned(cost).await;
+        let room = room.map_err(|_| AppendError::Unavailable)?;
+        let slot = self.jobs.reserve().await.map_err(|_| AppendError::Unavailable)?;
+        Ok(submit(slot, name, entries, room))
+    }
+
+    pub(super) fn try_enqueue(
+        &self,
+        name: &Name,
+        entries: Vec<NewEntry>,
+    ) -> Result<Receipt, AppendError> {
+        let cost = cost(&entries)?;
+        let room =
+            Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| AppendError::Full)?;
+        let slot = self.jobs.try_reserve().map_err(|_| AppendError::Full)?;
+        Ok(submit(slot, name, entries, room))
+    }
+}
+
+fn cost(entries: &[NewEntry]) -> Result<u32, AppendError> {
+    let bytes = entries.iter().map(NewEntry::cost).sum();
+    if bytes > BUFFER_BYTES {
+        return Err(AppendError::TooLarge { bytes, limit: BUFFER_BYTES });
+    }
+    u32::try_from(bytes).map_err(|_| AppendError::TooLarge { bytes, limit: BUFFER_BYTES })
+}
+
+fn submit(
+    slot: mpsc::Permit<'_, Job>,
+    name: &Name,
+    entries: Vec<NewEntry>,
+    room: tokio::sync::OwnedSemaphorePermit,
+) -> Receipt {
+    if entries.is_empty() {
+        return Receipt::done(Vec::new());
+    }
+    let (answer, outcome) = oneshot::channel::<Outcome>();
+    let caller = Call::new(answer, entries.len(), room);
+    slot.send(Job { name: name.clone(), entries, caller });
+    Receipt::waiting(outcome)
+}
+
+/// The answer to one run of the script, and over which connection it was sent.
+struct Answered {
+    name: Name,
+    sequence: u64,
+    connection: u64,
+    result: RedisResult<Value>,
+}
+
+struct Task {
+    client: Client,
+    keys: Keys,
+    script: Script,
+    producer: String,
+    lanes: HashMap<Name, Lane>,
+    connection: Option<MultiplexedConnection>,
+    /// Counts connections, so that a late failure of an old one does not cost us the new one.
+    connections: u64,
+    connecting: Option<BoxFuture<'static, RedisResult<MultiplexedConnection>>>,
+    attempts: u32,
+    paused_until: Option<Instant>,
+    answers: FuturesUnordered<BoxFuture<'static, Answered>>,
+    incarnation: u64,
+}
+
+impl Task {
+    async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut tidy = tokio::time::interval(TIDY_EVERY);
+        let mut ending = false;
+        while !(ending && self.lanes.values().all(Lane::is_done)) {
+            self.connect_if_needed();
+            let pause = self.paused_until;
+            tokio::select! {
+                job = jobs.recv(), if !ending => match job {
+                    Some(job) => self.accept(job),
+                    None => ending = true,
+                },
+                Some(answered) = self.answers.next(), if !self.answers.is_empty() => {
+                    self.on_answer(answered).await;
+                }
+                connected = async { self.connecting.as_mut().expect("guarded").await }, if self.connecting.is_some() => {
+                    self.connecting = None;
+                    self.on_connected(connected).await;
+                }
+                () = tokio::time::sleep_until(pause.unwrap_or_else(Instant::now)), if pause.is_some() => {
+                    self.paused_until = None;
+                    self.pump_all();
+                }
+                _ = tidy.tick() => {
+                    let now = Instant::now();
+                    self.lanes.retain(|_, lane| !lane.is_idle(now));
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, job: Job) {
+        let lane = match self.lanes.entry(job.name.clone()) {
+            std::collections::hash_map::Entry::Occupied(lane) => lane.into_mut(),
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                // A forgotten lane's sequences must not be taken for this one's.
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.incarnation = (now.as_millis() as u64).max(self.incarnation + 1);
+                vacant.insert(Lane::new(self.incarnation))
+            }
+        };
+        lane.push(job.entries, &job.caller);
+        self.pump(&job.name);
+    }
+
+    fn pump_all(&mut self) {
+        let names: Vec<Name> = self.lanes.keys().cloned().collect();
+        for name in names {
+            self.pump(&name);
+        }
+    }
+
+    /// Sends what the lane may send now.
+    fn pump(&mut self, name: &Name) {
+        if self.paused_until.is_some() {
+            return;
+        }
+        let Some(connection) = &self.connection else { return };
+        while let Some(send) = self.lanes.get_mut(name).and_then(|lane| lane.next(Instant::now())) {
+            let command = self.command(name, &send);
+            let mut connection = connection.clone();
+            let (name, sequence, number) = (name.clone(), send.sequence, self.connections);
+            // Polled in the order of pushing, so written in that order; were it not so, the script's
+            // `gap` would cost a round trip, never the order.
+            self.answers.push(Box::pin(async move {
+                let result = connection.send_packed_command(&command).await;
+                Answered { name, sequence, connection: number, result }
+            }));
+        }
+    }
+
+    fn command(&self, name: &Name, send: &Send) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(self.script.get_hash()).arg(3 + usize::from(send.once.is_some()));
+        command
+            .arg(self.keys.stream(name))
+            .arg(self.keys.record(name, &self.producer))
+            .arg(self.keys.settings(name.channel.partition()));
+        if let Some(id) = &send.once {
+            command.arg(self.keys.once(name, id));
+        }
+        command
+            .arg(self.keys.bell(name))
+            .arg(Retention::field(name))
+            .arg(keys::retention(Retention::default().of(name)))
+            .arg(format!("{:016}", send.incarnation))
+            .arg(format!("{:016}", send.sequence - 1))
+            .arg(format!("{:016}", send.sequence))
+            .arg(if send.open { "1" } else { "0" })
+            .arg(send.bury.map_or_else(String::new, |epoch| epoch.to_string()))
+            .arg(ONCE_LIFETIME.as_millis() as u64);
+        for row in send.rows.iter() {
+            command.arg(row);
+        }
+        command
+    }
+
+    async fn on_answer(&mut self, answered: Answered) {
+        let Answered { name, sequence, connection, result } = answered;
+        let answer = match result.and_then(read_answer) {
+            Ok(answer) => answer,
+            Err(error) => self.judge(&error, connection).await,
+        };
+        if let Some(lane) = self.lanes.get_mut(&name) {
+            lane.answered(sequence, answer, Instant::now());
+        }
+        self.pump(&name);
+    }
+
+    /// What a failure means for the batch, and what to do about its cause.
+    async fn judge(&mut self, error: &RedisError, connection: u64) -> Answer {
+        let is_current = connection == self.connections && self.connection.is_some();
+        match kind(error) {
+            Failure::NoScript => {
+                if is_current {
+                    self.load_script().await;
+                }
+                Answer::Failed
+            }
+            Failure::Passing => {
+                tracing::debug!(%error, "redis cannot take appends now");
+                self.paused_until.get_or_insert(Instant::now() + PAUSE);
+                Answer::Failed
+            }
+            Failure::Connection => {
+                if is_current {
+                    tracing::warn!(%error, "the append connection is lost; entries wait");
+                    self.connection = None;
+                }
+                Answer::Failed
+            }
+            Failure::Lasting => {
+                tracing::error!(%error, "redis refused an append");
+                Answer::Refused(error.to_string())
+            }
+        }
+    }
+
+    async fn load_script(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(include_str!("append.lua"));
+        if let Err(error) = load.exec_async(connection).await {
+            tracing::warn!(%error, "the append script could not be loaded");
+            self.connection = None;
+        }
+    }
+
+    fn connect_if_needed(&mut self) {
+        let has_work = !self.lanes.values().all(Lane::is_done);
+        if self.connection.is_some() || self.connecting.is_some() || !has_work {
+            return;
+        }
+        let client = self.client.clone();
+        let longest = BACKOFF_MAX.min(Duration::from_millis(25) * 2_u32.pow(self.attempts.min(8)));
+        // Full jitter: after an outage not everybody knocks at once. The first attempt does not wait.
+        let wait =
+            if self.attempts == 0 { Duration::ZERO } else { longest.mul_f64(rand::rng().random()) };
+        self.attempts += 1;
+        self.connecting = Some(Box::pin(async move {
+            tokio::time::sleep(wait).await;
+            let config = super::connection_config().set_pipeline_buffer_size(PIPELINE);
+            client.get_multiplexed_async_connection_with_config(&config).await
+        }));
+    }
+
+    async fn on_connected(&mut self, connected: RedisResult<MultiplexedConnection>) {
+        match connected {
+            Ok(connection) => {
+                if self.attempts > 1 {
+                    tracing::info!(attempts = self.attempts, "the append connection stands again");
+                }
+                self.connection = Some(connection);
+                self.connections += 1;
+                self.load_script().await;
+                if self.connection.is_some() {
+                    self.attempts = 0;
+                    self.pump_all();
+                }
+            }
+            Err(error) => tracing::debug!(%error, "redis cannot be reached for appending"),
+        }
+    }
+}
+
+enum Failure {
+    NoScript,
+    /// Redis is busy, loading, full or read-only: time will change it.
+    Passing,
+    Connection,
+    Lasting,
+}
+
+fn kind(error: &RedisError) -> Failure {
+    if wire::is_no_script(error) {
+        return Failure::NoScript;
+    }
+    match error.kind() {
+        redis::ErrorKind::Server(
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown,
+        ) => return Failure::Passing,
+        // Demoted: connect anew, to whoever is the master then.
+        redis::ErrorKind::Server(ServerErrorKind::ReadOnly) => return Failure::Connection,
+        _ => {}
+    }
+    match error.code() {
+        // MISCONF: the disk is full; OOM: the memory is. Both refuse before anything is written.
+        Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS") => Failure::Passing,
+        Some(_) => Failure::Lasting,
+        None => Failure::Connection,
+    }
+}
+
+/// What `append.lua` answers.
+fn read_answer(value: Value) -> RedisResult<Answer> {
+    let parts = Vec::<Value>::from_redis_value(value)?;
+    let text = |at: usize| String::from_redis_value(parts.get(at).cloned().unwrap_or(Value::Nil));
+    Ok(match text(0)?.as_str() {
+        status @ ("ok" | "known") => Answer::Appended {
+            place: Place::parse(&text(1)?)?,
+            listeners: u64::from_redis_value(parts.get(2).cloned().unwrap_or(Value::Int(0)))?,
+            known: status == "known",
+        },
+        "gap" => Answer::Gap(text(1)?.parse().ok()),
+        "fenced" => Answer::Fenced,
+        other => return Err(wire::unexpected("an answer of the append script", other)),
+    })
+}

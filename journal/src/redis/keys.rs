@@ -1,0 +1,125 @@
+//! Names in Redis: `<prefix>:{<partition>}:<what>:<channel>`, one delimiter rule for all.
+//!
+//! A channel has exactly one colon and no brace, so no channel can collide with another key. All keys of
+//! one channel share the hash tag `{partition}`, hence a Cluster slot.
+
+use crate::retention::Keep;
+use crate::{Name, Side};
+
+/// Before every key, so that other users of the same Redis are safe from us.
+const PREFIX: &str = "relay";
+
+/// The names that one database uses.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys {
+    /// Part of pub/sub names only: Redis' pub/sub ignores databases.
+    database: i64,
+}
+
+impl Keys {
+    pub(crate) fn new(database: i64) -> Self {
+        Self { database }
+    }
+
+    /// The journal itself.
+    pub(crate) fn stream(&self, name: &Name) -> String {
+        key(name, what(name.side))
+    }
+
+    /// The bell of the journal: where its entries are published.
+    pub(crate) fn bell(&self, name: &Name) -> String {
+        let (partition, channel) = (name.channel.partition(), &name.channel);
+        format!("{PREFIX}:{}:{{{partition}}}:{}:{channel}", self.database, what(name.side))
+    }
+
+    /// Which journal a bell belongs to.
+    pub(crate) fn name(&self, bell: &str) -> Option<Name> {
+        let rest = bell.strip_prefix(PREFIX)?.strip_prefix(':')?;
+        let rest = rest.strip_prefix(&self.database.to_string())?.strip_prefix(':')?;
+        let (_, rest) = rest.split_once("}:")?;
+        let (what, channel) = rest.split_once(':')?;
+        let channel = channel.parse().ok()?;
+        match what {
+            "events" => Some(Name::events(channel)),
+            "commands" => Some(Name::commands(channel)),
+            _ => None,
+        }
+    }
+
+    /// What a producer last appended to the journal.
+    pub(crate) fn record(&self, name: &Name, producer: &str) -> String {
+        let what = match name.side {
+            Side::Events => "seq",
+            Side::Commands => "cseq",
+        };
+        format!("{}:{producer}", key(name, what))
+    }
+
+    /// The place of the entry that was appended with a once-id.
+    pub(crate) fn once(&self, name: &Name, id: &str) -> String {
+        let what = match name.side {
+            Side::Events => "once",
+            Side::Commands => "conce",
+        };
+        format!("{}:{id}", key(name, what))
+    }
+
+    /// The settings of a partition: a script in Cluster reads no foreign slot.
+    pub(crate) fn settings(&self, partition: u8) -> String {
+        format!("{PREFIX}:{{{partition}}}:cfg")
+    }
+
+    /// Where a link listens for its own probes.
+    pub(crate) fn probe(&self, link: &str) -> String {
+        format!("{PREFIX}:{}:probe:{link}", self.database)
+    }
+}
+
+fn key(name: &Name, what: &str) -> String {
+    format!("{PREFIX}:{{{}}}:{what}:{}", name.channel.partition(), name.channel)
+}
+
+fn what(side: Side) -> &'static str {
+    match side {
+        Side::Events => "events",
+        Side::Commands => "commands",
+    }
+}
+
+/// A retention setting as the append script reads it.
+pub(crate) fn retention(keep: Keep) -> String {
+    format!("{} {} {}", keep.entries, keep.bytes, keep.age.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_leads_back_to_its_journal() {
+        let keys = Keys::new(3);
+        for name in [
+            Name::events("session:42".parse().unwrap()),
+            Name::commands("agent:a|b".parse().unwrap()),
+        ] {
+            assert_eq!(keys.name(&keys.bell(&name)), Some(name.clone()));
+            assert_eq!(Keys::new(0).name(&keys.bell(&name)), None, "another database's bell");
+        }
+        assert_eq!(keys.name(&keys.probe("x")), None);
+    }
+
+    #[test]
+    fn all_keys_of_a_channel_share_its_slot() {
+        let (keys, name) = (Keys::new(0), Name::events("session:42".parse().unwrap()));
+        let tag = format!("{{{}}}", name.channel.partition());
+        for key in [
+            keys.stream(&name),
+            keys.bell(&name),
+            keys.record(&name, "p"),
+            keys.once(&name, "i"),
+            keys.settings(name.channel.partition()),
+        ] {
+            assert!(key.contains(&tag), "{key}");
+        }
+    }
+}

@@ -1,0 +1,562 @@
+//! The order of one producer's appends to one journal, kept through every failure. Pure.
+//!
+//! Entries wait, are put together into batches with consecutive sequences, and up to [`IN_FLIGHT`]
+//! batches are under way at a time. Whatever goes wrong, nothing new is sent until every answer is in;
+//! then what has no good answer is sent again, in order. Redis knows sequences it has seen and refuses
+//! holes, so a retry is harmless and nothing can overtake.
+//!
+//! Acknowledged batches are kept for a while: if Redis comes back without them, they are sent again;
+//! where that cannot close the hole, the journal is begun anew, so that every reader hears of the loss.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+
+use super::wire::Place;
+use crate::append::Outcome;
+use crate::{AppendError, Appended, NewEntry};
+
+/// Batches under way at a time: as many as the script's record remembers.
+const IN_FLIGHT: usize = 8;
+/// The bounds of one batch. Its bell is one message to every link, so it must stay small.
+const BATCH_ENTRIES: usize = 128;
+const BATCH_BYTES: usize = 256 * 1024;
+/// How long, and how much, acknowledged batches are kept in case Redis loses them.
+const KEPT_FOR: Duration = Duration::from_secs(10);
+const KEPT_BYTES: usize = 1024 * 1024;
+/// Nothing is retried longer; the script remembers sequences for fifteen minutes.
+const RETRY_FOR: Duration = Duration::from_secs(600);
+/// Within this time of the last acknowledgement the record must be there, or Redis lost it.
+const RECORD_FOR: Duration = Duration::from_secs(840);
+
+/// Somebody waits for all entries of one append.
+#[derive(Debug)]
+pub(super) struct Call {
+    answer: Option<oneshot::Sender<Outcome>>,
+    appended: Vec<Appended>,
+    left: usize,
+    /// The room that the entries take in the buffer, given back with the answer.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Call {
+    pub(super) fn new(
+        answer: oneshot::Sender<Outcome>,
+        entries: usize,
+        room: OwnedSemaphorePermit,
+    ) -> Arc<Mutex<Self>> {
+        let appended = Vec::with_capacity(entries);
+        Arc::new(Mutex::new(Self {
+            answer: Some(answer),
+            appended,
+            left: entries,
+            room: Some(room),
+        }))
+    }
+
+    fn appended(&mut self, appended: Appended) {
+        self.appended.push(appended);
+        self.left -= 1;
+        if self.left == 0 {
+            let appended = std::mem::take(&mut self.appended);
+            self.settle(Ok(appended));
+        }
+    }
+
+    fn settle(&mut self, outcome: Outcome) {
+        self.room = None;
+        if let Some(answer) = self.answer.take() {
+            // Nobody need be waiting any more.
+            drop(answer.send(outcome));
+        }
+    }
+}
+
+type Caller = Arc<Mutex<Call>>;
+
+fn settle(caller: &Caller, with: impl FnOnce(&mut Call)) {
+    with(&mut caller.lock().expect("no code panics with this lock held"));
+}
+
+/// Entries that are appended by one run of the script.
+#[derive(Debug)]
+struct Batch {
+    sequence: u64,
+    /// `name once-id data`, as the script takes them.
+    rows: Arc<[String]>,
+    once: Option<Box<str>>,
+    bytes: usize,
+    /// Who waits, entry by entry; nobody for batches sent again from what was kept.
+    callers: Vec<Caller>,
+    first_sent: Option<Instant>,
+    sent: bool,
+    done: Option<(Place, u64)>,
+}
+
+/// One run of the script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Send {
+    pub(super) incarnation: u64,
+    pub(super) sequence: u64,
+    /// Redis need have no record of us: we begin, or the record may have expired.
+    pub(super) open: bool,
+    /// The epoch to bury.
+    pub(super) bury: Option<u64>,
+    pub(super) once: Option<Box<str>>,
+    pub(super) rows: Arc<[String]>,
+}
+
+/// What came of one run of the script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// In the journal, now or since an earlier attempt.
+    Appended { place: Place, listeners: u64, known: bool },
+    /// Refused: the stored sequence leaves a hole, or there is none.
+    Gap(Option<u64>),
+    /// Refused: a newer incarnation has appended.
+    Fenced,
+    /// No answer, or one that time will change.
+    Failed,
+    /// Refused for good.
+    Refused(String),
+}
+
+/// Why nothing new is sent, in ascending weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    /// Send again what has no good answer.
+    Resend,
+    /// Redis' record ends at this sequence, though more was acknowledged.
+    Lost { stored: u64 },
+    /// Redis has a lower n than it once acknowledged.
+    Regrown,
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) incarnation: u64,
+    waiting: VecDeque<(NewEntry, Caller)>,
+    batches: VecDeque<Batch>,
+    kept: VecDeque<(Batch, Instant)>,
+    /// The newest sequence whose batch was acknowledged.
+    acknowledged: u64,
+    acknowledged_at: Instant,
+    /// Epoch and n of the newest acknowledged entry.
+    newest: Option<(u64, u64)>,
+    outstanding: usize,
+    /// The one batch under way was sent as `open`: nothing follows until it is answered.
+    alone: bool,
+    trouble: Option<Trouble>,
+    bury: Option<u64>,
+}
+
+impl Lane {
+    pub(super) fn new(incarnation: u64) -> Self {
+        Self {
+            incarnation,
+            waiting: VecDeque::new(),
+            batches: VecDeque::new(),
+            kept: VecDeque::new(),
+            acknowledged: 0,
+            acknowledged_at: Instant::now(),
+            newest: None,
+            outstanding: 0,
+            alone: false,
+            trouble: None,
+            bury: None,
+        }
+    }
+
+    pub(super) fn push(&mut self, entries: Vec<NewEntry>, caller: &Caller) {
+        self.waiting.extend(entries.into_iter().map(|entry| (entry, Arc::clone(caller))));
+    }
+
+    /// Whether nothing waits for an answer.
+    pub(super) fn is_done(&self) -> bool {
+        self.waiting.is_empty() && self.batches.is_empty()
+    }
+
+    /// Whether the lane can be forgotten.
+    pub(super) fn is_idle(&mut self, now: Instant) -> bool {
+        self.forget_kept(now);
+        self.is_done() && self.kept.is_empty()
+    }
+
+    /// The next run of the script, if one may be sent now.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Send> {
+        if self.trouble.is_some() || self.alone || self.outstanding >= IN_FLIGHT {
+            return None;
+        }
+        if self.batches.iter().all(|batch| batch.sent) {
+            if self.batches.len() >= IN_FLIGHT {
+                return None;
+            }
+            let batch = self.form_batch()?;
+            self.batches.push_back(batch);
+        }
+        // Said without need, it would hide that Redis came back without our record.
+        let open = self.outstanding == 0
+            && (self.acknowledged == 0 || now.duration_since(self.acknowledged_at) > RECORD_FOR);
+        let batch = self.batches.iter_mut().find(|batch| !batch.sent)?;
+        batch.sent = true;
+        batch.first_sent.get_or_insert(now);
+        self.outstanding += 1;
+        self.alone = open;
+        Some(Send {
+            incarnation: self.incarnation,
+            sequence: batch.sequence,
+            open,
+            bury: self.bury,
+            once: batch.once.clone(),
+            rows: Arc::clone(&batch.rows),
+        })
+    }
+
+    fn form_batch(&mut self) -> Option<Batch> {
+        let (mut rows, mut callers, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut once = None;
+        while let Some((entry, _)) = self.waiting.front() {
+            let full = rows.len() >= BATCH_ENTRIES || bytes + entry.cost() > BATCH_BYTES;
+            // A once-id stands alone: whether its entry is new is known only to the script.
+            if !rows.is_empty() && (full || entry.once.is_some() || once.is_some()) {
+                break;
+            }
+            let Some((entry, caller)) = self.waiting.pop_front() else { break };
+            bytes += entry.cost();
+            rows.push(format!(
+                "{} {} {}",
+                entry.name,
+                entry.once.as_deref().unwrap_or("-"),
+                entry.data
+            ));
+            callers.push(caller);
+            once = entry.once;
+        }
+        if rows.is_empty() {
+            return None;
+        }
+        let sequence = self.batches.back().map_or(self.acknowledged, |batch| batch.sequence) + 1;
+        let rows = rows.into();
+        Some(Batch {
+            sequence,
+            rows,
+            once,
+            bytes,
+            callers,
+            first_sent: None,
+            sent: false,
+            done: None,
+        })
+    }
+
+    /// Takes the answer to the run with `sequence`.
+    pub(super) fn answered(&mut self, sequence: u64, answer: Answer, now: Instant) {
+        self.outstanding -= 1;
+        self.alone = false;
+        match answer {
+            Answer::Appended { place, listeners, known } => {
+                self.bury = None;
+                if let Some(batch) =
+                    self.batches.iter_mut().find(|batch| batch.sequence == sequence)
+                {
+                    batch.done = Some((place, listeners));
+                    let is_below =
+                        self.newest.is_some_and(|(epoch, n)| epoch == place.epoch && place.n <= n);
+                    if is_below && !known && batch.once.is_none() {
+                        self.trouble = self.trouble.max(Some(Trouble::Regrown));
+                    }
+                }
+                self.acknowledge(now);
+            }
+            Answer::Gap(stored) => {
+                let stored = stored.unwrap_or(0);
+                let trouble = if stored < self.acknowledged {
+                    Trouble::Lost { stored }
+                } else {
+                    Trouble::Resend
+                };
+                self.trouble = self.trouble.max(Some(trouble));
+            }
+            Answer::Failed => self.trouble = self.trouble.max(Some(Trouble::Resend)),
+            Answer::Fenced => self.refuse(sequence, AppendError::Fenced),
+            Answer::Refused(why) => self.refuse(sequence, AppendError::Refused(why)),
+        }
+        if self.outstanding == 0 {
+            self.recover(now);
+        }
+    }
+
+    /// Settles the batches at the front that are done.
+    fn acknowledge(&mut self, now: Instant) {
+        while let Some((place, listeners)) = self.batches.front().and_then(|batch| batch.done)
+            && let Some(mut batch) = self.batches.pop_front()
+        {
+            for (index, caller) in batch.callers.drain(..).enumerate() {
+                let offset = place.offset(index as u64);
+                settle(&caller, |call| call.appended(Appended { offset, listeners }));
+            }
+            self.acknowledged = batch.sequence;
+            self.acknowledged_at = now;
+            if batch.once.is_none() {
+                self.newest = Some((place.epoch, place.n + place.count.saturating_sub(1)));
+            }
+            self.kept.push_back((batch, now));
+        }
+        self.forget_kept(now);
+    }
+
+    fn forget_kept(&mut self, now: Instant) {
+        let mut bytes: usize = self.kept.iter().map(|(batch, _)| batch.bytes).sum();
+        while let Some((batch, since)) = self.kept.front()
+            && (bytes > KEPT_BYTES || now.duration_since(*since) > KEPT_FOR)
+        {
+            bytes -= batch.bytes;
+            self.kept.pop_front();
+        }
+    }
+
+    /// The batch fails for good; those behind it close ranks.
+    fn refuse(&mut self, sequence: u64, error: AppendError) {
+        if let Some(at) = self.batches.iter().position(|batch| batch.sequence == sequence)
+            && let Some(batch) = self.batches.remove(at)
+        {
+            for caller in batch.callers {
+                settle(&caller, |call| call.settle(Err(error.clone())));
+            }
+        }
+        self.trouble = self.trouble.max(Some(Trouble::Resend));
+    }
+
+    /// Every answer is in: make ready to send again.
+    fn recover(&mut self, now: Instant) {
+        let Some(trouble) = self.trouble.take() else { return };
+        if self
+            .batches
+            .front()
+            .and_then(|b| b.first_sent)
+            .is_some_and(|t| now.duration_since(t) > RETRY_FOR)
+        {
+            return self.give_up();
+        }
+        match trouble {
+            Trouble::Resend => {}
+            Trouble::Lost { stored }
+                if self.kept.front().is_some_and(|(batch, _)| batch.sequence <= stored + 1) =>
+            {
+                // What is kept closes the hole.
+                self.kept.retain(|(batch, _)| batch.sequence > stored);
+                self.return_kept();
+                self.acknowledged = stored;
+                self.newest = None;
+            }
+            Trouble::Lost { .. } | Trouble::Regrown => {
+                // The loss must be visible to everybody: a new epoch, beginning with what is kept.
+                tracing::warn!("redis lost acknowledged entries; the journal begins a new epoch");
+                self.return_kept();
+                self.bury = self.newest.take().map(|(epoch, _)| epoch);
+                self.incarnation += 1;
+                self.acknowledged = 0;
+            }
+        }
+        let first = self.acknowledged + 1;
+        for (sequence, batch) in (first..).zip(self.batches.iter_mut()) {
+            // A done batch in the middle keeps its sequence: those before it are known to Redis.
+            batch.sequence = sequence;
+            batch.sent = batch.done.is_some();
+        }
+    }
+
+    fn return_kept(&mut self) {
+        while let Some((mut batch, _)) = self.kept.pop_back() {
+            batch.done = None;
+            batch.first_sent = None;
+            self.batches.push_front(batch);
+        }
+        for batch in &mut self.batches {
+            batch.done = None;
+        }
+    }
+
+    /// Nothing is retried for ever: whoever waits hears that the outcome is unknown, and what may still
+    /// be on its way to Redis is fenced off by the next incarnation.
+    fn give_up(&mut self) {
+        for batch in self.batches.drain(..) {
+            for caller in batch.callers {
+                settle(&caller, |call| call.settle(Err(AppendError::Unavailable)));
+            }
+        }
+        self.incarnation += 1;
+        self.acknowledged = 0;
+        self.newest = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::Semaphore;
+
+    /// A lane, and Redis' side of it: what it stored, and what was appended.
+    struct Rig {
+        lane: Lane,
+        now: Instant,
+        outcomes: Vec<oneshot::Receiver<Outcome>>,
+    }
+
+    impl Rig {
+        fn with(appends: usize) -> Self {
+            let mut rig = Self { lane: Lane::new(100), now: Instant::now(), outcomes: Vec::new() };
+            for index in 0..appends {
+                rig.append(index);
+            }
+            rig
+        }
+
+        fn append(&mut self, index: usize) {
+            let (answer, outcome) = oneshot::channel();
+            let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            // A once-id, so that every entry is a batch of its own.
+            let entry = NewEntry::new("e", index.to_string()).once(index.to_string());
+            self.lane.push(vec![entry], &Call::new(answer, 1, room));
+            self.outcomes.push(outcome);
+        }
+
+        fn send(&mut self) -> Vec<Send> {
+            std::iter::from_fn(|| self.lane.next(self.now)).collect()
+        }
+
+        fn answer(&mut self, send: &Send, n: u64) {
+            let place = Place { epoch: 7, n, count: 1, time_us: 1 };
+            let answer = Answer::Appended { place, listeners: 0, known: false };
+            self.lane.answered(send.sequence, answer, self.now);
+        }
+
+        fn settled(&mut self) -> Vec<u64> {
+            let outcomes = self.outcomes.iter_mut();
+            outcomes.filter_map(|o| Some(o.try_recv().ok()?.unwrap()[0].offset.n)).collect()
+        }
+    }
+
+    fn rows(sends: &[Send]) -> Vec<&str> {
+        sends.iter().map(|send| send.rows[0].rsplit(' ').next().unwrap()).collect()
+    }
+
+    #[test]
+    fn nothing_follows_the_first_append_until_it_is_answered() {
+        let mut rig = Rig::with(20);
+        let first = rig.send();
+        assert_eq!((first.len(), first[0].open, first[0].sequence), (1, true, 1));
+
+        rig.answer(&first[0], 1);
+
+        let more = rig.send();
+        assert_eq!(more.len(), IN_FLIGHT);
+        assert!(more.iter().all(|send| !send.open));
+        assert_eq!(rig.settled(), [1]);
+    }
+
+    #[test]
+    fn a_broken_pipeline_is_sent_again_in_order_after_every_answer_is_in() {
+        let mut rig = Rig::with(4);
+        let first = rig.send();
+        rig.answer(&first[0], 1);
+        let sent = rig.send();
+
+        rig.lane.answered(sent[0].sequence, Answer::Failed, rig.now);
+        assert!(rig.send().is_empty(), "two answers are still to come");
+        rig.lane.answered(sent[1].sequence, Answer::Gap(Some(1)), rig.now);
+        rig.lane.answered(sent[2].sequence, Answer::Gap(Some(1)), rig.now);
+
+        let again = rig.send();
+        assert_eq!(rows(&again), ["1", "2", "3"]);
+        assert_eq!(again, sent, "the same sequences, so that Redis knows them");
+    }
+
+    #[test]
+    fn a_lost_answer_in_the_middle_costs_one_retry() {
+        let mut rig = Rig::with(4);
+        let first = rig.send();
+        rig.answer(&first[0], 1);
+        let sent = rig.send();
+
+        rig.lane.answered(sent[0].sequence, Answer::Failed, rig.now);
+        rig.answer(&sent[1], 3);
+        rig.answer(&sent[2], 4);
+
+        assert_eq!(rig.settled(), [1], "entries are acknowledged in order");
+        let again = rig.send();
+        assert_eq!(rows(&again), ["1"]);
+        rig.answer(&again[0], 2);
+        assert_eq!(rig.settled(), [2, 3, 4]);
+    }
+
+    #[test]
+    fn what_redis_lost_is_sent_again_from_what_is_kept() {
+        let mut rig = Rig::with(3);
+        for n in 1..=3 {
+            let sent = rig.send();
+            rig.answer(&sent[0], n);
+            if sent.len() > 1 {
+                rig.answer(&sent[1], n + 1);
+                break;
+            }
+        }
+        rig.append(3);
+        let sent = rig.send();
+
+        rig.lane.answered(sent[0].sequence, Answer::Gap(Some(1)), rig.now);
+
+        assert_eq!(rows(&rig.send()), ["1", "2", "3"]);
+    }
+
+    #[test]
+    fn a_loss_that_nothing_closes_begins_a_new_epoch() {
+        let mut rig = Rig::with(1);
+        // Without a once-id, so that its n counts.
+        rig.lane.waiting[0].0.once = None;
+        let sent = rig.send();
+        rig.answer(&sent[0], 1);
+        rig.now += KEPT_FOR + Duration::from_secs(1);
+        assert!(rig.lane.is_idle(rig.now), "nothing is kept any more");
+        rig.append(1);
+        let sent = rig.send();
+        assert!(!sent[0].open, "the record must be there");
+
+        rig.lane.answered(sent[0].sequence, Answer::Gap(None), rig.now);
+
+        let again = rig.send();
+        assert_eq!((again[0].incarnation, again[0].sequence, again[0].bury), (101, 1, Some(7)));
+        assert!(again[0].open);
+        assert_eq!(rows(&again), ["1"]);
+    }
+
+    #[test]
+    fn a_refused_batch_leaves_no_hole() {
+        let mut rig = Rig::with(3);
+        let sent = rig.send();
+        rig.answer(&sent[0], 1);
+        let sent = rig.send();
+
+        rig.lane.answered(sent[0].sequence, Answer::Refused("no".to_owned()), rig.now);
+        rig.lane.answered(sent[1].sequence, Answer::Gap(Some(1)), rig.now);
+
+        let again = rig.send();
+        assert_eq!((rows(&again), again[0].sequence), (vec!["2"], 2));
+        assert!(matches!(rig.outcomes[1].try_recv(), Ok(Err(AppendError::Refused(_)))));
+    }
+
+    #[test]
+    fn after_ten_minutes_the_outcome_is_unknown_and_late_copies_are_fenced_off() {
+        let mut rig = Rig::with(1);
+        let sent = rig.send();
+        rig.now += RETRY_FOR + Duration::from_secs(1);
+
+        rig.lane.answered(sent[0].sequence, Answer::Failed, rig.now);
+
+        assert_eq!(rig.outcomes[0].try_recv(), Ok(Err(AppendError::Unavailable)));
+        assert_eq!(rig.lane.incarnation, 101);
+    }
+}

@@ -1,0 +1,181 @@
+//! The live link: a pub/sub connection of its own, supervised here, remade for ever.
+//!
+//! Pub/sub never shares a connection with commands: redis-rs takes an unasked-for unsubscribe push for
+//! the answer to a command, and its own reconnecting gives up in silence. So this task connects, follows
+//! what is wanted, and *probes*: after a failover a link can look healthy and be deaf, so it must hear its
+//! own probe every few seconds or it is cut.
+
+use std::time::Duration;
+
+use deadpool_redis::Pool;
+use futures_util::StreamExt;
+use rand::Rng;
+use redis::aio::{PubSubSink, PubSubStream};
+use redis::{AsyncCommands, Client, ConnectionInfo, Msg};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use super::keys::Keys;
+use super::wire;
+use crate::Name;
+use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
+
+/// How long connecting, or confirming a batch of subscriptions, may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A link that heard nothing for this long sends itself a probe…
+const PROBE_AFTER: Duration = Duration::from_secs(2);
+/// …and is cut if it has not heard it this much later.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest pause between two attempts to connect.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How many journals are followed with one command.
+const FOLLOW_BATCH: usize = 500;
+
+pub(super) fn start(info: ConnectionInfo, keys: Keys, pool: Pool) -> Link {
+    let (link, far_end) = link::new();
+    let probe = keys.probe(&Uuid::new_v4().simple().to_string());
+    tokio::spawn(Supervisor { info, keys, pool, probe }.run(far_end));
+    link
+}
+
+struct Supervisor {
+    info: ConnectionInfo,
+    keys: Keys,
+    pool: Pool,
+    /// Where this link listens for its probes.
+    probe: String,
+}
+
+impl Supervisor {
+    async fn run(self, mut far_end: FarEnd) {
+        let mut attempts = 0_u32;
+        while !far_end.deliver.is_closed() {
+            match self.connect().await {
+                Ok((sink, stream)) => {
+                    attempts = 0;
+                    // What was asked of the last link is asked again after `Up`.
+                    while far_end.requests.try_recv().is_ok() {}
+                    far_end.deliver.signal(Signal::Up).await;
+                    let why = tokio::select! {
+                        why = self.ask(sink, &mut far_end.requests, &far_end.deliver) => why,
+                        why = self.listen(stream, &far_end.deliver) => why,
+                    };
+                    tracing::warn!(why, "the follow link is lost");
+                    far_end.deliver.signal(Signal::Down).await;
+                }
+                Err(why) => tracing::debug!(why, "redis cannot be reached for following"),
+            }
+            attempts += 1;
+            let longest = BACKOFF_MAX.min(Duration::from_millis(25) * 2_u32.pow(attempts.min(8)));
+            let wait = longest.mul_f64(rand::rng().random());
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // With the link down requests come to nothing: they are asked again after `Up`.
+                () = async { while far_end.requests.recv().await.is_some() {} } => return,
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(PubSubSink, PubSubStream), String> {
+        let client = Client::open(self.info.clone()).map_err(|error| error.to_string())?;
+        let connecting = async {
+            let (mut sink, stream) = client.get_async_pubsub().await?.split();
+            sink.subscribe(&self.probe).await?;
+            Ok((sink, stream))
+        };
+        match timeout(ANSWER_TIMEOUT, connecting).await {
+            Ok(Ok(connected)) => Ok(connected),
+            Ok(Err(error)) => Err(redis::RedisError::to_string(&error)),
+            Err(_) => Err("no answer".to_owned()),
+        }
+    }
+
+    /// Follows and unfollows what is asked for, until something fails.
+    async fn ask(
+        &self,
+        mut sink: PubSubSink,
+        requests: &mut mpsc::Receiver<Request>,
+        deliver: &Deliver,
+    ) -> String {
+        while let Some(request) = requests.recv().await {
+            let asked = match request {
+                Request::Follow(names) => self.follow(&mut sink, names, deliver).await,
+                Request::Unfollow(name) => {
+                    let bell = self.keys.bell(&name);
+                    answered(sink.unsubscribe(bell)).await
+                }
+            };
+            if let Err(why) = asked {
+                return why;
+            }
+        }
+        "nobody follows any more".to_owned()
+    }
+
+    async fn follow(
+        &self,
+        sink: &mut PubSubSink,
+        names: Vec<Name>,
+        deliver: &Deliver,
+    ) -> Result<(), String> {
+        for names in names.chunks(FOLLOW_BATCH) {
+            let bells: Vec<String> = names.iter().map(|name| self.keys.bell(name)).collect();
+            answered(sink.subscribe(bells)).await?;
+            deliver.signal(Signal::Confirmed(names.to_vec())).await;
+        }
+        Ok(())
+    }
+
+    /// Hands on what comes in, until the link breaks or turns out to be deaf.
+    async fn listen(&self, mut stream: PubSubStream, deliver: &Deliver) -> String {
+        let mut heard = Instant::now();
+        let mut probed: Option<Instant> = None;
+        loop {
+            let deadline = probed.map_or(heard + PROBE_AFTER, |at| at + PROBE_TIMEOUT);
+            tokio::select! {
+                // Messages first: a busy link needs no probe.
+                biased;
+                message = stream.next() => match message {
+                    None => return "redis closed it".to_owned(),
+                    Some(message) => {
+                        (heard, probed) = (Instant::now(), None);
+                        if !self.deliver(&message, deliver) {
+                            return "nobody follows any more".to_owned();
+                        }
+                    }
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    if probed.is_some() {
+                        return "it did not hear its own probe".to_owned();
+                    }
+                    probed = Some(Instant::now());
+                    // Beside the listening: a pool that waits must not keep the link from being read.
+                    tokio::spawn(probe(self.pool.clone(), self.probe.clone()));
+                }
+            }
+        }
+    }
+
+    /// False where nobody follows any more.
+    fn deliver(&self, message: &Msg, deliver: &Deliver) -> bool {
+        let Some(name) = self.keys.name(message.get_channel_name()) else { return true };
+        // A bell that cannot be read is a lost bell: an empty batch has the journal read.
+        let entries = wire::bell(name.side, message.get_payload_bytes()).unwrap_or_default();
+        deliver.entries(name, entries)
+    }
+}
+
+async fn probe(pool: Pool, to: String) {
+    if let Ok(mut connection) = pool.get().await {
+        // A failed probe is noticed by its not being heard.
+        drop(connection.publish::<_, _, ()>(to, "").await);
+    }
+}
+
+async fn answered(asked: impl Future<Output = redis::RedisResult<()>>) -> Result<(), String> {
+    match timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(asked) => asked.map_err(|error| error.to_string()),
+        Err(_) => Err("a subscription was not confirmed".to_owned()),
+    }
+}

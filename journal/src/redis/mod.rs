@@ -1,0 +1,261 @@
+//! Journals in Redis (7.0 or newer) or Valkey.
+//!
+//! Three kinds of connection, never shared: one pipelined connection for appends
+//! ([`appender`]), a small pool for everything that is read, and one link per follower ([`link`]).
+
+mod appender;
+mod keys;
+mod lane;
+mod link;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, RedisError,
+    Script, Value, io::tcp::TcpSettings,
+};
+use deadpool_redis::{Manager, Pool, PoolConfig, Runtime, Timeouts};
+use protocol::Offset;
+use protocol::frame::Since;
+use thiserror::Error;
+
+use crate::link::Link;
+use crate::read::{self, Extent, PAGE_BYTES, Rows};
+use crate::{AppendError, Name, NewEntry, Page, Receipt, Retention, Side, Unavailable};
+use appender::Appender;
+use keys::Keys;
+
+/// Connections for reading. Two stay free of page reads, for heads and probes.
+const POOL_SIZE: usize = 8;
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an answer may take before its connection is given up.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a read may wait for a pooled connection.
+const POOL_WAIT: Duration = Duration::from_secs(5);
+
+/// The URL is none that we understand.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "`{url}` is no Redis URL: {why}; write redis://[user:password@]host[:port][/database], or rediss:// for TLS"
+)]
+pub struct OpenError {
+    /// The URL without its password.
+    url: String,
+    why: String,
+}
+
+/// Journals in one Redis.
+#[derive(Debug)]
+pub(crate) struct Redis {
+    info: ConnectionInfo,
+    keys: Keys,
+    pool: Pool,
+    appender: Appender,
+    read: Script,
+    heads: Script,
+}
+
+impl Redis {
+    pub(crate) fn open(url: &str) -> Result<Self, OpenError> {
+        let refuse = |why: String| OpenError { url: without_password(url), why };
+        if !url.starts_with("redis://") && !url.starts_with("rediss://") {
+            return Err(refuse("the scheme must be redis or rediss".to_owned()));
+        }
+        // rustls panics at the first handshake where no provider, or more than one, was compiled in. An
+        // application that chose its own before us keeps it.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let info = url.into_connection_info().map_err(|error| refuse(error.to_string()))?;
+        // Without it a small append can wait 40 ms for the acknowledgement of the one before.
+        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let client = Client::open(info.clone()).map_err(|error| refuse(error.to_string()))?;
+        let keys = Keys::new(info.redis_settings().db());
+        let pool = pool(info.clone()).map_err(&refuse)?;
+        let appender = Appender::start(client, keys.clone());
+        Ok(Self {
+            info,
+            keys,
+            pool,
+            appender,
+            read: Script::new(include_str!("read.lua")),
+            heads: Script::new(include_str!("heads.lua")),
+        })
+    }
+
+    pub(crate) async fn ready(&self) -> Result<(), Unavailable> {
+        let mut connection = self.connection().await?;
+        let pong: Result<String, _> = ::redis::cmd("PING").query_async(&mut connection).await;
+        pong.map(drop).map_err(unavailable)
+    }
+
+    pub(crate) async fn keep(&self, retention: &Retention) -> Result<(), Unavailable> {
+        let mut pipe = ::redis::pipe();
+        for partition in 0..=u8::MAX {
+            let key = self.keys.settings(partition);
+            for (field, keep) in retention.fields() {
+                pipe.hset(&key, field, keys::retention(keep)).ignore();
+            }
+        }
+        let mut connection = self.connection().await?;
+        pipe.query_async(&mut connection).await.map_err(unavailable)
+    }
+
+    pub(crate) async fn enqueue(
+        &self,
+        name: &Name,
+        entries: Vec<NewEntry>,
+    ) -> Result<Receipt, AppendError> {
+        self.appender.enqueue(name, entries).await
+    }
+
+    pub(crate) fn try_enqueue(
+        &self,
+        name: &Name,
+        entries: Vec<NewEntry>,
+    ) -> Result<Receipt, AppendError> {
+        self.appender.try_enqueue(name, entries)
+    }
+
+    pub(crate) async fn read(
+        &self,
+        name: &Name,
+        since: Since,
+        entries_max: usize,
+    ) -> Result<Page, Unavailable> {
+        let mut connection = self.connection().await?;
+        let Some(rows) = self.rows(&mut connection, name, since, entries_max).await? else {
+            return Ok(read::absent(since));
+        };
+        let mut page = match rows.continue_since(since) {
+            Ok(page) => page,
+            Err(reason) => match self.rows(&mut connection, name, Since::Start, entries_max).await?
+            {
+                Some(rows) => rows.begin_anew(reason),
+                None => read::absent(since),
+            },
+        };
+        page.entries.truncate(entries_max);
+        Ok(page)
+    }
+
+    async fn rows(
+        &self,
+        connection: &mut deadpool_redis::Connection,
+        name: &Name,
+        since: Since,
+        entries_max: usize,
+    ) -> Result<Option<Rows>, Unavailable> {
+        let (epoch, n) = match since {
+            Since::Start => (String::new(), String::new()),
+            Since::Offset(offset) => (offset.epoch.to_string(), offset.n.to_string()),
+        };
+        let answer: Vec<Value> = self
+            .read
+            .key(self.keys.stream(name))
+            .arg(epoch)
+            .arg(n)
+            // One more: the position's own entry comes along, for its check.
+            .arg(entries_max.saturating_add(1))
+            .arg(PAGE_BYTES)
+            .invoke_async(connection)
+            .await
+            .map_err(unavailable)?;
+        if answer.is_empty() {
+            return Ok(None);
+        }
+        rows(name.side, answer).map(Some).map_err(unavailable)
+    }
+
+    pub(crate) async fn heads(&self, names: &[Name]) -> Result<Vec<Option<Offset>>, Unavailable> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut connection = self.connection().await?;
+        for loaded in [false, true] {
+            let mut pipe = ::redis::pipe();
+            if loaded {
+                pipe.load_script(&self.heads).ignore();
+            }
+            for name in names {
+                pipe.invoke_script(self.heads.prepare_invoke().key(self.keys.stream(name)));
+            }
+            match pipe.query_async::<Vec<Value>>(&mut connection).await {
+                Err(error) if !loaded && wire::is_no_script(&error) => {}
+                Err(error) => return Err(unavailable(error)),
+                Ok(heads) => return heads.into_iter().map(head).collect(),
+            }
+        }
+        Err(Unavailable("the scripts are flushed again and again".to_owned()))
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        link::start(self.info.clone(), self.keys.clone(), self.pool.clone())
+    }
+
+    async fn connection(&self) -> Result<deadpool_redis::Connection, Unavailable> {
+        self.pool.get().await.map_err(|error| Unavailable(error.to_string()))
+    }
+}
+
+/// How every connection of ours is made.
+fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+}
+
+fn pool(info: ConnectionInfo) -> Result<Pool, String> {
+    let manager =
+        Manager::new_with_config(info, connection_config()).map_err(|error| error.to_string())?;
+    let timeouts = Timeouts {
+        wait: Some(POOL_WAIT),
+        create: Some(CONNECT_TIMEOUT),
+        recycle: Some(Duration::from_millis(500)),
+    };
+    let config = PoolConfig { max_size: POOL_SIZE, timeouts, ..PoolConfig::default() };
+    Pool::builder(manager)
+        .config(config)
+        .runtime(Runtime::Tokio1)
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+fn unavailable(error: RedisError) -> Unavailable {
+    Unavailable(error.to_string())
+}
+
+/// What `read.lua` answers.
+fn rows(side: Side, answer: Vec<Value>) -> Result<Rows, RedisError> {
+    let mut answer = answer.into_iter();
+    let mut next = || String::from_redis_value(answer.next().unwrap_or(Value::Nil));
+    let (first, head, time) = (next()?, next()?, next()?);
+    let head = wire::position(&head, &time)?;
+    let extent = Extent { epoch: head.epoch, first: wire::id(&first)?.1, head: head.n };
+    let mut entries = Vec::new();
+    while let (Some(id), Some(entry)) = (answer.next(), answer.next()) {
+        let id = String::from_redis_value(id)?;
+        let entry = Vec::<u8>::from_redis_value(entry)?;
+        let (epoch, n) = wire::id(&id)?;
+        entries.push(Arc::new(wire::entry(side, epoch, n, &entry)));
+    }
+    Ok(Rows { extent, head, entries })
+}
+
+/// What `heads.lua` answers.
+fn head(answer: Value) -> Result<Option<Offset>, Unavailable> {
+    let parts =
+        Vec::<String>::from_redis_value(answer).map_err(|error| Unavailable(error.to_string()))?;
+    match parts.as_slice() {
+        [id, time] => wire::position(id, time).map(Some).map_err(unavailable),
+        _ => Ok(None),
+    }
+}
+
+fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        _ => url.to_owned(),
+    }
+}

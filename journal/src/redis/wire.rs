@@ -1,0 +1,161 @@
+//! What Redis holds and sends, read: ids, entries, places, bells. Nothing in here trusts the writer.
+
+use std::str;
+use std::sync::Arc;
+
+use protocol::{Entry, Offset, UNREADABLE, check_command_name, check_data, check_event_name};
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use crate::Side;
+
+/// The width of a place (`append.lua`).
+const PLACE: usize = 45;
+
+/// Where a batch came to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) epoch: u64,
+    /// n of the first entry; the others follow it.
+    pub(super) n: u64,
+    pub(super) count: u64,
+    pub(super) time_us: u64,
+}
+
+impl Place {
+    pub(super) fn parse(text: &str) -> Result<Self, RedisError> {
+        let field = |from: usize, to: usize| text.get(from..to)?.trim_start().parse::<u64>().ok();
+        let parsed = || {
+            Some(Self {
+                epoch: field(0, 13)?,
+                n: field(13, 25)?,
+                count: field(25, 29)?,
+                time_us: field(29, PLACE)?,
+            })
+        };
+        parsed().ok_or_else(|| unexpected("a place", text))
+    }
+
+    /// The position of the batch's entry `index`.
+    pub(super) fn offset(&self, index: u64) -> Offset {
+        // A batch with a once-id has one entry, wherever the first attempt put it.
+        Offset::of_entry(self.epoch, self.n + index.min(self.count.saturating_sub(1)), self.time_us)
+    }
+}
+
+/// A stream id `<epoch>-<n>`.
+pub(super) fn id(text: &str) -> Result<(u64, u64), RedisError> {
+    let parts = text.split_once('-').and_then(|(e, n)| Some((e.parse().ok()?, n.parse().ok()?)));
+    parts.ok_or_else(|| unexpected("a stream id", text))
+}
+
+/// The position of the entry `id_text`, written at `time`.
+pub(super) fn position(id_text: &str, time: &str) -> Result<Offset, RedisError> {
+    let (epoch, n) = id(id_text)?;
+    // An entry that we did not write may have any beginning: its check is then 0, as everywhere.
+    Ok(Offset::of_entry(epoch, n, time.parse().unwrap_or(0)))
+}
+
+/// The entry `<time> <name> <once-id> <data>` at `epoch-n`.
+///
+/// This is the one check per entry and replica. What fails is delivered all the same, as `unreadable`:
+/// nothing is skipped, and nobody can forge a frame.
+pub(super) fn entry(side: Side, epoch: u64, n: u64, bytes: &[u8]) -> Entry {
+    let time_us = bytes.get(..16).and_then(|t| str::from_utf8(t).ok()?.parse().ok()).unwrap_or(0);
+    let offset = Offset::of_entry(epoch, n, time_us);
+    let readable = || {
+        let rest = str::from_utf8(bytes).ok()?.get(16..)?.strip_prefix(' ')?;
+        let (name, rest) = rest.split_once(' ')?;
+        let (_once, data) = rest.split_once(' ')?;
+        match side {
+            Side::Events => check_event_name(name).ok()?,
+            Side::Commands => check_command_name(name).ok()?,
+        }
+        check_data(data).ok()?;
+        Some((name, data))
+    };
+    let (name, data) = readable().unwrap_or((UNREADABLE, "{}"));
+    Entry { offset, time_us, name: name.into(), data: data.into() }
+}
+
+/// A bell `<epoch>-<n of the first> <length>:<entry><length>:<entry>…`. `None` where it is none: the
+/// journal must be read instead.
+pub(super) fn bell(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>> {
+    let space = payload.iter().position(|b| *b == b' ')?;
+    let (epoch, first) = id(str::from_utf8(&payload[..space]).ok()?).ok()?;
+    let mut rest = &payload[space + 1..];
+    let mut entries = Vec::with_capacity(1);
+    while !rest.is_empty() {
+        let colon = rest.iter().take(12).position(|b| *b == b':')?;
+        let length: usize = str::from_utf8(&rest[..colon]).ok()?.parse().ok()?;
+        let bytes = rest[colon + 1..].get(..length)?;
+        entries.push(Arc::new(entry(side, epoch, first + entries.len() as u64, bytes)));
+        rest = &rest[colon + 1 + length..];
+    }
+    (!entries.is_empty()).then_some(entries)
+}
+
+/// Whether the script must be loaded (again).
+pub(super) fn is_no_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+pub(super) fn unexpected(what: &str, text: &str) -> RedisError {
+    let text = text.chars().take(60).collect::<String>();
+    (ErrorKind::UnexpectedReturnType, "unexpected answer", format!("`{text}` is not {what}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_holds_its_entries_in_order() {
+        let one = "1763661001123456 text_delta - {\"delta\":\"a: 1\"}";
+        let two = "1763661001123456 complete id-1 {}";
+        let payload = format!("1763661001000-41 {}:{one}{}:{two}", one.len(), two.len());
+        let entries = bell(Side::Events, payload.as_bytes()).unwrap();
+        assert_eq!((entries[0].offset.n, &*entries[0].data), (41, "{\"delta\":\"a: 1\"}"));
+        assert_eq!((entries[1].offset.n, &*entries[1].name), (42, "complete"));
+        assert_eq!(entries[1].offset.check, 1_763_661_001_123_456_u64 as u32);
+    }
+
+    #[test]
+    fn a_broken_bell_is_none() {
+        for broken in
+            ["", "1-1", "1-1 ", "1-1 5:abc", "1-1 x:abc", "x-1 3:abc", "1-1 99999999999999:a"]
+        {
+            assert_eq!(bell(Side::Events, broken.as_bytes()), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_event_is_delivered_as_unreadable_at_its_position() {
+        let deep = format!("1763661001123456 x - {}{}", "[".repeat(200), "]".repeat(200));
+        for junk in [
+            "",
+            "x",
+            "1763661001123456",
+            "1763661001123456 a b",
+            "1763661001123456 a - {",
+            "1763661001123456 \"}, - {}",
+            "1763661001123456 ack - {}",
+            &deep,
+        ] {
+            let entry = entry(Side::Events, 7, 3, junk.as_bytes());
+            assert_eq!(
+                (&*entry.name, &*entry.data, entry.offset.n),
+                (UNREADABLE, "{}", 3),
+                "{junk}"
+            );
+        }
+        assert_eq!(&*entry(Side::Events, 7, 3, b"1763661001123456 a - \"\xff\"").name, UNREADABLE);
+    }
+
+    #[test]
+    fn a_place_is_read_by_its_widths() {
+        let place = Place::parse("1763661001000          41   31763661001123456").unwrap();
+        assert_eq!((place.epoch, place.n, place.count), (1_763_661_001_000, 41, 3));
+        assert_eq!(place.offset(2).n, 43);
+        assert!(Place::parse("1763661001000").is_err());
+    }
+}

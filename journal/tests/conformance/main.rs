@@ -1,0 +1,97 @@
+//! One suite for both homes of a journal: what holds in memory holds on Redis.
+//!
+//! `on_both!` runs a test on an in-memory journal and on one in a private, real Redis.
+
+mod model;
+mod promises;
+mod redis_only;
+mod server;
+
+use std::time::Duration;
+
+use journal::{Journal, Keep, Name, NewEntry, Retention, Update, Updates};
+use protocol::Offset;
+
+pub use server::{Proxy, Server};
+
+/// A journal and what keeps it alive.
+pub struct Home {
+    pub journal: Journal,
+    pub server: Option<Server>,
+}
+
+impl Home {
+    pub async fn memory(retention: Retention) -> Self {
+        Self { journal: Journal::in_memory_keeping(retention), server: None }
+    }
+
+    pub async fn redis(retention: Retention) -> Self {
+        let server = Server::start().await;
+        let journal = Journal::open(&server.url()).unwrap();
+        journal.keep(&retention).await.unwrap();
+        Self { journal, server: Some(server) }
+    }
+}
+
+/// Runs `$body` once per home, as two tests.
+#[macro_export]
+macro_rules! on_both {
+    ($(#[$doc:meta])* async fn $name:ident($home:ident) keeping($retention:expr) $body:block) => {
+        mod $name {
+            use super::*;
+
+            async fn run($home: $crate::Home) $body
+
+            $(#[$doc])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn in_memory() {
+                run($crate::Home::memory($retention).await).await;
+            }
+
+            $(#[$doc])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_redis() {
+                run($crate::Home::redis($retention).await).await;
+            }
+        }
+    };
+    ($(#[$doc:meta])* async fn $name:ident($home:ident) $body:block) => {
+        $crate::on_both!($(#[$doc])* async fn $name($home) keeping(journal::Retention::default()) $body);
+    };
+}
+
+pub fn events(id: &str) -> Name {
+    Name::events(format!("session:{id}").parse().unwrap())
+}
+
+pub fn entry(text: &str) -> NewEntry {
+    NewEntry::new("text_delta", format!(r#"{{"delta":"{text}"}}"#))
+}
+
+pub fn keeping(entries: u64) -> Retention {
+    let session = Keep { entries, ..Retention::default().session };
+    Retention { session, ..Retention::default() }
+}
+
+/// Appends one entry and returns where it stands.
+pub async fn append(journal: &Journal, name: &Name, text: &str) -> Offset {
+    journal.append(name, vec![entry(text)]).await.unwrap()[0].offset
+}
+
+/// The next update, or a failure that says what was waited for.
+pub async fn next(updates: &mut Updates, what: &str) -> Update {
+    tokio::time::timeout(Duration::from_secs(20), updates.next())
+        .await
+        .unwrap_or_else(|_| panic!("waited 20 s for {what}"))
+        .expect("updates go on")
+}
+
+/// Skips link changes.
+pub async fn next_about(updates: &mut Updates, what: &str) -> Update {
+    loop {
+        match next(updates, what).await {
+            Update::Link { .. } => {}
+            update => return update,
+        }
+    }
+}
