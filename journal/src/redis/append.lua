@@ -6,7 +6,8 @@
 --       7 "1": we begin, or our record may have expired: that it is missing is no gap
 --       8 epoch in which lost data was noticed: bury it first if it still stands, or ""
 --       9 lifetime of the once-id in ms
---       10… entries, each "name once-id data"
+--       10 newest epoch that the producer knows, or "0": a new one must be beyond it
+--       11… entries, each "name once-id data"
 --
 -- Answers {"ok"|"known", place, listeners} · {"gap", stored sequence or ""} · {"fenced"}.
 -- A place is 45 characters: epoch 13, n of the first entry 12, count 4, time in µs 16.
@@ -17,7 +18,7 @@
 local PLACE, WINDOW, RECORD_MS = 45, 8, '900000'
 local stream, record = KEYS[1], KEYS[2]
 local incarnation, sequence = ARGV[4], ARGV[6]
-local count = #ARGV - 9
+local count = #ARGV - 10
 
 local known = redis.call('GET', record)
 local follows = known and string.sub(known, 1, 32) == incarnation .. ARGV[5]
@@ -50,7 +51,7 @@ if before then
   place = before
   listeners = redis.call('PUBSUB', 'NUMSUB', ARGV[1])[2]
 else
-  local first = time .. ' ' .. ARGV[10]
+  local first = time .. ' ' .. ARGV[11]
   local id = false
   if epoch and ARGV[8] == '' then
     -- The usual case: the journal still is the one we last wrote to.
@@ -74,7 +75,7 @@ else
     else
       -- Born again: never with an epoch that anybody could have seen, even if the clock went back.
       local fresh = tonumber(string.sub(time, 1, 13))
-      fresh = math.max(fresh, (tonumber(epoch) or 0) + 1, (tonumber(ARGV[8]) or 0) + 1)
+      fresh = math.max(fresh, (tonumber(epoch) or 0) + 1, (tonumber(ARGV[8]) or 0) + 1, tonumber(ARGV[10]) + 1)
       epoch = string.format('%.0f', fresh)
       redis.call('DEL', stream)
       id = redis.call('XADD', stream, epoch .. '-1', 'e', first)
@@ -98,7 +99,7 @@ else
   else
     local parts = {id, ' ', #first, ':', first}
     local any = epoch .. '-*'
-    for i = 11, #ARGV do
+    for i = 12, #ARGV do
       local entry = time .. ' ' .. ARGV[i]
       redis.call('XADD', stream, any, 'e', entry)
       local at = #parts

@@ -234,7 +234,8 @@ impl Task {
             .arg(format!("{:016}", send.sequence))
             .arg(if send.open { "1" } else { "0" })
             .arg(send.bury.map_or_else(String::new, |epoch| epoch.to_string()))
-            .arg(ONCE_LIFETIME.as_millis() as u64);
+            .arg(ONCE_LIFETIME.as_millis() as u64)
+            .arg(send.epoch);
         for row in send.rows.iter() {
             command.arg(row);
         }

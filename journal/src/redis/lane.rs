@@ -105,6 +105,8 @@ pub(super) struct Send {
     pub(super) open: bool,
     /// The epoch to bury.
     pub(super) bury: Option<u64>,
+    /// The newest epoch that was ever acknowledged.
+    pub(super) epoch: u64,
     pub(super) once: Option<Box<str>>,
     pub(super) rows: Arc<[String]>,
 }
@@ -151,6 +153,7 @@ pub(super) struct Lane {
     alone: bool,
     trouble: Option<Trouble>,
     bury: Option<u64>,
+    epoch: u64,
 }
 
 impl Lane {
@@ -167,6 +170,7 @@ impl Lane {
             alone: false,
             trouble: None,
             bury: None,
+            epoch: 0,
         }
     }
 
@@ -210,6 +214,7 @@ impl Lane {
             sequence: batch.sequence,
             open,
             bury: self.bury,
+            epoch: self.epoch,
             once: batch.once.clone(),
             rows: Arc::clone(&batch.rows),
         })
@@ -259,6 +264,7 @@ impl Lane {
         match answer {
             Answer::Appended { place, listeners, known } => {
                 self.bury = None;
+                self.epoch = self.epoch.max(place.epoch);
                 if let Some(batch) =
                     self.batches.iter_mut().find(|batch| batch.sequence == sequence)
                 {

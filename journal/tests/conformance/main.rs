@@ -2,6 +2,14 @@
 //!
 //! `on_both!` runs a test on an in-memory journal and on one in a private, real Redis.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and prints the seed that repeats it"
+)]
+#![allow(missing_docs, unreachable_pub, missing_debug_implementations, reason = "nobody imports a test")]
+
 mod model;
 mod promises;
 mod redis_only;
