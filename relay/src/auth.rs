@@ -1,0 +1,180 @@
+//! Who may: a token becomes a [`Principal`] once, at the door. Nothing behind it ever sees a token.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use protocol::Grant;
+use protocol::limits::TOKEN_BYTES_MAX;
+use serde::Deserialize;
+use thiserror::Error;
+
+/// The shortest secret that HS256 deserves: as long as its hash (RFC 7518 §3.2).
+const SECRET_BYTES_MIN: usize = 32;
+
+/// What tokens are signed with: HS256.
+#[derive(Clone)]
+pub struct Key(DecodingKey);
+
+/// The secret is no key.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "the secret has {0} bytes, HS256 needs at least {SECRET_BYTES_MIN}: `openssl rand -hex 32` makes one"
+)]
+pub struct KeyError(usize);
+
+impl Key {
+    /// The key for a secret of at least 32 bytes.
+    ///
+    /// # Errors
+    /// [`KeyError`] where it is shorter.
+    pub fn hs256(secret: &[u8]) -> Result<Self, KeyError> {
+        if secret.len() < SECRET_BYTES_MIN {
+            return Err(KeyError(secret.len()));
+        }
+        Ok(Self(DecodingKey::from_secret(secret)))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(***)")
+    }
+}
+
+/// Who is at the door, and what they may.
+#[derive(Clone, Debug)]
+pub(crate) struct Principal {
+    /// The token's `sub`; absent where no key is configured.
+    pub(crate) user: Option<Box<str>>,
+    pub(crate) grant: Grant,
+    /// When the grant ends, as time since the Unix epoch.
+    expires_at: Option<Duration>,
+}
+
+impl Principal {
+    /// How long the grant still lasts; `None` for ever.
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        Some(self.expires_at?.saturating_sub(now()))
+    }
+}
+
+/// The token is missing or invalid. Why is nobody's business but the log's.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub(crate) struct Unauthorized(String);
+
+/// Who comes with `token`, where `key` is what tokens must be signed with.
+pub(crate) fn authenticate(
+    key: Option<&Key>,
+    token: Option<&str>,
+) -> Result<Principal, Unauthorized> {
+    #[derive(Deserialize)]
+    struct Claims {
+        sub: Box<str>,
+        exp: u64,
+        #[serde(default)]
+        relay: Grant,
+    }
+
+    let Some(key) = key else {
+        return Ok(Principal { user: None, grant: Grant::everything(), expires_at: None });
+    };
+    let token = token.ok_or_else(|| Unauthorized("no token".to_owned()))?;
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(Unauthorized(format!("a token of {} bytes", token.len())));
+    }
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.set_required_spec_claims(&["exp", "sub"]);
+    validation.validate_nbf = true;
+    // `aud` is not ours to judge: one relay serves one issuer's key.
+    validation.validate_aud = false;
+    // A grant's end closes the connection, so a leeway would only admit whoever is cut at once.
+    validation.leeway = 0;
+    let claims = jsonwebtoken::decode::<Claims>(token, &key.0, &validation)
+        .map_err(|error| Unauthorized(error.to_string()))?
+        .claims;
+    claims.relay.check().map_err(|error| Unauthorized(error.to_string()))?;
+    let expires_at = Some(Duration::from_secs(claims.exp));
+    Ok(Principal { user: Some(claims.sub), grant: claims.relay, expires_at })
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jsonwebtoken::{EncodingKey, Header};
+    use serde_json::{Value, json};
+
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+    fn sign(claims: &Value, secret: &[u8], algorithm: Algorithm) -> String {
+        let key = EncodingKey::from_secret(secret);
+        jsonwebtoken::encode(&Header::new(algorithm), claims, &key).unwrap()
+    }
+
+    fn check(token: &str) -> Result<Principal, Unauthorized> {
+        authenticate(Some(&Key::hs256(SECRET).unwrap()), Some(token))
+    }
+
+    fn soon() -> u64 {
+        now().as_secs() + 60
+    }
+
+    #[test]
+    fn a_short_secret_is_no_key() {
+        assert_eq!(Key::hs256(&SECRET[1..]).unwrap_err(), KeyError(31));
+    }
+
+    #[test]
+    fn a_valid_token_says_who_and_what() {
+        let claims = json!({"sub": "ada", "exp": soon(), "relay": {"subscribe": ["session:42"]}});
+        let principal = check(&sign(&claims, SECRET, Algorithm::HS256)).unwrap();
+        assert_eq!(principal.user.as_deref(), Some("ada"));
+        assert!(principal.grant.may_subscribe(&"session:42".parse().unwrap()));
+        assert!(!principal.grant.may_command(&"session:42".parse().unwrap()));
+        assert!(principal.remaining().unwrap() <= Duration::from_secs(60));
+    }
+
+    /// F54, the part that concerns one secret.
+    #[test]
+    fn everything_else_is_refused() {
+        let good = json!({"sub": "ada", "exp": soon()});
+        let with = |change: Value| {
+            let mut claims = good.clone();
+            claims.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            sign(&claims, SECRET, Algorithm::HS256)
+        };
+        let without = |name: &str| {
+            let mut claims = good.clone();
+            claims.as_object_mut().unwrap().remove(name);
+            sign(&claims, SECRET, Algorithm::HS256)
+        };
+        let none = {
+            let signed = sign(&good, SECRET, Algorithm::HS256);
+            let payload = signed.split('.').nth(1).unwrap();
+            format!("eyJhbGciOiJub25lIn0.{payload}.")
+        };
+        for (why, token) in [
+            ("expired", with(json!({"exp": now().as_secs() - 1}))),
+            ("not yet valid", with(json!({"nbf": soon()}))),
+            ("exp as text", with(json!({"exp": "99999999999"}))),
+            ("exp as fraction", with(json!({"exp": 99999999999.5}))),
+            ("sub as number", with(json!({"sub": 7}))),
+            ("no exp", without("exp")),
+            ("no sub", without("sub")),
+            ("a pattern that misleads", with(json!({"relay": {"subscribe": ["session:*:x"]}}))),
+            ("another secret", sign(&good, b"another-secret-another-secret-32", Algorithm::HS256)),
+            ("another algorithm", sign(&good, SECRET, Algorithm::HS384)),
+            ("alg none", none),
+            ("too long", with(json!({"x": "x".repeat(TOKEN_BYTES_MAX)}))),
+            ("no token", String::new()),
+        ] {
+            assert!(check(&token).is_err(), "{why}");
+        }
+        assert!(authenticate(Some(&Key::hs256(SECRET).unwrap()), None).is_err());
+    }
+}

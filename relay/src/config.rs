@@ -1,0 +1,66 @@
+//! What a replica needs to know, as values. Flags and variables are the command line's matter.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use journal::Journal;
+use thiserror::Error;
+
+use crate::Key;
+
+/// How a replica is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where browsers and publishers come in. Port 0 lets the system pick.
+    pub listen: SocketAddr,
+    /// Where health is asked for; absent: on the main listener.
+    pub admin_listen: Option<SocketAddr>,
+    /// The record.
+    pub journal: Journal,
+    /// What tokens are signed with; absent: everybody may do everything.
+    pub key: Option<Key>,
+    /// Without a key, listen on more than loopback all the same.
+    pub allow_anonymous: bool,
+    /// Over how long the connections of a leaving replica are sent elsewhere.
+    pub drain: Duration,
+    /// An HTML page to show at `/`.
+    pub page: Option<&'static str>,
+}
+
+/// The configuration contradicts itself.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// The whole network could do everything.
+    #[error(
+        "{0} is reachable from other machines and no key is configured, so anybody could read and command \
+         everything: give --jwt-secret-file (RELAY_JWT_SECRET_FILE), listen on 127.0.0.1, or say \
+         --allow-anonymous if that is what you want"
+    )]
+    Open(SocketAddr),
+}
+
+impl Config {
+    /// The defaults: no key, no page, five seconds of draining.
+    pub fn new(listen: SocketAddr, journal: Journal) -> Self {
+        Self {
+            listen,
+            admin_listen: None,
+            journal,
+            key: None,
+            allow_anonymous: false,
+            drain: Duration::from_secs(5),
+            page: None,
+        }
+    }
+
+    /// Whether the values fit together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what to change.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.key.is_none() && !self.allow_anonymous && !self.listen.ip().is_loopback() {
+            return Err(ConfigError::Open(self.listen));
+        }
+        Ok(())
+    }
+}

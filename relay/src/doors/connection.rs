@@ -1,0 +1,314 @@
+//! One browser's conversation, whatever the transport: its frames in → subscriptions and commands; what
+//! they have to say → frames out.
+//!
+//! Whoever owns the transport reads and writes at the same time, so that a browser that does not read can
+//! still cancel; so the state is behind one lock, never held while waiting.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use journal::Page;
+use protocol::frame::{
+    self, Addressing, ClientFrame, CorrelationId, ErrorBody, Incoming, Refusal, RelayFrame,
+    Subscribe, Target,
+};
+use protocol::limits::{PING_INTERVAL, SUBSCRIPTIONS_MAX};
+use protocol::{Channel, ErrorCode, Format};
+use serde_json::value::RawValue;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::House;
+use crate::auth::Principal;
+use crate::events::{Next, Request, Status, Subscription, Wake};
+
+/// Answers that may wait for a browser to read; then nothing more is read from it.
+const ANSWERS_BYTES_MAX: usize = 64 * 1024;
+/// Frames that are handed out at a time, so that the transport can write them with few calls.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// One browser's conversation.
+#[derive(Debug)]
+pub(super) struct Connection {
+    house: Arc<House>,
+    principal: Arc<Principal>,
+    /// The door's default.
+    format: Format,
+    wake: Arc<Wake>,
+    /// An answer was taken: there may be room for more.
+    room: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Subscriptions at their slots; each with a serial, so that a page for one that has gone is known.
+    slots: Vec<Option<(u64, Subscription)>>,
+    serials: u64,
+    /// Slots that have something new and had no turn yet.
+    ready: VecDeque<u32>,
+    answers: VecDeque<Bytes>,
+    answers_bytes: usize,
+}
+
+/// A page that a subscription waits for.
+#[derive(Debug)]
+pub(super) struct Reading {
+    slot: u32,
+    serial: u64,
+    pub(super) request: Request,
+}
+
+impl Connection {
+    pub(super) fn open(house: Arc<House>, principal: Arc<Principal>, format: Format) -> Self {
+        let connection = Self {
+            house,
+            principal,
+            format,
+            wake: Arc::default(),
+            room: Notify::new(),
+            state: Mutex::default(),
+        };
+        let id = Uuid::new_v4().simple().to_string();
+        let server_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        connection.say(&RelayFrame::Connected {
+            connection_id: &id,
+            user: connection.principal.user.as_deref(),
+            server_time: server_time.as_millis() as u64,
+            ping_interval_ms: PING_INTERVAL.as_millis() as u64,
+        });
+        let status = *connection.house.events.status().borrow();
+        if status == Status::Degraded {
+            connection.say_status(status);
+        }
+        let everyone =
+            Target { channel: Channel::global_everyone(), addressing: Addressing::Channel };
+        connection.insert(everyone.channel.clone(), |membership| {
+            Subscription::to_everyone(everyone, membership)
+        });
+        connection
+    }
+
+    /// Waits until there is something to [`take`](Self::take).
+    pub(super) async fn woken(&self) {
+        self.wake.woken().await;
+    }
+
+    /// Has whoever waits in [`woken`](Self::woken) look again.
+    pub(super) fn wake(&self) {
+        self.wake.wake();
+    }
+
+    /// Waits while the browser leaves too many answers unread.
+    pub(super) async fn room(&self) {
+        while self.state().answers_bytes > ANSWERS_BYTES_MAX {
+            self.room.notified().await;
+        }
+    }
+
+    pub(super) fn say(&self, frame: &RelayFrame<'_>) {
+        let text = Bytes::from(frame.to_text());
+        let mut state = self.state();
+        state.answers_bytes += text.len();
+        state.answers.push_back(text);
+        drop(state);
+        self.wake.wake();
+    }
+
+    pub(super) fn say_status(&self, status: Status) {
+        self.say(&RelayFrame::RelayStatus { redis: status.as_str() });
+    }
+
+    fn say_refusal(&self, id: Option<&RawValue>, refusal: &Refusal) {
+        let error = ErrorBody::new(refusal.code, &refusal.message);
+        self.say(&RelayFrame::Error { id, channel: refusal.channel.as_deref(), error });
+    }
+
+    /// Frames that wait, answers first, then each subscription that has something new in turn; and the
+    /// pages that are needed to go on.
+    pub(super) fn take(&self, out: &mut Vec<Bytes>, readings: &mut VecDeque<Reading>) {
+        let mut state = self.state();
+        if !state.answers.is_empty() {
+            out.extend(std::mem::take(&mut state.answers));
+            state.answers_bytes = 0;
+            self.room.notify_one();
+        }
+        let news = self.wake.take_ready();
+        state.ready.extend(news);
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES
+            && let Some(slot) = state.ready.pop_front()
+        {
+            let Some(Some((serial, subscription))) = state.slots.get_mut(slot as usize) else {
+                continue;
+            };
+            let before = out.len();
+            match subscription.step(out) {
+                Next::Wait => {}
+                Next::Again => subscription.queue(),
+                Next::Read(request) => {
+                    readings.push_back(Reading { slot, serial: *serial, request })
+                }
+            }
+            bytes += out[before..].iter().map(Bytes::len).sum::<usize>();
+        }
+        if !state.ready.is_empty() {
+            self.wake.wake();
+        }
+    }
+
+    /// A page came.
+    pub(super) fn on_page(&self, reading: &Reading, page: &Page, out: &mut Vec<Bytes>) {
+        let mut state = self.state();
+        if let Some(Some((serial, subscription))) = state.slots.get_mut(reading.slot as usize)
+            && *serial == reading.serial
+            && subscription.on_page(page, out) == Next::Again
+        {
+            subscription.queue();
+        }
+    }
+
+    /// A frame came. Commands are sent one after the other, in the order of their frames.
+    pub(super) async fn on_text(&self, text: &str) {
+        let Incoming { id, frame } = frame::parse(text);
+        match frame {
+            Err(refusal) => self.say_refusal(id.as_deref(), &refusal),
+            Ok(ClientFrame::Ping) => self.say(&RelayFrame::Pong { id: id.as_deref() }),
+            Ok(ClientFrame::Pong) => {}
+            Ok(ClientFrame::Subscribe(subscribes)) => {
+                for subscribe in subscribes {
+                    let done =
+                        subscribe.and_then(|subscribe| self.subscribe(subscribe, id.clone()));
+                    if let Err(refusal) = done {
+                        self.say_refusal(id.as_deref(), &refusal);
+                    }
+                }
+            }
+            Ok(ClientFrame::Unsubscribe(targets)) => {
+                for target in targets {
+                    let done = target.and_then(|target| self.unsubscribe(&target, id.as_deref()));
+                    if let Err(refusal) = done {
+                        self.say_refusal(id.as_deref(), &refusal);
+                    }
+                }
+            }
+            Ok(ClientFrame::Command(command)) => {
+                match self.house.commands.send(&self.principal, command).await {
+                    Ok(accepted) => self.say(&RelayFrame::Ack {
+                        id: id.as_deref(),
+                        command_id: accepted.command_id,
+                        status: "accepted",
+                        listeners: accepted.listeners,
+                    }),
+                    Err(refusal) => self.say_refusal(id.as_deref(), &refusal),
+                }
+            }
+            Ok(ClientFrame::Request(request)) => {
+                let refusal = self.house.commands.request(&self.principal, &request);
+                let error = ErrorBody::new(refusal.code, &refusal.message);
+                // `parse` lets no request through that has no id.
+                if let Some(id) = id.as_deref() {
+                    self.say(&RelayFrame::Response { id, error });
+                }
+            }
+        }
+    }
+
+    /// Subscribes, or changes a subscription that stands.
+    pub(super) fn subscribe(
+        &self,
+        subscribe: Subscribe,
+        id: Option<CorrelationId>,
+    ) -> Result<(), Refusal> {
+        let Subscribe { target, since, format } = subscribe;
+        if !self.principal.grant.may_subscribe(&target.channel) {
+            return Err(not_found(&target));
+        }
+        let format = format.unwrap_or(match target.addressing {
+            Addressing::Channel => self.format,
+            Addressing::SessionId | Addressing::PlanId => Format::Flat,
+        });
+        let mut state = self.state();
+        let standing =
+            state.slots.iter().position(|s| s.as_ref().is_some_and(|(_, s)| s.is_to(&target)));
+        match standing {
+            Some(slot) if since.is_none() => {
+                let mut out = Vec::new();
+                if let Some((_, subscription)) = &mut state.slots[slot] {
+                    subscription.again(target, format, id, &mut out);
+                }
+                state.answers_bytes += out.iter().map(Bytes::len).sum::<usize>();
+                state.answers.extend(out);
+                drop(state);
+                self.wake.wake();
+                return Ok(());
+            }
+            Some(slot) => state.slots[slot] = None,
+            None => {
+                // One slot is `global:everyone`'s.
+                if state.slots.iter().flatten().count() > SUBSCRIPTIONS_MAX {
+                    let message =
+                        format!("a connection holds at most {SUBSCRIPTIONS_MAX} subscriptions");
+                    return Err(
+                        Refusal::new(ErrorCode::LimitExceeded, message).about(named(&target))
+                    );
+                }
+            }
+        }
+        drop(state);
+        self.insert(target.channel.clone(), |membership| {
+            Subscription::new(target, format, since, id, membership)
+        });
+        Ok(())
+    }
+
+    fn unsubscribe(&self, target: &Target, id: Option<&RawValue>) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let slot =
+            state.slots.iter_mut().find(|s| s.as_ref().is_some_and(|(_, s)| s.is_to(target)));
+        let Some(slot) = slot else {
+            let message = format!("there is no subscription to `{}`", target.channel);
+            return Err(Refusal::new(ErrorCode::NotFound, message).about(named(target)));
+        };
+        *slot = None;
+        drop(state);
+        self.say(&RelayFrame::Unsubscribed { id, channel: target.named() });
+        Ok(())
+    }
+
+    fn insert(
+        &self,
+        channel: Channel,
+        make: impl FnOnce(crate::events::Membership) -> Subscription,
+    ) {
+        let mut state = self.state();
+        let free = state.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            state.slots.push(None);
+            state.slots.len() - 1
+        });
+        state.serials += 1;
+        let membership = self.house.events.join(&channel, &self.wake, slot as u32);
+        let subscription = make(membership);
+        subscription.queue();
+        let serial = state.serials;
+        state.slots[slot] = Some((serial, subscription));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics with this lock held")
+    }
+}
+
+/// Missing and not granted look the same.
+fn not_found(target: &Target) -> Refusal {
+    let message = format!("there is no `{}` for you", target.channel);
+    Refusal::new(ErrorCode::NotFound, message).about(named(target))
+}
+
+/// The channel, for an `error` frame.
+fn named(target: &Target) -> &str {
+    target.channel.as_str()
+}

@@ -1,0 +1,124 @@
+//! Follows what somebody here listens to, and hands it to the hub. The face of the way down.
+//!
+//! Down: journal → **feed** → [`hub`](super::hub)
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use journal::{Follower, Journal, Page, Unavailable, Update, Updates};
+use protocol::Channel;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::hub::{Hub, Membership, Wake};
+use super::pages::{Pages, Request};
+
+/// A channel that nobody listens to is followed for one to two of these longer: pages reload.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// Whether the record is within reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Redis answers.
+    Ok,
+    /// Redis is away; what was missed will be read when it is back.
+    Degraded,
+}
+
+impl Status {
+    /// The status as it stands on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+        }
+    }
+}
+
+/// Everything a door needs to show events.
+#[derive(Debug)]
+pub(crate) struct Events {
+    hub: Hub,
+    pages: Pages,
+    follower: Follower,
+    /// Joining and sweeping decide together what is followed: one at a time.
+    interest: Mutex<()>,
+    status: watch::Receiver<Status>,
+}
+
+impl Events {
+    /// Begins to follow; ends with `shutdown`.
+    pub(crate) fn start(journal: &Journal, shutdown: CancellationToken) -> Arc<Self> {
+        let (follower, updates) = journal.follow();
+        let (status, status_seen) = watch::channel(Status::Degraded);
+        let events = Arc::new(Self {
+            hub: Hub::default(),
+            pages: Pages::new(journal.clone()),
+            follower,
+            interest: Mutex::new(()),
+            status: status_seen,
+        });
+        tokio::spawn(Arc::clone(&events).run(updates, status, shutdown));
+        events
+    }
+
+    /// Listens to `channel` for the subscription in `slot` of a connection.
+    pub(crate) fn join(&self, channel: &Channel, wake: &Arc<Wake>, slot: u32) -> Membership {
+        let _one_at_a_time = self.interest.lock().expect("no code panics with this lock held");
+        let (membership, is_new) = self.hub.join(channel, wake, slot);
+        if is_new {
+            self.follower.follow(&membership.watched().name, None);
+        }
+        membership
+    }
+
+    /// A page of a journal.
+    pub(crate) async fn read(&self, request: &Request) -> Result<Page, Unavailable> {
+        self.pages.read(request).await
+    }
+
+    /// Whether the record is within reach, and when that changes.
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        mut updates: Updates,
+        status: watch::Sender<Status>,
+        shutdown: CancellationToken,
+    ) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                update = updates.next() => match update {
+                    Some(update) => self.on_update(update, &status),
+                    None => return,
+                },
+                _ = sweep.tick() => self.sweep(),
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    fn on_update(&self, update: Update, status: &watch::Sender<Status>) {
+        match update {
+            Update::Link { up } => {
+                let now = if up { Status::Ok } else { Status::Degraded };
+                tracing::info!(redis = now.as_str(), "the link to the record changed");
+                self.pages.forget();
+                status.send_replace(now);
+            }
+            Update::Live { name, head } => self.hub.live(&name.channel, head),
+            Update::Entries { name, entries } => self.hub.deliver(&name.channel, entries),
+            Update::Reset { name, head, .. } => self.hub.reset(&name.channel, head),
+        }
+    }
+
+    fn sweep(&self) {
+        let _one_at_a_time = self.interest.lock().expect("no code panics with this lock held");
+        for name in self.hub.sweep() {
+            self.follower.unfollow(&name);
+        }
+    }
+}

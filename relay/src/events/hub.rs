@@ -1,0 +1,243 @@
+//! Who listens to what on this replica, and what they have not seen yet.
+//!
+//! Down: [`feed`](super::feed) → **hub** → [`subscription`](super::subscription)
+//!
+//! Invariants: nothing here waits, does I/O or reads a clock. An entry's bytes are shared, never
+//! copied. Waking a listener costs one atomic swap while it has not looked since the last wake.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use journal::Name;
+use protocol::{Channel, Entry, Offset};
+use tokio::sync::Notify;
+
+use super::tail::{Encoded, Tail};
+
+/// All tails of this process together. Beyond, a growing tail keeps nothing, and its browsers are served
+/// from the journal.
+const TAILS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The channels that somebody on this replica listens to.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    channels: Mutex<HashMap<Channel, Arc<Watched>>>,
+    tails_bytes: Arc<AtomicUsize>,
+}
+
+/// One channel that somebody listens to, or did a moment ago.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) name: Name,
+    state: Mutex<State>,
+    tails_bytes: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `None` until the journal is followed.
+    tail: Option<Tail>,
+    listeners: Vec<Arc<Listener>>,
+    /// Nobody listened at the last sweep.
+    idle: bool,
+}
+
+/// One subscription's ear.
+#[derive(Debug)]
+struct Listener {
+    wake: Arc<Wake>,
+    slot: u32,
+    /// In the connection's queue already.
+    queued: AtomicBool,
+}
+
+/// How a connection is woken, and by which of its subscriptions.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    ready: Mutex<VecDeque<u32>>,
+    notify: Notify,
+}
+
+impl Wake {
+    /// The slots of the subscriptions that have something new, each once.
+    pub(crate) fn take_ready(&self) -> VecDeque<u32> {
+        std::mem::take(&mut *lock(&self.ready))
+    }
+
+    /// Wakes the connection, whatever for.
+    pub(crate) fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Waits for the next wake; returns at once if there was one since the last wait.
+    pub(crate) async fn woken(&self) {
+        self.notify.notified().await;
+    }
+}
+
+impl Listener {
+    fn wake(&self) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            lock(&self.wake.ready).push_back(self.slot);
+            self.wake.wake();
+        }
+    }
+}
+
+/// A place among the listeners of a channel; dropping it leaves.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    watched: Arc<Watched>,
+    listener: Arc<Listener>,
+}
+
+impl Membership {
+    pub(crate) fn watched(&self) -> &Arc<Watched> {
+        &self.watched
+    }
+
+    /// From now on news wake again. Must be called before looking.
+    pub(crate) fn listen_again(&self) {
+        self.listener.queued.store(false, Ordering::Release);
+    }
+
+    /// Comes back to this subscription when the connection's others had their turn.
+    pub(crate) fn queue(&self) {
+        self.listener.wake();
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut state = self.watched.state();
+        state.listeners.retain(|listener| !Arc::ptr_eq(listener, &self.listener));
+    }
+}
+
+impl Watched {
+    /// The newest position, once the journal is followed.
+    pub(crate) fn head(&self) -> Option<Option<Offset>> {
+        self.state().tail.as_ref().map(Tail::head)
+    }
+
+    /// What follows `cursor`, and the head it was taken at; see [`Tail::after`].
+    pub(crate) fn after(
+        &self,
+        cursor: Option<Offset>,
+        count: usize,
+    ) -> Option<(Vec<Arc<Encoded>>, Option<Offset>)> {
+        let state = self.state();
+        let tail = state.tail.as_ref()?;
+        Some((tail.after(cursor, count)?, tail.head()))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Option<Tail>)) {
+        let listeners = {
+            let mut state = self.state();
+            let before = state.tail.as_ref().map_or(0, Tail::bytes);
+            change(&mut state.tail);
+            let after = state.tail.as_ref().map_or(0, Tail::bytes);
+            let all = self.tails_bytes.fetch_add(after, Ordering::Relaxed) + after - before;
+            self.tails_bytes.fetch_sub(before, Ordering::Relaxed);
+            if all > TAILS_BYTES_MAX
+                && let Some(tail) = &mut state.tail
+            {
+                tail.shrink(0, 0);
+                self.tails_bytes.fetch_sub(after, Ordering::Relaxed);
+            }
+            for listener in &state.listeners {
+                listener.wake();
+            }
+            state.listeners.len()
+        };
+        tracing::trace!(journal = %self.name, listeners, "a tail changed");
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let bytes = self.state().tail.as_ref().map_or(0, Tail::bytes);
+        self.tails_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Hub {
+    /// Listens to `channel` for the subscription in `slot` of a connection. True where nobody listened
+    /// before, so that its journal must be followed.
+    pub(crate) fn join(
+        &self,
+        channel: &Channel,
+        wake: &Arc<Wake>,
+        slot: u32,
+    ) -> (Membership, bool) {
+        let mut channels = lock(&self.channels);
+        let is_new = !channels.contains_key(channel);
+        let watched = channels.entry(channel.clone()).or_insert_with(|| {
+            Arc::new(Watched {
+                name: Name::events(channel.clone()),
+                state: Mutex::default(),
+                tails_bytes: Arc::clone(&self.tails_bytes),
+            })
+        });
+        let watched = Arc::clone(watched);
+        let queued = AtomicBool::new(false);
+        let listener = Arc::new(Listener { wake: Arc::clone(wake), slot, queued });
+        {
+            let mut state = watched.state();
+            state.listeners.push(Arc::clone(&listener));
+            state.idle = false;
+        }
+        (Membership { watched, listener }, is_new)
+    }
+
+    /// The journal is followed from `head` on.
+    pub(crate) fn live(&self, channel: &Channel, head: Option<Offset>) {
+        if let Some(watched) = self.watched(channel) {
+            watched.change(|tail| *tail = Some(Tail::at(head)));
+        }
+    }
+
+    /// The journal grew.
+    pub(crate) fn deliver(&self, channel: &Channel, entries: Vec<Arc<Entry>>) {
+        if let Some(watched) = self.watched(channel) {
+            watched.change(|tail| tail.get_or_insert_default().extend(entries));
+        }
+    }
+
+    /// What the tail held is not continued: every cursor must be judged by the journal.
+    pub(crate) fn reset(&self, channel: &Channel, head: Option<Offset>) {
+        if let Some(watched) = self.watched(channel) {
+            watched.change(|tail| *tail = Some(Tail::at(head)));
+        }
+    }
+
+    /// Forgets the channels to which nobody has listened for two sweeps, and names them. A page that
+    /// reloads comes back in between.
+    pub(crate) fn sweep(&self) -> Vec<Name> {
+        let mut forgotten = Vec::new();
+        lock(&self.channels).retain(|_, watched| {
+            let mut state = watched.state();
+            let idle = state.listeners.is_empty();
+            let forget = idle && state.idle;
+            state.idle = idle;
+            if forget {
+                forgotten.push(watched.name.clone());
+            }
+            !forget
+        });
+        forgotten
+    }
+
+    fn watched(&self, channel: &Channel) -> Option<Arc<Watched>> {
+        lock(&self.channels).get(channel).cloned()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no code panics with this lock held")
+}

@@ -1,0 +1,259 @@
+//! A subscription is a cursor, not a queue: the position up to which its connection was given frames.
+//!
+//! Down: [`hub`](super::hub) → **subscription** → a door
+//!
+//! Late join, reconnect, lag, a lost bell and a restarted replica are all the same here: take what follows
+//! the cursor from the tail; where the tail does not reach, ask for a page of the journal. What is not
+//! after the cursor is never written. Pure: no I/O, no clock.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use journal::{Page, Since};
+use protocol::frame::{CorrelationId, RelayFrame, Target};
+use protocol::{Entry, Format, Frame, Offset, encode, merge};
+
+use super::hub::Membership;
+use super::pages::Request;
+use super::tail::Encoded;
+
+/// Entries taken from the tail in one step; then the connection's other subscriptions have their turn.
+const STEP_ENTRIES: usize = 64;
+/// Bytes of frames made from one page; the rest of it is read again when these are written, so that a
+/// browser that does not read holds no more than this.
+const STEP_BYTES: usize = 128 * 1024;
+
+/// What a step came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Nothing to do until the hub wakes it.
+    Wait,
+    /// There is more: come back after the others.
+    Again,
+    /// Read this, then hand it to [`Subscription::on_page`].
+    Read(Request),
+}
+
+/// One connection's subscription to one channel.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    target: Target,
+    format: Format,
+    membership: Membership,
+    /// Up to where frames were given; `None`: nothing was ever there to give.
+    cursor: Option<Offset>,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Not answered yet: the journal is not followed, or the position not confirmed.
+    Joining { since: Option<Since>, ids: Vec<Option<CorrelationId>> },
+    /// Answered; `caught_up` is still to be said. Deltas are merged.
+    CatchingUp,
+    /// As it comes.
+    Live,
+    /// `global:everyone`: as it comes, without a word about it, and nothing is caught up.
+    Everyone { joined: bool },
+}
+
+impl Subscription {
+    /// A subscription that will be answered once its position is known.
+    pub(crate) fn new(
+        target: Target,
+        format: Format,
+        since: Option<Since>,
+        id: Option<CorrelationId>,
+        membership: Membership,
+    ) -> Self {
+        let phase = Phase::Joining { since, ids: vec![id] };
+        Self { target, format, membership, cursor: None, phase }
+    }
+
+    /// The silent subscription of every connection to `global:everyone`.
+    pub(crate) fn to_everyone(target: Target, membership: Membership) -> Self {
+        let phase = Phase::Everyone { joined: false };
+        Self { target, format: Format::Flat, membership, cursor: None, phase }
+    }
+
+    /// Whether the browser asked for it, and may ask again.
+    pub(crate) fn is_to(&self, target: &Target) -> bool {
+        self.target.channel == target.channel && !matches!(self.phase, Phase::Everyone { .. })
+    }
+
+    /// Has the connection come to this subscription.
+    pub(crate) fn queue(&self) {
+        self.membership.queue();
+    }
+
+    /// A repeated `subscribe` without `since`: answered with where it stands.
+    pub(crate) fn again(
+        &mut self,
+        target: Target,
+        format: Format,
+        id: Option<CorrelationId>,
+        out: &mut Vec<Bytes>,
+    ) {
+        (self.target, self.format) = (target, format);
+        if let Phase::Joining { ids, .. } = &mut self.phase {
+            ids.push(id);
+            return;
+        }
+        let head = self.membership.watched().head().flatten();
+        self.say_subscribed(&[id], self.cursor, head, true, out);
+    }
+
+    /// Takes what the tail has after the cursor.
+    pub(crate) fn step(&mut self, out: &mut Vec<Bytes>) -> Next {
+        self.membership.listen_again();
+        let Some(head) = self.membership.watched().head() else { return Next::Wait };
+        match &mut self.phase {
+            Phase::Joining { since, ids } => {
+                let (since, ids) = (*since, std::mem::take(ids));
+                let start = match since {
+                    None => head,
+                    Some(Since::Offset(position)) if self.is_in_tail(position, head) => {
+                        Some(position)
+                    }
+                    Some(since) => {
+                        self.phase = Phase::Joining { since: Some(since), ids };
+                        return self.read(since, head);
+                    }
+                };
+                self.cursor = start;
+                self.phase = Phase::CatchingUp;
+                self.say_subscribed(&ids, start, head, true, out);
+            }
+            Phase::Everyone { joined } if !*joined => {
+                *joined = true;
+                self.cursor = head;
+                return Next::Wait;
+            }
+            _ => {}
+        }
+        self.take_from_tail(out)
+    }
+
+    /// A tail that never saw an entry cannot tell what the position is.
+    fn is_in_tail(&self, position: Offset, head: Option<Offset>) -> bool {
+        head.is_some() && self.membership.watched().after(Some(position), 0).is_some()
+    }
+
+    fn take_from_tail(&mut self, out: &mut Vec<Bytes>) -> Next {
+        let watched = Arc::clone(self.membership.watched());
+        let Some((entries, head)) = watched.after(self.cursor, STEP_ENTRIES) else {
+            let head = watched.head().flatten();
+            return match (&self.phase, self.cursor) {
+                (Phase::Everyone { .. }, _) => {
+                    self.cursor = head;
+                    Next::Wait
+                }
+                (_, None) => self.read(Since::Start, head),
+                (_, Some(cursor)) => self.read(Since::Offset(cursor), head),
+            };
+        };
+        if let Some(last) = entries.last() {
+            self.cursor = Some(last.entry.offset);
+        }
+        let is_all = entries.len() < STEP_ENTRIES || self.cursor == head;
+        match self.phase {
+            Phase::CatchingUp => {
+                let entries: Vec<Arc<Entry>> =
+                    entries.iter().map(|e| Arc::clone(&e.entry)).collect();
+                self.say_merged(&entries, out);
+                if is_all {
+                    self.say_caught_up(out);
+                }
+            }
+            _ => self.say_each(&entries, out),
+        }
+        if is_all { Next::Wait } else { Next::Again }
+    }
+
+    /// A page that was asked for came.
+    pub(crate) fn on_page(&mut self, page: &Page, out: &mut Vec<Bytes>) -> Next {
+        let was_joining = matches!(self.phase, Phase::Joining { .. });
+        if let Phase::Joining { ids, .. } = &mut self.phase {
+            let ids = std::mem::take(ids);
+            self.phase = Phase::CatchingUp;
+            self.say_subscribed(&ids, page.start, page.head, page.reset.is_none(), out);
+        }
+        if let Some(reason) = page.reset {
+            self.phase = Phase::CatchingUp;
+            let frame = RelayFrame::Reset {
+                channel: self.target.named(),
+                reason: reason.as_str(),
+                offset: page.start.map(|offset| offset.to_string()),
+                head: page.head.map(|offset| offset.to_string()),
+            };
+            out.push(frame.to_text().into());
+        }
+        if was_joining || page.reset.is_some() {
+            self.cursor = page.start;
+        }
+        self.say_merged(&page.entries, out);
+        if page.entries.is_empty() {
+            // The journal has nothing more; should the tail, it will be reset, and wake us.
+            if matches!(self.phase, Phase::CatchingUp) {
+                self.say_caught_up(out);
+            }
+            return Next::Wait;
+        }
+        Next::Again
+    }
+
+    fn read(&self, since: Since, head: Option<Offset>) -> Next {
+        Next::Read(Request { name: self.membership.watched().name.clone(), since, head })
+    }
+
+    fn say_each(&self, entries: &[Arc<Encoded>], out: &mut Vec<Bytes>) {
+        out.extend(entries.iter().map(|e| e.frame(&self.target.channel, self.format)));
+    }
+
+    /// Merged, up to [`STEP_BYTES`]; the cursor follows.
+    fn say_merged(&mut self, entries: &[Arc<Entry>], out: &mut Vec<Bytes>) {
+        let mut bytes = 0;
+        for frame in merge(entries.iter().map(|entry| &**entry)) {
+            let (entry, merged) = match &frame {
+                Frame::Single(entry) => (*entry, 1),
+                Frame::Merged(entry, merged) => (entry, *merged),
+            };
+            let text = encode(self.format, &self.target.channel, entry, merged);
+            self.cursor = Some(frame.offset());
+            bytes += text.len();
+            out.push(text.into());
+            if bytes >= STEP_BYTES {
+                break;
+            }
+        }
+    }
+
+    fn say_subscribed(
+        &self,
+        ids: &[Option<CorrelationId>],
+        offset: Option<Offset>,
+        head: Option<Offset>,
+        recovered: bool,
+        out: &mut Vec<Bytes>,
+    ) {
+        for id in ids {
+            let frame = RelayFrame::Subscribed {
+                id: id.as_deref(),
+                channel: self.target.named(),
+                offset: offset.map(|offset| offset.to_string()),
+                head: head.map(|offset| offset.to_string()),
+                recovered,
+            };
+            out.push(frame.to_text().into());
+        }
+    }
+
+    fn say_caught_up(&mut self, out: &mut Vec<Bytes>) {
+        self.phase = Phase::Live;
+        let frame = RelayFrame::CaughtUp {
+            channel: self.target.named(),
+            offset: self.cursor.map(|offset| offset.to_string()),
+        };
+        out.push(frame.to_text().into());
+    }
+}
