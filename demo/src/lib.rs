@@ -1,0 +1,116 @@
+//! The showcase: an agent written with the SDK, and the page that shows it.
+//!
+//! The agent plays [scripts](script), one run after the other. What it says is invented; how it
+//! says it is what any agent does, and it knows nothing of a relay: [`publisher_sdk`] is all it
+//! uses.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let agent = publisher_sdk::Agent::options().id("demo").connect("redis://127.0.0.1:6379").await?;
+//! let shutdown = tokio_util::sync::CancellationToken::new();
+//! demo::run_agent(agent, "demo", shutdown).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod performance;
+mod script;
+mod scripts;
+mod tokens;
+
+use std::future::pending;
+use std::time::Duration;
+
+use publisher_sdk::vocabulary::{CommandState, CommandStatus};
+use publisher_sdk::{Agent, FlushError, OpenError};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use performance::Stage;
+
+/// The page: one file, no dependencies. It shows the session, the plan and the agent, and can
+/// cancel.
+pub const PAGE: &str = include_str!("page.html");
+
+/// The agent rests between two runs.
+const REST: Duration = Duration::from_secs(4);
+
+/// Why the demo agent ended before it was told to, or not cleanly.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DemoError {
+    /// There is no such session or plan.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Not everything it said could be written.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+}
+
+impl DemoError {
+    /// Whether the same call, tried again later, can succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Open(error) => error.is_retryable(),
+            Self::Flush(error) => error.is_retryable(),
+        }
+    }
+}
+
+/// Works on `session:{session}` and `plan:{session}`, one run after the other, until `shutdown`. A
+/// run that is under way then is cancelled, and everything is written out before this returns.
+///
+/// # Errors
+/// [`DemoError`]. A run that goes wrong is logged and is no error.
+pub async fn run_agent(
+    agent: Agent,
+    session: &str,
+    shutdown: CancellationToken,
+) -> Result<(), DemoError> {
+    let stage = Stage {
+        session: agent.session(session).await?,
+        plan: agent.channel(&format!("plan:{session}"))?,
+        agent: agent.clone(),
+        shutdown,
+    };
+    tokio::select! {
+        () = perform(&stage) => {}
+        () = decline_commands(&agent) => {}
+    }
+    drop(stage);
+    Ok(agent.close().await?)
+}
+
+/// One script after the other.
+async fn perform(stage: &Stage) {
+    for script in scripts::ALL.iter().cycle() {
+        if stage.shutdown.is_cancelled() {
+            return;
+        }
+        if let Err(error) = Box::pin(stage.play(script)).await {
+            tracing::warn!(task = script.task, %error, "a run went wrong");
+        }
+        // Cut short by `shutdown`, which the next look sees.
+        stage.shutdown.run_until_cancelled(tokio::time::sleep(REST)).await;
+    }
+}
+
+/// Whoever sends anything but a Cancel shall not wait for an effect.
+async fn decline_commands(agent: &Agent) {
+    let mut commands = agent.commands();
+    while let Some(command) = commands.next().await {
+        if command.name == "cancel_agent" {
+            continue;
+        }
+        let declined = CommandStatus::new(command.command_id, CommandState::Rejected)
+            .detail("the demo agent can be cancelled, and nothing else");
+        let told =
+            agent.channel(command.channel.as_str()).map(|channel| channel.send_event(&declined));
+        tracing::info!(
+            name = command.name,
+            told = matches!(told, Ok(Ok(()))),
+            "a command was declined"
+        );
+    }
+    pending().await
+}

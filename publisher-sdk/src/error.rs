@@ -1,0 +1,199 @@
+//! What can go wrong on the agent's side: one small enum per operation.
+//!
+//! Every error says whether trying again can help ([`is_retryable`](PublishError::is_retryable)).
+
+use std::time::Duration;
+
+use journal::{AppendError, Unavailable};
+use protocol::{Channel, ChannelError, DataError, NameError};
+use thiserror::Error;
+
+use crate::options::{BATCH_WINDOW_MAX, BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, CONNECT_TIMEOUT};
+
+/// Why there is no agent.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The agent's id breaks the grammar of channels.
+    #[error(transparent)]
+    Id(#[from] ChannelError),
+    /// The batch window is too long.
+    #[error(
+        "a batch window of {given:?} would be felt by whoever reads along: \
+         choose at most {BATCH_WINDOW_MAX:?}"
+    )]
+    BatchWindow {
+        /// What was given.
+        given: Duration,
+    },
+    /// The buffer is too small for one event, or absurdly large.
+    #[error(
+        "a buffer of {given} bytes is out of bounds: choose {BUFFER_BYTES_MIN} \
+         (a few of the largest events) to {BUFFER_BYTES_MAX}"
+    )]
+    Buffer {
+        /// What was given.
+        given: usize,
+    },
+    /// An address of a relay, where that of Redis is needed.
+    #[error(
+        "`{0}` is the address of a relay: agents that have no Redis are not in this \
+         version, give the Redis that the relay uses, for example `redis://127.0.0.1:6379`"
+    )]
+    Http(String),
+    /// No address that is understood.
+    #[error(
+        "`{0}` is no address of Redis: write `redis://127.0.0.1:6379`, or `rediss://…` for TLS"
+    )]
+    Scheme(String),
+    /// The scheme is right, the rest is not.
+    #[error(transparent)]
+    Url(#[from] journal::OpenError),
+    /// Nobody answered.
+    #[error(
+        "`{at}` did not answer within {CONNECT_TIMEOUT:?}: check that Redis runs there, that it can \
+         be reached from here, and the user and password in its address"
+    )]
+    Unreachable {
+        /// Where, without user and password.
+        at: String,
+        /// What the last attempt came to; `None` where commands could not be followed in time.
+        source: Option<Unavailable>,
+    },
+}
+
+impl ConnectError {
+    /// Whether the same call, tried again later, can succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+/// Why there is no handle for a channel.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The address breaks the grammar.
+    #[error(transparent)]
+    Address(#[from] ChannelError),
+    /// Nobody reads events there.
+    #[error(
+        "`{0}` takes commands only: publish on a session, project, user, plan, agent or \
+         global channel"
+    )]
+    CommandsOnly(Channel),
+    /// Commands sent to the session might not be heard.
+    #[error(
+        "the commands of `{channel}` could not be followed within {CONNECT_TIMEOUT:?}: \
+         Redis is away, try again"
+    )]
+    NotListening {
+        /// Whose commands.
+        channel: Channel,
+        /// What was tried; `None` where the link is down.
+        source: Option<Unavailable>,
+    },
+    /// The agent has been closed.
+    #[error("the agent has been closed")]
+    Closed,
+}
+
+impl OpenError {
+    /// Whether the same call, tried again later, can succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotListening { .. })
+    }
+}
+
+/// Why an event was not published.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The name breaks the grammar or belongs to the relay.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The data is too large or nests too deeply.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The data cannot be written as JSON.
+    #[error("the data cannot be written as JSON")]
+    Unserializable(#[source] serde_json::Error),
+    /// Lifecycle events carry fields.
+    #[error("the fields of a lifecycle event must be a JSON object, or nothing")]
+    NotAnObject,
+    /// The turn's id is too long to be repeated with every delta.
+    #[error("a turn's id has at most {limit} bytes, this one has {bytes}")]
+    Turn {
+        /// What was given.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// Too much waits to be written.
+    #[error(
+        "{limit} bytes wait to be written: Redis is away or slower than this agent, wait with \
+         `flush` or give a larger `buffer`"
+    )]
+    Full {
+        /// How much may wait.
+        limit: usize,
+    },
+    /// The agent has been closed, or its runtime is shutting down.
+    #[error("the agent has been closed")]
+    Closed,
+    /// The journal did not take it.
+    #[error(transparent)]
+    Journal(#[from] AppendError),
+}
+
+impl PublishError {
+    /// Whether the same call, tried again later, can succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Journal(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+
+    /// Whether it is certain that nothing was published.
+    pub fn had_no_effect(&self) -> bool {
+        match self {
+            Self::Journal(error) => error.had_no_effect(),
+            _ => true,
+        }
+    }
+}
+
+/// What a flush found.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FlushError {
+    /// Events that nobody waited for were lost since the last flush.
+    #[error(
+        "{count} event(s) sent without waiting could not be published, the last one because of \
+         this: {last}"
+    )]
+    Failed {
+        /// How many.
+        count: u64,
+        /// Why the last one was.
+        last: AppendError,
+    },
+    /// The agent closed while events still waited. They are tried on as long as the process lives.
+    #[error("{count} event(s) still wait to be written: Redis is away")]
+    Unfinished {
+        /// How many.
+        count: u64,
+    },
+    /// The runtime is shutting down; what still waited is lost.
+    #[error("the runtime is shutting down, events that still waited are lost")]
+    Stopped,
+}
+
+impl FlushError {
+    /// Whether another flush can do better.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unfinished { .. })
+    }
+}

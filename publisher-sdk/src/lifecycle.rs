@@ -1,0 +1,96 @@
+//! The events of an agent's life: on its own channel first, then on `global:events`.
+//!
+//! [`Agent`](crate::Agent), [`Run`](crate::Run) → **lifecycle** → [`buffer`](crate::events)
+
+use std::sync::Arc;
+
+use journal::NewEntry;
+use protocol::Channel;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::PublishError;
+use crate::agent::Inner;
+
+/// A moment of an agent's life.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stage {
+    Spawned,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+impl Stage {
+    const fn event(self) -> &'static str {
+        match self {
+            Self::Spawned => "agent_spawned",
+            Self::Completed => "agent_completed",
+            Self::Failed => "agent_failed",
+            Self::Cancelled => "agent_cancelled",
+        }
+    }
+}
+
+/// What the caller wants to say beside the agent's id: an object, or nothing.
+pub(crate) fn fields(fields: &impl Serialize) -> Result<Map<String, Value>, PublishError> {
+    match serde_json::to_value(fields).map_err(PublishError::Unserializable)? {
+        Value::Object(fields) => Ok(fields),
+        Value::Null => Ok(Map::new()),
+        _ => Err(PublishError::NotAnObject),
+    }
+}
+
+impl Inner {
+    /// Says it on both channels and waits. However early the caller stops waiting, both are
+    /// written.
+    pub(crate) async fn say(
+        self: &Arc<Self>,
+        stage: Stage,
+        fields: Map<String, Value>,
+    ) -> Result<(), PublishError> {
+        let entry = self.entry(stage, fields)?;
+        let agent = Arc::clone(self);
+        let saying = tokio::spawn(async move {
+            agent.buffer.publish(&agent.channel, entry.clone()).await?;
+            agent.buffer.publish(&Channel::global_events(), entry).await
+        });
+        saying.await.unwrap_or(Err(PublishError::Closed)).map(drop)
+    }
+
+    /// The same as far as possible where nobody can wait.
+    pub(crate) fn say_without_waiting(&self, stage: Stage, fields: Map<String, Value>) {
+        let said = self.entry(stage, fields).and_then(|entry| {
+            self.buffer.send(&self.channel, entry.clone())?;
+            self.buffer.send(&Channel::global_events(), entry)
+        });
+        if let Err(error) = said {
+            tracing::warn!(channel = %self.channel, %error, "`{}` could not be said", stage.event());
+        }
+    }
+
+    fn entry(
+        &self,
+        stage: Stage,
+        mut fields: Map<String, Value>,
+    ) -> Result<NewEntry, PublishError> {
+        fields.insert("agent_id".to_owned(), self.channel.id().into());
+        let data = Value::Object(fields).to_string();
+        protocol::check_data(&data)?;
+        Ok(NewEntry::new(stage.event(), data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fields_are_an_object_or_nothing() {
+        assert_eq!(fields(&()).unwrap(), Map::new());
+        assert_eq!(fields(&json!({"task": "x"})).unwrap().len(), 1);
+        assert!(matches!(fields(&"task"), Err(PublishError::NotAnObject)));
+    }
+}

@@ -1,0 +1,182 @@
+//! Every knob of an agent, its default and its reason.
+
+use std::time::Duration;
+
+use journal::{Journal, Unavailable};
+use protocol::Channel;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{Agent, ConnectError};
+
+/// How long [`AgentOptions::connect`] and [`Agent::session`] wait for Redis.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Beyond a quarter of a second text does not stream any more, it jumps.
+pub(crate) const BATCH_WINDOW_MAX: Duration = Duration::from_millis(250);
+/// A few of the largest events, so that one is never refused by an empty buffer.
+pub(crate) const BUFFER_BYTES_MIN: usize = 256 * 1024;
+/// More than this belongs in a store, not in an agent's memory.
+pub(crate) const BUFFER_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+/// The pace at which an unanswered Redis is asked again while connecting.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How an agent shall be. Made by [`Agent::options`].
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    id: Option<String>,
+    batch_window: Duration,
+    buffer_bytes: usize,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self { id: None, batch_window: Duration::from_millis(50), buffer_bytes: 8 * 1024 * 1024 }
+    }
+}
+
+impl AgentOptions {
+    /// The id under which commands reach the agent, on `agent:{id}`. Default: a new UUID.
+    ///
+    /// Two agents with one id both hear its commands: give each process its own.
+    pub fn id(self, id: impl Into<String>) -> Self {
+        Self { id: Some(id.into()), ..self }
+    }
+
+    /// How long text deltas are collected, 0 to 250 ms. Default: 50 ms, which saves two thirds of
+    /// Redis' work at 60 tokens a second and is not seen by a reader. The first delta of a turn
+    /// never waits.
+    pub fn batch_window(self, window: Duration) -> Self {
+        Self { batch_window: window, ..self }
+    }
+
+    /// How many bytes of events may wait to be written, over all channels. Default: 8 MiB.
+    ///
+    /// What is sent without waiting is refused when they are full; what is awaited waits for room.
+    pub fn buffer(self, bytes: usize) -> Self {
+        Self { buffer_bytes: bytes, ..self }
+    }
+
+    /// Connects to the Redis at `url` (`redis://…`, or `rediss://…` for TLS) and begins to listen
+    /// for commands.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; [`Unreachable`](ConnectError::Unreachable) after 10 seconds without an
+    /// answer.
+    pub async fn connect(self, url: &str) -> Result<Agent, ConnectError> {
+        let agent = self.checked()?;
+        check_scheme(url)?;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let journal = Journal::open(url)?;
+        let at = without_secrets(url);
+        match answered(&journal, deadline).await {
+            Ok(()) => self.start(agent, journal, deadline, at).await,
+            Err(source) => Err(ConnectError::Unreachable { at, source }),
+        }
+    }
+
+    /// The same with a journal that is already there, for an agent that shares its process with a
+    /// relay, and for tests.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn attach(self, journal: Journal) -> Result<Agent, ConnectError> {
+        let agent = self.checked()?;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        self.start(agent, journal, deadline, "the attached journal".to_owned()).await
+    }
+
+    async fn start(
+        self,
+        agent: Channel,
+        journal: Journal,
+        deadline: Instant,
+        at: String,
+    ) -> Result<Agent, ConnectError> {
+        Agent::start(agent, journal, self.batch_window, self.buffer_bytes, deadline)
+            .await
+            .map_err(|source| ConnectError::Unreachable { at, source })
+    }
+
+    /// Everything that can be found wrong without Redis; the agent's channel.
+    fn checked(&self) -> Result<Channel, ConnectError> {
+        if self.batch_window > BATCH_WINDOW_MAX {
+            return Err(ConnectError::BatchWindow { given: self.batch_window });
+        }
+        if !(BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&self.buffer_bytes) {
+            return Err(ConnectError::Buffer { given: self.buffer_bytes });
+        }
+        Ok(match &self.id {
+            Some(id) => Channel::agent(id)?,
+            None => Channel::agent(&Uuid::new_v4().to_string())?,
+        })
+    }
+}
+
+/// Asks until there is an answer, or it is too late.
+async fn answered(journal: &Journal, deadline: Instant) -> Result<(), Option<Unavailable>> {
+    let mut last = None;
+    let asking = async {
+        while let Err(unavailable) = journal.ready().await {
+            last = Some(unavailable);
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    };
+    if tokio::time::timeout_at(deadline, asking).await.is_ok() { Ok(()) } else { Err(last) }
+}
+
+fn check_scheme(url: &str) -> Result<(), ConnectError> {
+    match url.split_once("://").map(|(scheme, _)| scheme) {
+        Some("redis" | "rediss") => Ok(()),
+        Some("http" | "https" | "ws" | "wss") => Err(ConnectError::Http(without_secrets(url))),
+        _ => Err(ConnectError::Scheme(without_secrets(url))),
+    }
+}
+
+/// `url` as it may stand in a log: no user, no password, no query.
+fn without_secrets(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let separator = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{separator}{host}").chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_an_error_holds_no_secret() {
+        for (url, shown) in [
+            ("redis://h:6379/2", "redis://h:6379/2"),
+            ("redis://user:p@ss@h:6379", "redis://h:6379"),
+            ("https://h/?token=abc", "https://h/"),
+            ("user:secret@h:6379", "h:6379"),
+            ("", ""),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
+    }
+
+    #[test]
+    fn only_addresses_of_redis_are_taken() {
+        assert!(check_scheme("redis://h").is_ok());
+        assert!(check_scheme("rediss://h").is_ok());
+        assert!(matches!(check_scheme("http://h"), Err(ConnectError::Http(_))));
+        for other in ["h:6379", "", "unix:///run/redis.sock", "redis:h"] {
+            assert!(matches!(check_scheme(other), Err(ConnectError::Scheme(_))), "{other}");
+        }
+    }
+
+    #[test]
+    fn knobs_out_of_bounds_are_named() {
+        let window = Agent::options().batch_window(Duration::from_secs(1)).checked().unwrap_err();
+        assert!(window.to_string().contains("250ms"), "{window}");
+        let buffer = Agent::options().buffer(1_000).checked().unwrap_err();
+        assert!(buffer.to_string().contains("1000"), "{buffer}");
+        let id = Agent::options().id("a 1").checked().unwrap_err();
+        assert!(matches!(id, ConnectError::Id(_)), "{id}");
+        assert!(!id.is_retryable());
+    }
+}
