@@ -73,6 +73,9 @@ pub(crate) fn authenticate(
     struct Claims {
         sub: Box<str>,
         exp: u64,
+        /// The library ignores an `nbf` that is no number.
+        #[expect(dead_code, reason = "only its type is checked here, its value by the library")]
+        nbf: Option<u64>,
         #[serde(default)]
         relay: Grant,
     }
@@ -161,6 +164,7 @@ mod tests {
         for (why, token) in [
             ("expired", with(json!({"exp": now().as_secs() - 1}))),
             ("not yet valid", with(json!({"nbf": soon()}))),
+            ("nbf as text", with(json!({"nbf": "1"}))),
             ("exp as text", with(json!({"exp": "99999999999"}))),
             ("exp as fraction", with(json!({"exp": 99999999999.5}))),
             ("sub as number", with(json!({"sub": 7}))),

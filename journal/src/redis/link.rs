@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use deadpool_redis::Pool;
 use futures_util::StreamExt;
+use protocol::UNREADABLE;
 use rand::Rng;
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::{AsyncCommands, Client, ConnectionInfo, Msg};
@@ -160,9 +161,11 @@ impl Supervisor {
     /// False where nobody follows any more.
     fn deliver(&self, message: &Msg, deliver: &Deliver) -> bool {
         let Some(name) = self.keys.name(message.get_channel_name()) else { return true };
-        // A bell that cannot be read is a lost bell: an empty batch has the journal read.
         let entries = wire::bell(name.side, message.get_payload_bytes()).unwrap_or_default();
-        deliver.entries(name, entries)
+        // A bell that cannot be read is a lost bell: an empty batch has the journal read. So is one with
+        // an unreadable entry: whether such an entry stands there only the journal can tell.
+        let is_readable = entries.iter().all(|entry| &*entry.name != UNREADABLE);
+        deliver.entries(name, if is_readable { entries } else { Vec::new() })
     }
 }
 

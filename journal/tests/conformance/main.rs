@@ -8,7 +8,12 @@
     clippy::print_stdout,
     reason = "a test fails by panicking, and prints the seed that repeats it"
 )]
-#![allow(missing_docs, unreachable_pub, missing_debug_implementations, reason = "nobody imports a test")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    reason = "nobody imports a test"
+)]
 
 mod model;
 mod promises;

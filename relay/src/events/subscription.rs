@@ -43,6 +43,16 @@ pub(crate) struct Subscription {
     /// Up to where frames were given; `None`: nothing was ever there to give.
     cursor: Option<Offset>,
     phase: Phase,
+    reading: Reading,
+}
+
+/// Whether a page was asked for. Until it is there nothing else is taken: it continues the cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    No,
+    Yes,
+    /// And the tail has changed since.
+    YesAndNews,
 }
 
 #[derive(Debug)]
@@ -51,6 +61,8 @@ enum Phase {
     Joining { since: Option<Since>, ids: Vec<Option<CorrelationId>> },
     /// Answered; `caught_up` is still to be said. Deltas are merged.
     CatchingUp,
+    /// The tail ran away from a browser that is slow. Deltas are merged until it has caught up.
+    Lagging,
     /// As it comes.
     Live,
     /// `global:everyone`: as it comes, without a word about it, and nothing is caught up.
@@ -67,13 +79,14 @@ impl Subscription {
         membership: Membership,
     ) -> Self {
         let phase = Phase::Joining { since, ids: vec![id] };
-        Self { target, format, membership, cursor: None, phase }
+        Self { target, format, membership, cursor: None, phase, reading: Reading::No }
     }
 
     /// The silent subscription of every connection to `global:everyone`.
     pub(crate) fn to_everyone(target: Target, membership: Membership) -> Self {
         let phase = Phase::Everyone { joined: false };
-        Self { target, format: Format::Flat, membership, cursor: None, phase }
+        let format = Format::Flat;
+        Self { target, format, membership, cursor: None, phase, reading: Reading::No }
     }
 
     /// Whether the browser asked for it, and may ask again.
@@ -106,6 +119,10 @@ impl Subscription {
     /// Takes what the tail has after the cursor.
     pub(crate) fn step(&mut self, out: &mut Vec<Bytes>) -> Next {
         self.membership.listen_again();
+        if self.reading != Reading::No {
+            self.reading = Reading::YesAndNews;
+            return Next::Wait;
+        }
         let Some(head) = self.membership.watched().head() else { return Next::Wait };
         match &mut self.phase {
             Phase::Joining { since, ids } => {
@@ -156,22 +173,21 @@ impl Subscription {
             self.cursor = Some(last.entry.offset);
         }
         let is_all = entries.len() < STEP_ENTRIES || self.cursor == head;
-        match self.phase {
-            Phase::CatchingUp => {
-                let entries: Vec<Arc<Entry>> =
-                    entries.iter().map(|e| Arc::clone(&e.entry)).collect();
-                self.say_merged(&entries, out);
-                if is_all {
-                    self.say_caught_up(out);
-                }
+        if matches!(self.phase, Phase::CatchingUp | Phase::Lagging) {
+            let entries: Vec<Arc<Entry>> = entries.iter().map(|e| Arc::clone(&e.entry)).collect();
+            self.say_merged(&entries, out);
+            if is_all {
+                self.now_live(out);
             }
-            _ => self.say_each(&entries, out),
+        } else {
+            self.say_each(&entries, out);
         }
         if is_all { Next::Wait } else { Next::Again }
     }
 
     /// A page that was asked for came.
     pub(crate) fn on_page(&mut self, page: &Page, out: &mut Vec<Bytes>) -> Next {
+        let news = std::mem::replace(&mut self.reading, Reading::No) == Reading::YesAndNews;
         let was_joining = matches!(self.phase, Phase::Joining { .. });
         if let Phase::Joining { ids, .. } = &mut self.phase {
             let ids = std::mem::take(ids);
@@ -191,18 +207,21 @@ impl Subscription {
         if was_joining || page.reset.is_some() {
             self.cursor = page.start;
         }
+        if matches!(self.phase, Phase::Live) {
+            self.phase = Phase::Lagging;
+        }
         self.say_merged(&page.entries, out);
         if page.entries.is_empty() {
-            // The journal has nothing more; should the tail, it will be reset, and wake us.
-            if matches!(self.phase, Phase::CatchingUp) {
-                self.say_caught_up(out);
-            }
-            return Next::Wait;
+            // The journal has nothing more. Where the tail does not agree it is about to be reset, which
+            // wakes us; asking at once again would only spin.
+            self.now_live(out);
+            return if news { Next::Again } else { Next::Wait };
         }
         Next::Again
     }
 
-    fn read(&self, since: Since, head: Option<Offset>) -> Next {
+    fn read(&mut self, since: Since, head: Option<Offset>) -> Next {
+        self.reading = Reading::Yes;
         Next::Read(Request { name: self.membership.watched().name.clone(), since, head })
     }
 
@@ -248,8 +267,10 @@ impl Subscription {
         }
     }
 
-    fn say_caught_up(&mut self, out: &mut Vec<Bytes>) {
-        self.phase = Phase::Live;
+    fn now_live(&mut self, out: &mut Vec<Bytes>) {
+        if !matches!(std::mem::replace(&mut self.phase, Phase::Live), Phase::CatchingUp) {
+            return;
+        }
         let frame = RelayFrame::CaughtUp {
             channel: self.target.named(),
             offset: self.cursor.map(|offset| offset.to_string()),

@@ -1,0 +1,82 @@
+//! `agent-relay`, the binary: words and variables in, an exit code out.
+//!
+//! The one place that knows both sides, the relay and the agents. [`flags`] is the table of what can be
+//! given, [`arguments`] what was given, [`settings`] what it means; then one of the [`subcommands`] does
+//! it.
+
+mod arguments;
+mod flags;
+mod logs;
+mod open_files;
+mod problem;
+mod settings;
+mod signals;
+mod subcommands;
+mod value;
+mod variables;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use problem::Report;
+use settings::{Settings, Work};
+
+/// The configuration is wrong; nothing was started.
+const MISCONFIGURED: u8 = 2;
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run());
+    // What is left, such as the question to a slow name server, keeps nobody waiting.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run() -> ExitCode {
+    let variables: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    let (given, problems) = match arguments::parse(std::env::args_os(), &variables) {
+        Ok(parsed) => parsed,
+        Err(answer) => {
+            // Nobody reads it: nothing can be done about that here.
+            drop(answer.print());
+            return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(MISCONFIGURED));
+        }
+    };
+    let directives = variables.iter().find(|(name, _)| name == flags::LOG_VARIABLE);
+    let directives = directives.map(|(_, value)| value.to_string_lossy().into_owned());
+    let settings = match settings::resolve(given, directives.as_deref(), problems) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            eprint!("{}", Report(&problems));
+            return ExitCode::from(MISCONFIGURED);
+        }
+    };
+    let Settings { log_format, log_filter, mut warnings, work } = settings;
+    warnings.extend(variables::warnings(&variables));
+    logs::start(log_format, log_filter);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let ended = match work {
+        Work::Serve(config) => Box::pin(subcommands::serve::run(config)).await,
+        Work::Demo(config) => Box::pin(subcommands::demo::run(config, log_format)).await,
+        Work::DemoAgent { redis, session, agent_id } => {
+            Box::pin(subcommands::demo_agent::run(&redis, &session, &agent_id)).await
+        }
+        Work::Check(given, journal) => {
+            subcommands::check::run(&given, &journal).await;
+            Ok(())
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `check`: what `serve` would do, said and not done.
+
+use journal::Journal;
+
+use crate::arguments::{Given, Source};
+use crate::flags::{Flag, JWT_SECRET_FILE, LOG_FORMAT, REDIS};
+use crate::value::without_secrets;
+
+/// Prints the configuration, and whether its Redis answers. One that does not is no mistake: the
+/// relay starts without it, and serves as soon as it is there.
+#[expect(clippy::print_stdout, reason = "the report is what was asked for")]
+pub(crate) async fn run(given: &Given, journal: &Journal) {
+    print!("The configuration is valid.\n\n{}", effective(given));
+    if !journal.is_in_memory() {
+        match journal.ready().await {
+            Ok(()) => println!("\nRedis answers."),
+            Err(error) => println!(
+                "\nWarning: {error}.\nThe relay would start, not be ready, and serve as soon as Redis \
+                 answers."
+            ),
+        }
+    }
+}
+
+/// Every flag with its value and where that is from; no secret.
+fn effective(given: &Given) -> String {
+    let row = |flag: &&Flag| {
+        let (shown, source) = match given.value(flag) {
+            Some(value) if flag.name == REDIS.name => (without_secrets(&value.text), value.source),
+            Some(value) => (value.text, value.source),
+            None => (absence(flag.name).to_owned(), Source::Default),
+        };
+        format!("  {:<16} {shown} ({source})\n", flag.name)
+    };
+    given.subcommand.flags.iter().map(row).collect()
+}
+
+/// What it means that a flag without default was not given.
+fn absence(name: &str) -> &'static str {
+    if name == REDIS.name {
+        "none: the journals live in this process' memory"
+    } else if name == JWT_SECRET_FILE.name {
+        "none: everybody may do everything"
+    } else if name == LOG_FORMAT.name {
+        "text on a terminal, otherwise json"
+    } else {
+        "none"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments;
+
+    #[test]
+    fn the_effective_configuration_holds_no_password() {
+        let line = "agent-relay check --redis redis://user:canary@h:1/2 --drain 1s";
+        let words = line.split_whitespace().map(Into::into);
+        let variables = [("RELAY_LISTEN".into(), "127.0.0.1:1".into())];
+        let (given, _) = arguments::parse(words, &variables).unwrap();
+
+        let table = effective(&given);
+
+        for row in [
+            "  listen           127.0.0.1:1 (variable)\n",
+            "  redis            redis://***@h:1/2 (flag)\n",
+            "  drain            1s (flag)\n",
+            "  allow-anonymous  false (default)\n",
+            "  admin-listen     none (default)\n",
+        ] {
+            assert!(table.contains(row), "{table}");
+        }
+        assert!(!table.contains("canary"), "{table}");
+    }
+}

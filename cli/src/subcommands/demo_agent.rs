@@ -1,0 +1,55 @@
+//! `demo-agent`: the demo's agent alone, as any agent of a deployment: it knows Redis, and no relay.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use publisher_sdk::Agent;
+use tokio_util::sync::CancellationToken;
+
+use crate::signals::Signals;
+
+/// Between two attempts to reach a Redis; each attempt waits for ten seconds itself.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Works until it is asked to end.
+pub(crate) async fn run(redis: &str, session: &str, agent_id: &str) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let shutdown = CancellationToken::new();
+    let mut work = Box::pin(work(redis, session, agent_id, shutdown.clone()));
+    tokio::select! {
+        ended = &mut work => return ended,
+        () = signals.next() => {}
+    }
+    tracing::info!("asked to end: the run is cancelled");
+    shutdown.cancel();
+    let mut ended = Ok(());
+    signals.unless_again(async { ended = work.await }).await?;
+    ended
+}
+
+async fn work(
+    redis: &str,
+    session: &str,
+    agent_id: &str,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(agent) = shutdown.run_until_cancelled(connect(redis, agent_id)).await else {
+        return Ok(());
+    };
+    let agent = agent?;
+    tracing::info!(session, agent_id, "the demo agent works");
+    demo::run_agent(agent, session, shutdown).await.context("the demo agent ended")
+}
+
+/// Connects, however long Redis takes to be there.
+async fn connect(redis: &str, agent_id: &str) -> anyhow::Result<Agent> {
+    loop {
+        match Agent::options().id(agent_id).connect(redis).await {
+            Err(error) if error.is_retryable() => {
+                tracing::warn!("{:#}; trying again", anyhow::Error::new(error));
+                tokio::time::sleep(PAUSE).await;
+            }
+            connected => return connected.context("the demo agent cannot connect"),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What people decide reaches the agent it is for, once, wherever it runs; and nobody is left without
+//! an answer.
+
+use publisher_sdk::Commands;
+use serde_json::{Value, json};
+use tests::{PATIENCE, Stage};
+
+async fn next(commands: &mut Commands) -> publisher_sdk::Command {
+    let command = tokio::time::timeout(PATIENCE, commands.next()).await;
+    command.expect("a command arrives").expect("the agent lives")
+}
+
+/// Cancel cancels, from any replica; and it cancels this agent and no other.
+#[tokio::test]
+async fn cancel_reaches_the_one_agent_through_any_replica() {
+    let stage = Stage::with_replicas(2).await;
+    for replica in 0..2 {
+        let (mine, other) = (format!("mine{replica}"), format!("other{replica}"));
+        let (agent, bystander) = (stage.agent(&mine).await, stage.agent(&other).await);
+        let (run, untouched) = (agent.begin_run("r1"), bystander.begin_run("r1"));
+        let mut browser = stage.browser_on(replica).connect().await;
+
+        let cancel = json!({"type": "cancel_agent", "agent_id": mine, "reason": "enough"});
+        let ack = browser.ask(cancel).await;
+        let cancellation = tokio::time::timeout(PATIENCE, run.cancelled()).await.unwrap();
+        let go = json!({"type": "command", "agent_id": other, "name": "go", "data": {"n": 1}});
+        browser.ask(go).await;
+        let command = next(&mut bystander.commands()).await;
+
+        assert_eq!((&ack["type"], &ack["status"]), (&json!("ack"), &json!("accepted")), "{ack}");
+        assert!(ack["listeners"].as_u64().is_some_and(|count| count >= 1), "{ack}");
+        assert!(ack["command_id"].is_string(), "{ack}");
+        assert_eq!(cancellation.reason.as_deref(), Some("enough"));
+        assert_eq!((command.name.as_str(), &*command.data), ("go", r#"{"n":1}"#));
+        assert!(!untouched.is_cancelled(), "the other agent was cancelled");
+    }
+}
+
+/// Cancel says nobody listens where nobody does, and does not lie in wait for who comes later.
+#[tokio::test]
+async fn cancelling_nobody_is_answered_and_hits_nobody_later() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().connect().await;
+
+    let ack = browser.ask(json!({"type": "cancel_agent", "agent_id": "late"})).await;
+    let agent = stage.agent("late").await;
+    let run = agent.begin_run("r1");
+    browser.ask(json!({"type": "command", "agent_id": "late", "name": "go", "data": {}})).await;
+    let command = next(&mut agent.commands()).await;
+
+    assert_eq!((&ack["type"], &ack["listeners"]), (&json!("ack"), &json!(0)), "{ack}");
+    assert_eq!(command.name, "go");
+    assert!(!run.is_cancelled());
+}
+
+/// A browser that leaves changes nothing, however it leaves (invariant 7).
+#[tokio::test]
+async fn a_browser_that_leaves_touches_no_agent() {
+    let mut stage = Stage::with_replicas(2).await;
+    let agent = stage.agent("a1").await;
+    let session = agent.session("42").await.unwrap();
+    let run = session.begin_run("r1");
+    for replica in 0..2 {
+        stage.browser_on(replica).subscribed_to("session:42").await.leave().await;
+        stage.browser_on(replica).path("/ws/42").connect().await.vanish();
+        let mut mute = stage.browser_on(replica).subscribed_to("agent:a1").await;
+        mute.stop_reading();
+    }
+
+    stage.replicas[0].kill9();
+    let mut browser = stage.browser_on(1).connect().await;
+    browser.ask(json!({"type": "command", "agent_id": "a1", "name": "go"})).await;
+
+    assert_eq!(next(&mut agent.commands()).await.name, "go", "the first and only command");
+    assert!(!run.is_cancelled());
+}
+
+/// F34: a command is done once, however often and wherever it is sent.
+#[tokio::test]
+async fn a_command_sent_again_and_elsewhere_is_done_once() {
+    let stage = Stage::with_replicas(2).await;
+    let agent = stage.agent("a1").await;
+    let mut browsers = [stage.browser_on(0).connect().await, stage.browser_on(1).connect().await];
+    let id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
+    let command = json!({"type": "command", "agent_id": "a1", "name": "pay", "command_id": id});
+
+    for _ in 0..3 {
+        for browser in &mut browsers {
+            let ack = browser.ask(command.clone()).await;
+            assert_eq!((&ack["type"], &ack["command_id"]), (&json!("ack"), &json!(id)), "{ack}");
+        }
+    }
+    browsers[1].ask(json!({"type": "command", "agent_id": "a1", "name": "last"})).await;
+
+    let mut commands = agent.commands();
+    let first = next(&mut commands).await;
+    assert_eq!((first.name.as_str(), first.command_id.as_str()), ("pay", id));
+    assert_eq!(next(&mut commands).await.name, "last");
+}
+
+/// A command to a session reaches the agent that opened it, and tells it who asks.
+#[tokio::test]
+async fn a_command_to_a_session_reaches_its_agent_and_says_who_asks() {
+    let stage = Stage::options().with_secret().set().await;
+    let agent = stage.agent("a1").await;
+    let _session = agent.session("42").await.unwrap();
+    let token = tests::Token::of("ada").allowing("command", &["session:42"]).sign();
+    let mut browser = stage.browser_on(1).token(&token).connect().await;
+
+    let data = json!({"text": "faster", "by": "somebody else"});
+    let command = json!({"type": "command", "channel": "session:42", "name": "steer", "data": data, "by": "eve"});
+    let ack = browser.ask(command).await;
+
+    assert_eq!(ack["type"], "ack", "{ack}");
+    let command = next(&mut agent.commands()).await;
+    assert_eq!((command.name.as_str(), command.by.as_deref()), ("steer", Some("ada")));
+    assert_eq!(command.channel.as_str(), "session:42");
+    assert_eq!(command.read::<Value>().unwrap(), data);
+}
+
+/// Orders keep their order.
+#[tokio::test]
+async fn the_commands_of_one_browser_arrive_in_the_order_they_were_sent() {
+    let stage = Stage::with_replicas(1).await;
+    let agent = stage.agent("a1").await;
+    let mut browser = stage.browser().connect().await;
+
+    for i in 0..100 {
+        browser.send(json!({"type": "command", "agent_id": "a1", "name": "step", "data": i})).await;
+    }
+
+    let mut commands = agent.commands();
+    for i in 0..100 {
+        assert_eq!(next(&mut commands).await.data.parse::<u64>(), Ok(i));
+    }
+}
+
+/// A request is always answered: nobody serves this one.
+#[tokio::test]
+async fn a_request_that_nobody_serves_gets_its_typed_response() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().connect().await;
+
+    let request = json!({"type": "request", "method": "sessions.create", "params": {}});
+    let response = browser.ask(request).await;
+
+    assert_eq!(response["type"], "response", "{response}");
+    let error = &response["error"];
+    assert_eq!(
+        (&error["code"], &error["retryable"]),
+        (&json!("no_worker"), &json!(true)),
+        "{response}"
+    );
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("sessions")), "{response}");
+}
+
+/// F35: a command while Redis is away is refused as retryable, and done once when it is retried.
+#[tokio::test]
+async fn a_command_while_redis_is_away_is_answered_and_done_once_when_retried() {
+    let stage = Stage::options().with_chaos().set().await;
+    let agent = stage.agent("a1").await;
+    let mut browser = stage.browser_on(0).connect().await;
+    let id = "0b0d9c55-9a35-4f6a-8a5b-8f3d5d0f9a11";
+    let command = json!({"type": "command", "agent_id": "a1", "name": "pay", "command_id": id});
+
+    stage.chaos().cut();
+    let mut answer = browser.ask(command.clone()).await;
+    assert_eq!(
+        (&answer["code"], &answer["retryable"]),
+        (&json!("unavailable"), &json!(true)),
+        "{answer}"
+    );
+    stage.chaos().restore();
+    while answer["type"] != "ack" {
+        answer = browser.ask(command.clone()).await;
+    }
+    browser.ask(command).await;
+    browser.ask(json!({"type": "command", "agent_id": "a1", "name": "last"})).await;
+
+    let mut commands = agent.commands();
+    assert_eq!(next(&mut commands).await.name, "pay");
+    assert_eq!(next(&mut commands).await.name, "last");
+}

@@ -1,0 +1,30 @@
+//! What we promise, one file per theme. The names are the promises.
+//!
+//! `given`, `when` and `then` are separated by blank lines. Rows `F01` to `F64` are those of the fault
+//! matrix.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a scenario fails by panicking: the panic is its verdict"
+)]
+
+mod agents;
+mod commands;
+mod demo_page;
+mod doors;
+mod fan_out;
+mod first_users;
+mod hostile_writers;
+mod http;
+mod joining;
+mod leaving;
+mod lost_history;
+mod malformed;
+mod operating;
+mod redis_away;
+mod resuming;
+mod slow_browsers;
+mod subscriptions;
+mod tokens;
+mod without_redis;

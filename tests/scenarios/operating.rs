@@ -1,0 +1,216 @@
+//! What an operator meets: start, configuration, logs, strangers at the door.
+
+use serde_json::{Value, json};
+use tests::process::Process;
+use tests::replica::{Setup, launch, run};
+use tests::{Replica, Stage, Token};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Runs the binary to its end: the exit code and everything it said.
+async fn verdict(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let mut process: Process = run(&arguments, &variables.iter().map(own).collect::<Vec<_>>());
+    let code = process.exit().await.code();
+    // The last lines may still be on their way from the pipe to the log.
+    let said = tests::until("it says why it ended", async || {
+        let said = process.log().text();
+        (code == Some(0) || !said.is_empty()).then_some(said)
+    });
+    (code, said.await)
+}
+
+/// F28: everything wrong is listed at once, each with its name, and nothing starts.
+#[tokio::test]
+async fn a_wrong_configuration_lists_every_mistake_and_exits_with_2() {
+    let wrong =
+        ["--listen", "nonsense", "--redis", "http://x", "--jwt-secret-file", "/no/such/file"];
+    for subcommand in ["serve", "check"] {
+        let (code, said) = verdict(&[&[subcommand], &wrong[..]].concat(), &[]).await;
+
+        assert_eq!(code, Some(2), "{subcommand}: {said}");
+        for word in ["nonsense", "http://x", "/no/such/file"] {
+            assert!(said.contains(word), "{subcommand} does not name {word}:\n{said}");
+        }
+    }
+    let variables = [("RELAY_LISTEN", "nonsense"), ("RELAY_REDIS", "http://x")];
+    let (code, said) = verdict(&["serve"], &variables).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("nonsense") && said.contains("http://x"), "{said}");
+}
+
+/// F28: what cannot be meant.
+#[tokio::test]
+async fn a_dangerous_or_unknown_configuration_is_refused_with_2() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let short = dir.path().join("short");
+    std::fs::write(&short, "0123456789012345678901234567890").unwrap();
+    let short = short.display().to_string();
+    for (arguments, word) in [
+        (vec!["serve", "--lisen", "127.0.0.1:0"], "--lisen"),
+        (vec!["serve", "--listen", "0.0.0.0:0"], "--allow-anonymous"),
+        (vec!["serve", "--jwt-secret-file", &short], "32"),
+        (vec!["serve", "--log-format", "loud"], "loud"),
+        (vec!["dance"], "dance"),
+    ] {
+        let (code, said) = verdict(&arguments, &[]).await;
+        assert_eq!(code, Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(word), "{arguments:?} does not say `{word}`:\n{said}");
+    }
+}
+
+/// `check` says yes to what would start, without starting it.
+#[tokio::test]
+async fn check_accepts_what_would_start() {
+    let (code, said) = verdict(&["check", "--redis", "redis://127.0.0.1:1"], &[]).await;
+
+    assert_eq!(code, Some(0), "{said}");
+}
+
+/// F28: a port that is taken is no panic.
+#[tokio::test]
+async fn a_taken_port_is_named_and_nothing_runs() {
+    let stage = Stage::with_replicas(1).await;
+    let address = stage.replicas[0].address();
+    let mut second = launch(&Setup {
+        listen: address.parse().unwrap(),
+        ..Setup::serve(Some(stage.redis.url()))
+    });
+
+    let code = second.exit().await.code();
+
+    assert!(code.is_some_and(|code| code != 0), "{code:?}");
+    let port = address.rsplit_once(':').unwrap().1.to_owned();
+    second.log().wait("the port is named", |line| line.contains(&port).then_some(())).await;
+    assert!(!second.log().text().contains("panicked"), "{}", second.log().text());
+}
+
+/// A misspelt variable changes nothing; so it is said.
+#[tokio::test]
+async fn an_unknown_variable_is_warned_about_with_the_nearest_name() {
+    let stage = Stage::with_replicas(0).await;
+    let mut setup = stage.setup();
+    setup.variables = vec![("RELAY_JWT_SECRET_FIEL".to_owned(), "x".to_owned())];
+
+    let replica = Replica::start(setup).await;
+
+    let named = |line: &str| {
+        (line.contains("RELAY_JWT_SECRET_FIEL") && line.contains("RELAY_JWT_SECRET_FILE"))
+            .then_some(())
+    };
+    replica.log().wait("a warning that names both", named).await;
+}
+
+/// Every flag has its variable.
+#[tokio::test]
+async fn variables_do_what_flags_do() {
+    let stage = Stage::with_replicas(0).await;
+    let variables = [("RELAY_LISTEN", "127.0.0.1:0"), ("RELAY_REDIS", &stage.redis.url())]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let process = run(&["serve", "--log-format", "json"].map(str::to_owned), &variables);
+
+    let address = process.log().wait("`listening`", tests::replica::listening).await;
+    let get = tests::http::call(&address.to_string(), hyper::Method::GET, "/readyz", &[], "").await;
+
+    assert_eq!(get.unwrap().status, 200);
+}
+
+/// F64: logs never hold tokens or payloads, however much is logged.
+#[tokio::test]
+async fn the_log_holds_no_token_and_no_payload() {
+    const CANARY: &str = "canary-7f3a";
+    let stage = Stage::options().replicas(0).with_secret().set().await;
+    let mut setup = stage.setup();
+    setup.variables = vec![("RUST_LOG".to_owned(), "trace".to_owned())];
+    let replica = Replica::start(setup).await;
+    let token = Token::of("ada").allowing("subscribe", &["*"]).allowing("command", &["*"]).sign();
+    let signature = token.rsplit_once('.').unwrap().1.to_owned();
+    let expired = Token::of("ada").ending_in(-3_600).sign();
+    let door = || tests::door::Door::of(&replica);
+
+    let mut browser = door().token(&token).subscribed_to("session:42").await;
+    let mut by_query = door().path(&format!("/ws/s1?token={token}")).connect().await;
+    let protocols = format!("agent-relay.v1, bearer.{token}");
+    door().header("Sec-WebSocket-Protocol", &protocols).connect().await.settle().await;
+    door().token(&expired).refused().await;
+    door().path(&format!("/ws?token={expired}")).refused().await;
+    replica.publish("session:42", "note", json!({"text": CANARY})).await;
+    browser.wait_for_type("event").await;
+    browser.ask(json!({"type": "cancel_agent", "agent_id": "a1", "reason": CANARY})).await;
+    browser.ask(json!({"type": "dance", "text": CANARY})).await;
+    browser.ask(json!({"type": "auth", "token": token})).await;
+    replica
+        .post("/api/v1/publish", format!(r#"{{"channel":"session:42","data":"{CANARY}"}}"#))
+        .await;
+    by_query.settle().await;
+    replica.ask_to_go();
+    browser.wait_for_close().await;
+
+    let log = replica.log().text();
+    let expired = expired.rsplit_once('.').unwrap().1;
+    for secret in [CANARY, signature.as_str(), expired, tests::token::SECRET] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "`{secret}` is in the log: {line:?}");
+    }
+    assert!(!log.is_empty());
+}
+
+/// Every line of a JSON log is JSON, also with the strangest visitors.
+#[tokio::test]
+async fn every_line_of_the_log_is_json() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().connect().await;
+    browser.send(json!({"type": "subscribe", "channel": "x\n{\"level\":\"forged\"}"})).await;
+    browser.wait_for_type("error").await;
+    stage.replicas[0].ask_to_go();
+    browser.wait_for_close().await;
+
+    for line in stage.replicas[0].log().lines() {
+        assert!(serde_json::from_str::<Value>(&line).is_ok_and(|line| line.is_object()), "{line}");
+    }
+}
+
+/// F58: whoever says nothing, or says it letter by letter, is cut; others get in meanwhile.
+#[tokio::test]
+async fn a_socket_that_sends_no_request_is_cut() {
+    let stage = Stage::with_replicas(1).await;
+    let mut sockets = Vec::new();
+    for start in ["", "GET", "GET /ws HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
+        let mut socket = TcpStream::connect(stage.replicas[0].address()).await.unwrap();
+        socket.write_all(start.as_bytes()).await.unwrap();
+        sockets.push((start, socket));
+    }
+
+    stage.browser().connect().await.settle().await;
+
+    for (start, mut socket) in sockets {
+        let mut rest = Vec::new();
+        let reading = tokio::time::timeout(tests::PATIENCE, socket.read_to_end(&mut rest)).await;
+        assert!(reading.is_ok(), "a socket that sent only {start:?} is still open");
+    }
+}
+
+/// F59, F63: oversized requests are refused, and nothing of the inside is shown outside.
+#[tokio::test]
+async fn oversized_requests_are_refused_and_the_inside_is_not_shown() {
+    let stage = Stage::options().replicas(1).with_secret().set().await;
+    let address = stage.replicas[0].address();
+    let long = format!("/{}", "x".repeat(100_000));
+    let many: Vec<(String, String)> =
+        (0..200).map(|i| (format!("X-{i}"), "x".repeat(500))).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+
+    for (path, headers) in [(long.as_str(), &[][..]), ("/healthz", &many[..])] {
+        // To hang up is to refuse as well.
+        if let Ok(reply) = tests::http::call(&address, hyper::Method::GET, path, headers, "").await
+        {
+            assert!((400..500).contains(&reply.status), "{}", reply.status);
+        }
+    }
+    for path in ["/metrics", "/debug", "/api/v1/stats"] {
+        let reply = tests::http::call(&address, hyper::Method::GET, path, &[], "").await.unwrap();
+        assert!([401, 404].contains(&reply.status), "{path} is open: {}", reply.status);
+    }
+    stage.replicas[0].get("/healthz").await;
+}

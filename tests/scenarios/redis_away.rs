@@ -1,0 +1,268 @@
+//! Redis dies, stalls, forgets, hangs up. Nobody is disconnected, and it costs time only.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::wait::pause;
+use tests::{Browser, Persistence, Redis, Replica, Stage, until};
+
+const CHANNEL: &str = "session:42";
+
+/// A publisher that does not give up: each number once, in order.
+async fn publish_stubbornly(replica: &Replica, numbers: std::ops::Range<u64>) {
+    for i in numbers {
+        replica.publish_stubbornly(CHANNEL, i, &format!("number-{i}")).await;
+    }
+}
+
+async fn wait_for_status(browser: &mut Browser, status: &str) {
+    let is_it = |f: &Value| f["type"] == "relay_status" && f["redis"] == status;
+    browser.wait_for(&format!("relay_status {status}"), is_it).await;
+}
+
+/// Runs until `work` is done, what disturbs it again and again.
+async fn while_disturbed(redis: &Redis, words: &[&str], work: impl Future<Output = ()>) -> u32 {
+    let mut times = 0;
+    let disturb = async {
+        loop {
+            let _: redis::Value = redis.run(words).await;
+            times += 1;
+            pause(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = disturb => {}
+    }
+    times
+}
+
+/// F01: killed under load, back a moment later: nothing lost, nothing doubled, nobody disconnected.
+#[tokio::test]
+async fn redis_killed_under_load_costs_nobody_an_event_or_a_connection() {
+    for persistence in [Persistence::Everysec, Persistence::Always] {
+        let mut stage = Stage::options().persistence(persistence).set().await;
+        let mut here = stage.browser_on(0).subscribed_to(CHANNEL).await;
+        let mut there = stage.browser_on(1).subscribed_to(CHANNEL).await;
+        let Stage { redis, replicas, .. } = &mut stage;
+
+        let crash = async {
+            here.wait_until("some load", |seen| seen.numbers(CHANNEL).len() > 50).await;
+            redis.kill9();
+            wait_for_status(&mut here, "degraded").await;
+            wait_for_status(&mut there, "degraded").await;
+            redis.restart().await;
+            wait_for_status(&mut here, "ok").await;
+            wait_for_status(&mut there, "ok").await;
+        };
+        tokio::join!(publish_stubbornly(&replicas[0], 0..200), crash);
+        publish_stubbornly(&replicas[1], 200..250).await;
+
+        for browser in [&mut here, &mut there] {
+            browser.expect_numbers(CHANNEL, 0..250).await;
+            assert!(browser.history().resets(CHANNEL).is_empty(), "{persistence:?}");
+            browser.settle().await;
+        }
+    }
+}
+
+/// F03: Redis stalls for some seconds; what was under way then is not done twice.
+#[tokio::test]
+async fn a_stalled_redis_doubles_nothing_and_disconnects_nobody() {
+    let stage = Stage::with_replicas(2).await;
+    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
+
+    let stall = async {
+        browser.wait_until("some load", |seen| seen.numbers(CHANNEL).len() > 20).await;
+        stage.redis.freeze();
+        pause(Duration::from_secs(6)).await;
+        stage.redis.thaw();
+    };
+    tokio::join!(publish_stubbornly(&stage.replicas[0], 0..100), stall);
+
+    browser.expect_numbers(CHANNEL, 0..100).await;
+    assert!(browser.history().resets(CHANNEL).is_empty());
+    browser.settle().await;
+}
+
+/// F10: the connections on which events are pushed are killed again and again.
+#[tokio::test]
+async fn killing_the_pubsub_connections_again_and_again_is_not_noticed() {
+    let stage = Stage::with_replicas(2).await;
+    let mut here = stage.browser_on(0).subscribed_to(CHANNEL).await;
+    let mut there = stage.browser_on(1).subscribed_to(CHANNEL).await;
+
+    let load = async {
+        for i in 0..150 {
+            stage.replicas[0].publish(CHANNEL, "number", json!({"i": i})).await;
+            pause(Duration::from_millis(20)).await;
+        }
+    };
+    let kills = while_disturbed(&stage.redis, &["CLIENT", "KILL", "TYPE", "pubsub"], load).await;
+
+    assert!(kills > 8, "only {kills} kills: the test would prove nothing");
+    for browser in [&mut here, &mut there] {
+        browser.expect_numbers(CHANNEL, 0..150).await;
+        assert!(browser.history().resets(CHANNEL).is_empty());
+    }
+}
+
+/// The last push is lost and silence follows: it is found without anybody asking.
+#[tokio::test]
+async fn the_last_event_before_a_silence_is_found_though_its_push_was_lost() {
+    let stage = Stage::with_replicas(2).await;
+    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
+    stage.replicas[1].publish_numbers(CHANNEL, 0..5).await;
+    browser.expect_numbers(CHANNEL, 0..5).await;
+
+    for i in 5..10 {
+        let _: redis::Value = stage.redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        stage.replicas[1].publish(CHANNEL, "number", json!({"i": i})).await;
+    }
+
+    browser.expect_numbers(CHANNEL, 0..10).await;
+}
+
+/// F14: the scripts are gone again and again, two agents talk.
+#[tokio::test]
+async fn flushing_the_scripts_under_load_disturbs_nobodys_order() {
+    let stage = Stage::with_replicas(2).await;
+    let mut browser = stage.browser().subscribed_to("project:p").await;
+
+    let talk = async |replica: usize, who: &str| {
+        for i in 0..100 {
+            let data = json!({"who": who, "i": i});
+            stage.replicas[replica].publish("project:p", "step", data).await;
+            pause(Duration::from_millis(20)).await;
+        }
+    };
+    let load = async {
+        tokio::join!(talk(0, "ada"), talk(1, "bob"));
+    };
+    let flushes = while_disturbed(&stage.redis, &["SCRIPT", "FLUSH"], load).await;
+
+    assert!(flushes > 5, "only {flushes} flushes: the test would prove nothing");
+    browser.wait_until("200 steps", |seen| seen.events("project:p").len() == 200).await;
+    for who in ["ada", "bob"] {
+        let own = browser.events("project:p").iter().filter(|step| step.data["who"] == who);
+        let order: Vec<u64> = own.map(|step| step.data["i"].as_u64().unwrap()).collect();
+        assert_eq!(order, (0..100).collect::<Vec<_>>(), "{who}'s order");
+    }
+}
+
+/// F11: one replica loses its way to Redis. Its browsers are told and stay; the others notice nothing.
+#[tokio::test]
+async fn a_replica_cut_off_from_redis_tells_its_browsers_and_heals() {
+    let stage = Stage::options().with_chaos().set().await;
+    let mut cut_off = stage.browser_on(0).subscribed_to(CHANNEL).await;
+    let mut other = stage.browser_on(1).subscribed_to(CHANNEL).await;
+    stage.replicas[1].publish_numbers(CHANNEL, 0..10).await;
+    cut_off.expect_numbers(CHANNEL, 0..10).await;
+
+    stage.chaos().cut();
+    wait_for_status(&mut cut_off, "degraded").await;
+    stage.replicas[1].publish_numbers(CHANNEL, 10..30).await;
+    other.expect_numbers(CHANNEL, 0..30).await;
+    stage.chaos().restore();
+    wait_for_status(&mut cut_off, "ok").await;
+
+    cut_off.expect_numbers(CHANNEL, 0..30).await;
+    assert_eq!(other.count("relay_status"), 0);
+}
+
+/// Cut off while it was away from a channel that nobody else follows: subscribing waits or is refused
+/// as retryable, and succeeds afterwards.
+#[tokio::test]
+async fn a_browser_that_comes_while_redis_is_away_is_served_when_it_is_back() {
+    let stage = Stage::options().with_chaos().set().await;
+    stage.replicas[1].publish_numbers(CHANNEL, 0..10).await;
+    let mut witness = stage.browser_on(0).subscribed_to("session:other").await;
+    stage.chaos().cut();
+    wait_for_status(&mut witness, "degraded").await;
+
+    let mut browser = stage.browser_on(0).connect().await;
+    browser.send(json!({"type": "subscribe", "channel": CHANNEL, "since": "start"})).await;
+    stage.chaos().restore();
+    wait_for_status(&mut witness, "ok").await;
+
+    let of_channel = |f: &Value| f["channel"] == CHANNEL;
+    let first = browser.wait_for("an answer", of_channel).await;
+    if first["type"] == "error" {
+        assert_eq!((&first["code"], &first["retryable"]), (&json!("unavailable"), &json!(true)));
+        browser.subscribe_since(CHANNEL, Some("start")).await;
+    }
+    browser.expect_numbers(CHANNEL, 0..10).await;
+}
+
+/// F32: the append happened, its answer is lost on the way; the publisher asks again.
+#[tokio::test]
+async fn a_publish_whose_answer_was_lost_is_one_event_when_it_is_retried() {
+    let stage = Stage::options().with_chaos().set().await;
+    let mut browser = stage.browser_on(1).subscribed_to(CHANNEL).await;
+    stage.replicas[0].publish_numbers(CHANNEL, 0..1).await;
+
+    stage.chaos().swallow_replies();
+    let lose_the_answer = async {
+        browser.expect_numbers(CHANNEL, 0..2).await;
+        stage.chaos().break_connections();
+        stage.chaos().restore();
+    };
+    tokio::join!(stage.replicas[0].publish_stubbornly(CHANNEL, 1, "once"), lose_the_answer);
+    stage.replicas[1].publish_stubbornly(CHANNEL, 1, "once").await;
+    stage.replicas[0].publish_numbers(CHANNEL, 2..3).await;
+
+    browser.expect_numbers(CHANNEL, 0..3).await;
+}
+
+/// While Redis is away a publisher is told so, soon, and that it may try again.
+#[tokio::test]
+async fn publishing_while_redis_is_away_is_503_and_retryable() {
+    let mut stage = Stage::with_replicas(1).await;
+    stage.redis.kill9();
+
+    let body = json!({"channel": CHANNEL, "event": "x", "data": {}, "id": "x-1"}).to_string();
+    let reply = stage.replicas[0].post("/api/v1/publish", body).await;
+
+    assert_eq!((reply.status, reply.error_code().as_str()), (503, "unavailable"));
+    assert_eq!(reply.json()["error"]["retryable"], true);
+    stage.redis.restart().await;
+    stage.replicas[0].publish_stubbornly(CHANNEL, 0, "x-2").await;
+}
+
+/// F27: who starts first does not matter.
+#[tokio::test]
+async fn a_relay_that_starts_before_redis_serves_as_soon_as_redis_does() {
+    let mut stage = Stage::options().replicas(1).before_redis().set().await;
+    assert_eq!(stage.replicas[0].get("/healthz").await.status, 200);
+    assert_eq!(stage.replicas[0].get("/readyz").await.status, 503);
+    let mut browser = stage.browser().connect().await;
+
+    stage.redis.restart().await;
+    until("the replica is ready", async || {
+        (stage.replicas[0].get("/readyz").await.status == 200).then_some(())
+    })
+    .await;
+    browser.subscribe(CHANNEL).await;
+    stage.replicas[0].publish_numbers(CHANNEL, 0..5).await;
+
+    browser.expect_numbers(CHANNEL, 0..5).await;
+}
+
+/// Alive does not depend on Redis, ready does.
+#[tokio::test]
+async fn a_replica_without_redis_is_alive_but_not_ready() {
+    let mut stage = Stage::with_replicas(1).await;
+    let becomes = async |stage: &Stage, status: u16| {
+        until(&format!("/readyz says {status}"), async || {
+            (stage.replicas[0].get("/readyz").await.status == status).then_some(())
+        })
+        .await;
+        assert_eq!(stage.replicas[0].get("/healthz").await.status, 200);
+    };
+    becomes(&stage, 200).await;
+
+    stage.redis.kill9();
+    becomes(&stage, 503).await;
+    stage.redis.restart().await;
+    becomes(&stage, 200).await;
+}

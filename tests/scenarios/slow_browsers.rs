@@ -1,0 +1,111 @@
+//! A browser that does not read costs nobody anything, and is not lost.
+
+use serde_json::{Value, json};
+use tests::{Browser, Stage};
+
+/// `number` events of some size each.
+fn padded(channel: &str, numbers: std::ops::Range<u64>, bytes: usize) -> Vec<Value> {
+    let pad = "x".repeat(bytes);
+    let event = |i| json!({"channel": channel, "event": "number", "data": {"i": i, "pad": pad}});
+    numbers.map(event).collect()
+}
+
+async fn not_reading(stage: &Stage, replica: usize, channel: &str) -> Browser {
+    let mut browser = stage.browser_on(replica).holding_little().subscribed_to(channel).await;
+    browser.stop_reading();
+    browser
+}
+
+/// F39: 7 MiB go by, more than all the buffers between the relay and a page hold; the channel
+/// remembers 8 MiB.
+#[tokio::test]
+async fn a_browser_that_stops_reading_slows_nobody_and_catches_up_when_it_reads_again() {
+    let stage = Stage::with_replicas(2).await;
+    let mut slow = not_reading(&stage, 0, "session:42").await;
+    let mut neighbour = stage.browser_on(0).subscribed_to("session:42").await;
+    let mut elsewhere = stage.browser_on(1).subscribed_to("session:42").await;
+
+    stage.replicas[0].publish_all(&padded("session:42", 0..700, 10_000)).await;
+    neighbour.expect_numbers("session:42", 0..700).await;
+    elsewhere.expect_numbers("session:42", 0..700).await;
+    slow.read_again();
+
+    slow.expect_numbers("session:42", 0..700).await;
+    assert!(slow.history().resets("session:42").is_empty());
+    slow.settle().await;
+}
+
+/// 5 MB at a time, which the channel remembers, so that the quick browser never misses any.
+async fn publish_in_pieces(stage: &Stage, quick: &mut Browser, numbers: std::ops::Range<u64>) {
+    for from in numbers.step_by(100) {
+        stage.replicas[0].publish_all(&padded("session:42", from..from + 100, 50_000)).await;
+        quick.expect_numbers("session:42", 0..from + 100).await;
+    }
+}
+
+/// F40: what goes by while nobody reads it takes no memory, however much it is and however many do
+/// not read. Those that missed more than the channel remembers are told when they read again.
+#[tokio::test]
+async fn browsers_that_do_not_read_cost_a_bounded_amount_of_memory() {
+    const MIB: u64 = 1024 * 1024;
+    let stage = Stage::with_replicas(1).await;
+    // The first events let pools and tails reach their usual size.
+    let mut quick = stage.browser().subscribed_to("session:42").await;
+    publish_in_pieces(&stage, &mut quick, 0..300).await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        slow.push(not_reading(&stage, 0, "session:42").await);
+    }
+    let before = stage.replicas[0].resident_bytes();
+
+    publish_in_pieces(&stage, &mut quick, 300..1_800).await;
+
+    let grown = stage.replicas[0].resident_bytes().saturating_sub(before);
+    assert!(grown < 40 * MIB, "75 MB went by, 8 browsers did not read: {} MiB grown", grown / MIB);
+    for browser in &mut slow {
+        browser.read_again();
+        let is_last = |seen: &tests::History| seen.numbers("session:42").last() == Some(&1_799);
+        browser.wait_until("the last number", is_last).await;
+    }
+}
+
+/// Text that was missed comes merged: a browser that reads again has little to read.
+#[tokio::test]
+async fn a_slow_browser_gets_the_deltas_that_it_missed_as_few_frames() {
+    let stage = Stage::with_replicas(1).await;
+    let mut slow = not_reading(&stage, 0, "session:42").await;
+    let mut quick = stage.browser().subscribed_to("session:42").await;
+
+    // First something that fills every buffer on the way, then the text.
+    stage.replicas[0].publish_all(&padded("session:42", 0..600, 10_000)).await;
+    let text: Vec<String> = (0..3_000).map(|i| format!("word{i} ")).collect();
+    let delta =
+        |word| json!({"channel": "session:42", "event": "text_delta", "data": {"delta": word}});
+    stage.replicas[0].publish_all(&text.iter().map(delta).collect::<Vec<_>>()).await;
+    let whole = text.concat();
+    quick.wait_until("the text", |seen| seen.text("session:42", None) == whole).await;
+    slow.read_again();
+
+    let end = quick.history().offset("session:42");
+    slow.wait_until("the end", |seen| seen.offset("session:42") == end).await;
+    assert_eq!(slow.history().text("session:42", None), whole);
+    let frames =
+        slow.events("session:42").iter().filter(|event| event.name == "text_delta").count();
+    assert!(frames < 100, "{frames} frames for 3,000 deltas");
+}
+
+/// One connection, one channel that floods and one that whispers: the whisper is heard.
+#[tokio::test]
+async fn a_busy_channel_does_not_starve_a_quiet_one_of_the_same_browser() {
+    let stage = Stage::with_replicas(1).await;
+    let mut slow = stage.browser().holding_little().subscribed_to("session:loud").await;
+    slow.subscribe("session:quiet").await;
+    slow.stop_reading();
+    stage.replicas[0].publish_all(&padded("session:loud", 0..700, 10_000)).await;
+    stage.replicas[0].publish_numbers("session:quiet", 0..1).await;
+
+    slow.read_again();
+    slow.expect_numbers("session:quiet", 0..1).await;
+
+    slow.expect_numbers("session:loud", 0..700).await;
+}

@@ -1,0 +1,242 @@
+//! Who may do what, and for how long.
+
+use hyper::Method;
+use serde_json::{Value, json};
+use tests::token::SECRET;
+use tests::{Stage, Token};
+
+async fn guarded(replicas: usize) -> Stage {
+    Stage::options().replicas(replicas).with_secret().set().await
+}
+
+/// F54: whatever is no valid token is refused before the upgrade, and over HTTP.
+#[tokio::test]
+async fn a_token_that_is_not_valid_is_401_before_the_upgrade() {
+    let stage = guarded(1).await;
+    let good = Token::of("eve").allowing("subscribe", &["*"]).allowing("publish", &["*"]);
+    let hs256 = json!({"alg": "HS256", "typ": "JWT"});
+    let signed = good.sign();
+    let (body, signature) = signed.rsplit_once('.').unwrap();
+    let (header, _) = body.split_once('.').unwrap();
+    let stolen_signature = {
+        let richer = good.clone().allowing("command", &["*"]).sign();
+        let claims = richer.split('.').nth(1).unwrap().to_owned();
+        format!("{header}.{claims}.{signature}")
+    };
+    let bad = [
+        ("empty", String::new()),
+        ("no JWT", "abc".to_owned()),
+        ("three dots", "...".to_owned()),
+        ("expired", good.clone().ending_in(-3_600).sign()),
+        ("no exp", good.clone().without("exp").sign()),
+        ("exp as a string", good.clone().with("exp", json!("99999999999")).sign()),
+        ("exp null", good.clone().with("exp", Value::Null).sign()),
+        ("exp negative", good.clone().with("exp", json!(-1)).sign()),
+        ("no sub", good.clone().without("sub").sign()),
+        ("sub as a number", good.clone().with("sub", json!(7)).sign()),
+        ("not yet", good.clone().with("nbf", json!(tests::token::now() + 3_600)).sign()),
+        ("nbf as a string", good.clone().with("nbf", json!("1")).sign()),
+        ("another secret", good.sign_as(&hs256, "another secret, which is long enough too")),
+        ("no secret", good.sign_as(&hs256, "")),
+        ("alg none", good.unsigned("none")),
+        ("alg nOnE", good.unsigned("nOnE")),
+        ("alg HS256 unsigned", good.unsigned("HS256")),
+        ("alg HS384", good.sign_as(&json!({"alg": "HS384"}), SECRET)),
+        ("alg RS256", good.sign_as(&json!({"alg": "RS256"}), SECRET)),
+        ("no alg", good.sign_as(&json!({"typ": "JWT"}), SECRET)),
+        ("no signature", body.to_owned()),
+        ("another's signature", stolen_signature),
+        ("relay is no object", good.clone().with("relay", json!("all")).sign()),
+        ("10 KiB", good.clone().with("pad", json!("x".repeat(10 * 1024))).sign()),
+    ];
+    for (what, token) in bad {
+        assert_eq!(stage.browser().token(&token).refused().await, 401, "{what}");
+        let query = stage.browser().path(&format!("/ws?token={token}"));
+        assert_eq!(query.refused().await, 401, "{what}, in the query");
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str())];
+        let address = stage.replicas[0].address();
+        let path = "/api/v1/channels/session:1/events";
+        let reply = tests::http::call(&address, Method::GET, path, &headers, "").await.unwrap();
+        assert_eq!((reply.status, reply.error_code().as_str()), (401, "unauthorized"), "{what}");
+    }
+    stage.browser().token(&good.sign()).connect().await.settle().await;
+}
+
+/// No token at all, at any door.
+#[tokio::test]
+async fn without_a_token_no_door_opens() {
+    let stage = guarded(1).await;
+    for path in ["/ws", "/ws/events", "/ws/s1"] {
+        assert_eq!(stage.browser().path(path).refused().await, 401, "{path}");
+    }
+    let address = stage.replicas[0].address();
+    for (method, path) in
+        [(Method::GET, "/api/v1/channels/session:1/events"), (Method::POST, "/api/v1/publish")]
+    {
+        let body = json!({"channel": "session:1", "event": "x", "data": {}}).to_string();
+        let reply = tests::http::call(&address, method, path, &[], body).await.unwrap();
+        assert_eq!((reply.status, reply.error_code().as_str()), (401, "unauthorized"), "{path}");
+    }
+    for path in ["/healthz", "/readyz"] {
+        let reply = tests::http::call(&address, Method::GET, path, &[], "").await.unwrap();
+        assert_eq!(reply.status, 200, "{path} asks for no token");
+    }
+}
+
+/// A browser cannot set headers on a WebSocket: the token also comes as a subprotocol or in the
+/// query.
+#[tokio::test]
+async fn the_token_may_come_as_header_as_subprotocol_or_in_the_query() {
+    let stage = guarded(1).await;
+    let token = Token::of("ada").allowing("subscribe", &["session:1"]).sign();
+    let doors = [
+        stage.browser().token(&token),
+        stage
+            .browser()
+            .header("Sec-WebSocket-Protocol", &format!("agent-relay.v1, bearer.{token}")),
+        stage.browser().path(&format!("/ws?token={token}")),
+    ];
+    for door in doors {
+        let mut browser = door.subscribed_to("session:1").await;
+        let connected = browser.frames().next().unwrap();
+        assert_eq!((&connected["type"], &connected["user"]), (&json!("connected"), &json!("ada")));
+        browser.settle().await;
+    }
+}
+
+/// F61: what the grant does not name is not there.
+#[tokio::test]
+async fn a_token_without_the_grant_sees_and_does_nothing() {
+    let stage = guarded(2).await;
+    let token = Token::of("eve").allowing("subscribe", &["session:eve", "project:e*"]).sign();
+    let mut eve = stage.browser().token(&token).subscribed_to("session:eve").await;
+    eve.subscribe("project:eden").await;
+
+    for channel in
+        ["session:ada", "session:eve2", "session:ev", "project:ada", "user:eve", "global:events"]
+    {
+        let error = eve.ask(json!({"type": "subscribe", "channel": channel})).await;
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (&json!("error"), &json!("not_found")),
+            "{error}"
+        );
+        assert_eq!(error["channel"], channel, "{error}");
+    }
+    for command in [
+        json!({"type": "cancel_agent", "agent_id": "a1"}),
+        json!({"type": "command", "channel": "session:eve", "name": "go", "data": {}}),
+    ] {
+        let error = eve.ask(command).await;
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (&json!("error"), &json!("not_found")),
+            "{error}"
+        );
+    }
+    let response = eve.ask(json!({"type": "request", "method": "sessions.create"})).await;
+    assert_eq!(response["error"]["code"], "not_found", "{response}");
+
+    stage.replicas[1].publish_numbers("session:ada", 0..5).await;
+    stage.replicas[1].publish_numbers("session:eve", 0..5).await;
+    eve.expect_numbers("session:eve", 0..5).await;
+    assert!(
+        eve.frames()
+            .all(|frame| !tests::history::is_event(frame) || frame["channel"] != "session:ada")
+    );
+}
+
+/// The same over HTTP; and the message of a refusal does not depend on whether anything is there.
+#[tokio::test]
+async fn over_http_denied_and_missing_look_the_same() {
+    let stage = guarded(1).await;
+    stage.replicas[0].publish_numbers("session:ada", 0..5).await;
+    let token = Token::of("eve")
+        .allowing("subscribe", &["session:eve"])
+        .allowing("publish", &["session:eve"]);
+    let bearer = format!("Bearer {}", token.sign());
+    let address = stage.replicas[0].address();
+    let headers = [("Authorization", bearer.as_str())];
+    let call = async |method: Method, path: String, body: Value| {
+        tests::http::call(&address, method, &path, &headers, body.to_string()).await.unwrap()
+    };
+
+    let mut texts = Vec::new();
+    for channel in ["session:ada", "session:nobody"] {
+        let read =
+            call(Method::GET, format!("/api/v1/channels/{channel}/events"), Value::Null).await;
+        assert_eq!((read.status, read.error_code().as_str()), (404, "not_found"));
+        let event = json!({"channel": channel, "event": "x", "data": {}});
+        let publish = call(Method::POST, "/api/v1/publish".to_owned(), event.clone()).await;
+        assert_eq!((publish.status, publish.error_code().as_str()), (404, "not_found"));
+        let mine = json!({"channel": "session:eve", "event": "x", "data": {}});
+        let both = call(Method::POST, "/api/v1/publish".to_owned(), json!([event, mine])).await;
+        assert_eq!(both.json()["results"][0]["error"]["code"], "not_found", "{}", both.text());
+        assert!(both.json()["results"][1]["offset"].is_string(), "{}", both.text());
+        texts.push((read.text() + &publish.text()).replace(channel, "X"));
+    }
+
+    assert_eq!(texts[0], texts[1]);
+}
+
+/// A door whose channel is not granted still opens: one error, and then it is a connection like any.
+#[tokio::test]
+async fn a_door_whose_channel_is_not_granted_says_so_once_and_lives_on() {
+    let stage = guarded(1).await;
+    let token = Token::of("eve").allowing("subscribe", &["session:eve"]).sign();
+    for (path, channel) in [("/ws/events", "global:events"), ("/ws/ada", "session:ada")] {
+        let mut browser = stage.browser().path(path).token(&token).connect().await;
+
+        let error = browser.wait_for_type("error").await;
+        assert_eq!(error["code"], "not_found", "{error}");
+        assert_eq!(tests::history::channel_of(&error).as_deref(), Some(channel), "{error}");
+
+        browser.subscribe("session:eve").await;
+        stage.replicas[0].publish(channel, "secret", json!({})).await;
+        stage.replicas[0].publish_numbers("session:eve", 0..1).await;
+        browser.wait_until("number 0", |seen| !seen.numbers("session:eve").is_empty()).await;
+        assert_eq!((browser.count("error"), browser.count("secret")), (1, 0));
+    }
+}
+
+/// F56: a token's end is announced, and is the connection's end.
+#[tokio::test]
+async fn a_tokens_end_is_announced_and_closes_the_connection() {
+    let stage = guarded(1).await;
+    let token = Token::of("ada").allowing("subscribe", &["session:1"]).ending_in(5).sign();
+    let mut browser = stage.browser().token(&token).connect().await;
+
+    let expiring = browser.wait_for_type("token_expiring").await;
+    browser.subscribe("session:1").await;
+    stage.replicas[0].publish_numbers("session:1", 0..3).await;
+    let (code, _) = browser.wait_for_close().await;
+
+    assert!(expiring["in_ms"].as_u64().is_some_and(|ms| ms <= 5_000), "{expiring}");
+    assert_eq!(code, 4401);
+    assert_eq!(browser.count("token_expiring"), 1);
+    let fresh = Token::of("ada").allowing("subscribe", &["session:1"]).sign();
+    let seen = browser.vanish();
+    let mut back = stage.browser().token(&fresh).continuing(seen).back_on("session:1").await;
+    stage.replicas[0].publish_numbers("session:1", 3..5).await;
+    back.expect_numbers("session:1", 0..5).await;
+}
+
+/// F57: a relay without a key trusts whoever reaches loopback, so no page of a foreign origin may use
+/// the browser that is there; a page of its own may.
+#[tokio::test]
+async fn a_page_of_a_foreign_origin_is_refused_by_a_relay_without_keys() {
+    let stage = Stage::with_replicas(1).await;
+    let port = stage.replicas[0].address().rsplit_once(':').unwrap().1.to_owned();
+    for origin in [
+        "https://evil.example".to_owned(),
+        "null".to_owned(),
+        format!("http://127.0.0.1.evil.example:{port}"),
+        format!("http://evil.example:{port}"),
+    ] {
+        let status = stage.browser().header("Origin", &origin).refused().await;
+        assert_eq!(status, 403, "{origin}");
+    }
+    let own = format!("http://127.0.0.1:{port}");
+    stage.browser().header("Origin", &own).connect().await.settle().await;
+}
