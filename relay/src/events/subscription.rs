@@ -169,18 +169,18 @@ impl Subscription {
                 (_, Some(cursor)) => self.read(Since::Offset(cursor), head),
             };
         };
-        if let Some(last) = entries.last() {
-            self.cursor = Some(last.entry.offset);
-        }
-        let is_all = entries.len() < STEP_ENTRIES || self.cursor == head;
+        let end = entries.last().map_or(self.cursor, |last| Some(last.entry.offset));
         if matches!(self.phase, Phase::CatchingUp | Phase::Lagging) {
             let entries: Vec<Arc<Entry>> = entries.iter().map(|e| Arc::clone(&e.entry)).collect();
             self.say_merged(&entries, out);
-            if is_all {
-                self.now_live(out);
-            }
         } else {
             self.say_each(&entries, out);
+            self.cursor = end;
+        }
+        // Not all that was taken need have been said: a step is bounded in bytes, too.
+        let is_all = self.cursor == end && (entries.len() < STEP_ENTRIES || self.cursor == head);
+        if is_all {
+            self.now_live(out);
         }
         if is_all { Next::Wait } else { Next::Again }
     }
