@@ -78,7 +78,9 @@ pub enum ChannelError {
     )]
     Kind(String),
     /// The part after the colon breaks the grammar.
-    #[error("the id of `{0}` must be 1 to {CHANNEL_ID_BYTES_MAX} characters of A-Z a-z 0-9 . _ @ | + ~ -")]
+    #[error(
+        "the id of `{0}` must be 1 to {CHANNEL_ID_BYTES_MAX} characters of A-Z a-z 0-9 . _ @ | + ~ -"
+    )]
     Id(String),
 }
 
@@ -150,7 +152,8 @@ impl std::str::FromStr for Channel {
     fn from_str(text: &str) -> Result<Self, ChannelError> {
         let unknown = || ChannelError::Kind(shortened(text));
         let (kind, id) = text.split_once(':').ok_or_else(unknown)?;
-        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind).ok_or_else(unknown)?;
+        let kind =
+            Kind::ALL.into_iter().find(|known| known.as_str() == kind).ok_or_else(unknown)?;
         Self::new(kind, id)
     }
 }

@@ -56,7 +56,12 @@ fn flat(out: &mut String, channel: &Channel, entry: &Entry, merged: u64) -> std:
         Kind::Plan => write!(out, r#""plan_id":"{}","#, channel.id())?,
         _ => write!(out, r#""channel":"{channel}","#)?,
     }
-    write!(out, r#""offset":"{}","timestamp":"{}""#, entry.offset, iso_8601(entry.time_us / 1_000))?;
+    write!(
+        out,
+        r#""offset":"{}","timestamp":"{}""#,
+        entry.offset,
+        iso_8601(entry.time_us / 1_000)
+    )?;
     if merged > 1 {
         write!(out, r#","merged":{merged}"#)?;
     }

@@ -18,7 +18,9 @@ pub enum DataError {
     #[error("the data nests deeper than {EVENT_DATA_DEPTH_MAX} levels")]
     Deep,
     /// It is too large.
-    #[error("the data has {0} bytes, the limit is {EVENT_DATA_BYTES_MAX}: store it elsewhere and send a link")]
+    #[error(
+        "the data has {0} bytes, the limit is {EVENT_DATA_BYTES_MAX}: store it elsewhere and send a link"
+    )]
     Large(usize),
 }
 

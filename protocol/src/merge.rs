@@ -87,7 +87,8 @@ impl<'a> Run<'a> {
         let turn = self.turn.map_or_else(String::new, |turn| format!(r#","turnId":{turn}"#));
         let data = format!(r#"{{"delta":"{}"{turn}}}"#, self.body).into_boxed_str();
         let last = self.last;
-        let entry = Entry { offset: last.offset, time_us: last.time_us, name: last.name.clone(), data };
+        let entry =
+            Entry { offset: last.offset, time_us: last.time_us, name: last.name.clone(), data };
         Frame::Merged(entry, self.count)
     }
 }

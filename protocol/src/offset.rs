@@ -86,7 +86,9 @@ mod tests {
 
     #[test]
     fn only_three_plain_numbers_are_an_offset() {
-        for bad in ["", "1", "1-2", "1-2-3-4", "1--3", "+1-2-3", "1-2-4294967296", "a-b-c", " 1-2-3"] {
+        for bad in
+            ["", "1", "1-2", "1-2-3-4", "1--3", "+1-2-3", "1-2-4294967296", "a-b-c", " 1-2-3"]
+        {
             assert!(bad.parse::<Offset>().is_err(), "`{bad}` must not parse");
         }
     }

@@ -13,6 +13,7 @@ mod agents;
 mod commands;
 mod demo_page;
 mod doors;
+mod encrypted;
 mod fan_out;
 mod first_users;
 mod hostile_writers;

@@ -27,6 +27,9 @@ use crate::auth::Principal;
 /// How long a publisher waits while Redis is away. With an `id` it may then safely ask again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a body may take to arrive: 8 MiB at 2 Mbit/s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// One event of a `POST /api/v1/publish`.
 #[derive(Deserialize)]
 struct Publish<'a> {
@@ -60,11 +63,15 @@ async fn publish_body(house: &House, request: Request) -> Result<Response, Refus
     }
     let query = Query::of(request.uri())?;
     let principal = authenticate(house, request.headers(), &query)?;
-    let body = to_bytes(request.into_body(), PUBLISH_BODY_BYTES_MAX).await.map_err(|_| {
-        let message = format!("the body exceeds {PUBLISH_BODY_BYTES_MAX} bytes, or broke off");
-        Refused::new(ErrorCode::TooLarge, message)
-    })?;
     let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
+    let body = to_bytes(request.into_body(), PUBLISH_BODY_BYTES_MAX);
+    let body = tokio::time::timeout(BODY_TIMEOUT, body)
+        .await
+        .map_err(|_| bad(format!("the body took longer than {} s", BODY_TIMEOUT.as_secs())))?
+        .map_err(|_| {
+            let message = format!("the body exceeds {PUBLISH_BODY_BYTES_MAX} bytes, or broke off");
+            Refused::new(ErrorCode::TooLarge, message)
+        })?;
     let body = std::str::from_utf8(&body).map_err(|_| bad("the body is not UTF-8".to_owned()))?;
     if !body.trim_start().starts_with('[') {
         let event = serde_json::from_str::<Publish<'_>>(body).map_err(|error| {

@@ -1,0 +1,165 @@
+//! Every way in which a pipeline can break, answer by answer.
+
+use super::*;
+use tokio::sync::Semaphore;
+
+/// A lane, and Redis' side of it: what it stored, and what was appended.
+struct Rig {
+    lane: Lane,
+    now: Instant,
+    outcomes: Vec<oneshot::Receiver<Outcome>>,
+}
+
+impl Rig {
+    fn with(appends: usize) -> Self {
+        let mut rig = Self { lane: Lane::new(100), now: Instant::now(), outcomes: Vec::new() };
+        for index in 0..appends {
+            rig.append(index);
+        }
+        rig
+    }
+
+    fn append(&mut self, index: usize) {
+        let (answer, outcome) = oneshot::channel();
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        // A once-id, so that every entry is a batch of its own.
+        let entry = NewEntry::new("e", index.to_string()).once(index.to_string());
+        self.lane.push(vec![entry], &Call::new(answer, 1, room));
+        self.outcomes.push(outcome);
+    }
+
+    fn send(&mut self) -> Vec<Send> {
+        std::iter::from_fn(|| self.lane.next(self.now)).collect()
+    }
+
+    fn answer(&mut self, send: &Send, n: u64) {
+        let place = Place { epoch: 7, n, count: 1, time_us: 1 };
+        let answer = Answer::Appended { place, listeners: 0, known: false };
+        self.lane.answered(send.sequence, answer, self.now);
+    }
+
+    fn settled(&mut self) -> Vec<u64> {
+        let outcomes = self.outcomes.iter_mut();
+        outcomes.filter_map(|o| Some(o.try_recv().ok()?.unwrap()[0].offset.n)).collect()
+    }
+}
+
+fn rows(sends: &[Send]) -> Vec<&str> {
+    sends.iter().map(|send| send.rows[0].rsplit(' ').next().unwrap()).collect()
+}
+
+#[test]
+fn nothing_follows_the_first_append_until_it_is_answered() {
+    let mut rig = Rig::with(20);
+    let first = rig.send();
+    assert_eq!((first.len(), first[0].open, first[0].sequence), (1, true, 1));
+
+    rig.answer(&first[0], 1);
+
+    let more = rig.send();
+    assert_eq!(more.len(), IN_FLIGHT);
+    assert!(more.iter().all(|send| !send.open));
+    assert_eq!(rig.settled(), [1]);
+}
+
+#[test]
+fn a_broken_pipeline_is_sent_again_in_order_after_every_answer_is_in() {
+    let mut rig = Rig::with(4);
+    let first = rig.send();
+    rig.answer(&first[0], 1);
+    let sent = rig.send();
+
+    rig.lane.answered(sent[0].sequence, Answer::Failed, rig.now);
+    assert!(rig.send().is_empty(), "two answers are still to come");
+    rig.lane.answered(sent[1].sequence, Answer::Gap(Some(1)), rig.now);
+    rig.lane.answered(sent[2].sequence, Answer::Gap(Some(1)), rig.now);
+
+    let again = rig.send();
+    assert_eq!(rows(&again), ["1", "2", "3"]);
+    assert_eq!(again, sent, "the same sequences, so that Redis knows them");
+}
+
+#[test]
+fn a_lost_answer_in_the_middle_costs_one_retry() {
+    let mut rig = Rig::with(4);
+    let first = rig.send();
+    rig.answer(&first[0], 1);
+    let sent = rig.send();
+
+    rig.lane.answered(sent[0].sequence, Answer::Failed, rig.now);
+    rig.answer(&sent[1], 3);
+    rig.answer(&sent[2], 4);
+
+    assert_eq!(rig.settled(), [1], "entries are acknowledged in order");
+    let again = rig.send();
+    assert_eq!(rows(&again), ["1"]);
+    rig.answer(&again[0], 2);
+    assert_eq!(rig.settled(), [2, 3, 4]);
+}
+
+#[test]
+fn what_redis_lost_is_sent_again_from_what_is_kept() {
+    let mut rig = Rig::with(3);
+    for n in 1..=3 {
+        let sent = rig.send();
+        rig.answer(&sent[0], n);
+        if sent.len() > 1 {
+            rig.answer(&sent[1], n + 1);
+            break;
+        }
+    }
+    rig.append(3);
+    let sent = rig.send();
+
+    rig.lane.answered(sent[0].sequence, Answer::Gap(Some(1)), rig.now);
+
+    assert_eq!(rows(&rig.send()), ["1", "2", "3"]);
+}
+
+#[test]
+fn a_loss_that_nothing_closes_begins_a_new_epoch() {
+    let mut rig = Rig::with(1);
+    // Without a once-id, so that its n counts.
+    rig.lane.waiting[0].0.once = None;
+    let sent = rig.send();
+    rig.answer(&sent[0], 1);
+    rig.now += KEPT_FOR + Duration::from_secs(1);
+    assert!(rig.lane.is_idle(rig.now), "nothing is kept any more");
+    rig.append(1);
+    let sent = rig.send();
+    assert!(!sent[0].open, "the record must be there");
+
+    rig.lane.answered(sent[0].sequence, Answer::Gap(None), rig.now);
+
+    let again = rig.send();
+    assert_eq!((again[0].incarnation, again[0].sequence, again[0].bury), (101, 1, Some(7)));
+    assert!(again[0].open);
+    assert_eq!(rows(&again), ["1"]);
+}
+
+#[test]
+fn a_refused_batch_leaves_no_hole() {
+    let mut rig = Rig::with(3);
+    let sent = rig.send();
+    rig.answer(&sent[0], 1);
+    let sent = rig.send();
+
+    rig.lane.answered(sent[0].sequence, Answer::Refused("no".to_owned()), rig.now);
+    rig.lane.answered(sent[1].sequence, Answer::Gap(Some(1)), rig.now);
+
+    let again = rig.send();
+    assert_eq!((rows(&again), again[0].sequence), (vec!["2"], 2));
+    assert!(matches!(rig.outcomes[1].try_recv(), Ok(Err(AppendError::Refused(_)))));
+}
+
+#[test]
+fn after_ten_minutes_the_outcome_is_unknown_and_late_copies_are_fenced_off() {
+    let mut rig = Rig::with(1);
+    let sent = rig.send();
+    rig.now += RETRY_FOR + Duration::from_secs(1);
+
+    rig.lane.answered(sent[0].sequence, Answer::Failed, rig.now);
+
+    assert_eq!(rig.outcomes[0].try_recv(), Ok(Err(AppendError::Unavailable)));
+    assert_eq!(rig.lane.incarnation, 101);
+}

@@ -1,0 +1,175 @@
+//! Frames down: what the relay says, apart from events. Those go down pre-encoded
+//! ([`encode`](crate::encode)).
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Addressing, Target};
+use crate::ErrorCode;
+
+/// What the relay says, apart from events.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum RelayFrame<'a> {
+    /// The first frame of every connection.
+    Connected {
+        /// For support and logs.
+        connection_id: &'a str,
+        /// Who the token says is there; absent without a token.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<&'a str>,
+        /// The relay's clock, Unix milliseconds.
+        server_time: u64,
+        /// The pace of WebSocket pings, milliseconds.
+        ping_interval_ms: u64,
+    },
+    /// A subscription stands.
+    Subscribed {
+        /// The frame this answers.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        /// The channel, named as the browser named it.
+        #[serde(flatten)]
+        channel: NamedChannel<'a>,
+        /// Where delivery starts, exclusive; null on a channel never written.
+        offset: Option<String>,
+        /// The newest entry.
+        head: Option<String>,
+        /// False where `since` could not be honoured; a `reset` follows.
+        recovered: bool,
+    },
+    /// A subscription ended on request.
+    Unsubscribed {
+        /// The frame this answers.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        /// The channel, named as the browser named it.
+        #[serde(flatten)]
+        channel: NamedChannel<'a>,
+    },
+    /// From here on events are live.
+    CaughtUp {
+        /// The channel, named as the browser named it.
+        #[serde(flatten)]
+        channel: NamedChannel<'a>,
+        /// The last position delivered.
+        offset: Option<String>,
+    },
+    /// What was seen is not continued by what follows.
+    Reset {
+        /// The channel, named as the browser named it.
+        #[serde(flatten)]
+        channel: NamedChannel<'a>,
+        /// `epoch`, `retention` or `history_changed`.
+        reason: &'a str,
+        /// Where delivery starts anew, exclusive.
+        offset: Option<String>,
+        /// The newest entry.
+        head: Option<String>,
+    },
+    /// A command is in the agent's journal.
+    Ack {
+        /// The frame this answers.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        /// The command's id, given or made.
+        command_id: Uuid,
+        /// `accepted`.
+        status: &'a str,
+        /// How many agents listen.
+        listeners: u64,
+    },
+    /// The answer to a request.
+    Response {
+        /// The request's id.
+        id: &'a RawValue,
+        /// Why there is no result.
+        error: ErrorBody<'a>,
+    },
+    /// Something asked for was not done.
+    Error {
+        /// The frame this answers.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        /// The channel it is about.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channel: Option<&'a str>,
+        /// What and why.
+        #[serde(flatten)]
+        error: ErrorBody<'a>,
+    },
+    /// The answer to `ping`.
+    Pong {
+        /// The frame this answers.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+    },
+    /// A sign of life for pages, which cannot see WebSocket pings.
+    Ping,
+    /// Whether the relay reaches Redis.
+    RelayStatus {
+        /// `ok` or `degraded`.
+        redis: &'a str,
+    },
+    /// The token ends soon.
+    TokenExpiring {
+        /// In how many milliseconds.
+        in_ms: u64,
+    },
+    /// The replica goes down; come back to another one.
+    Reconnect {
+        /// Wait this long, so that not everybody comes at once.
+        after_ms: u64,
+    },
+}
+
+impl RelayFrame<'_> {
+    /// The frame as JSON text.
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).expect("relay frames hold nothing that cannot be serialised")
+    }
+}
+
+/// What went wrong, in an `error` frame, a `response` and an HTTP answer alike.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ErrorBody<'a> {
+    /// The code.
+    pub code: &'static str,
+    /// What and why.
+    pub message: &'a str,
+    /// Whether the same, tried again later, can succeed.
+    pub retryable: bool,
+}
+
+impl<'a> ErrorBody<'a> {
+    /// The body for `code`.
+    pub fn new(code: ErrorCode, message: &'a str) -> Self {
+        Self { code: code.as_str(), message, retryable: code.is_retryable() }
+    }
+}
+
+/// A channel under the name that the browser used for it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub enum NamedChannel<'a> {
+    /// `channel`
+    #[serde(rename = "channel")]
+    Channel(&'a str),
+    /// `sessionId`
+    #[serde(rename = "sessionId")]
+    SessionId(&'a str),
+    /// `plan_id`
+    #[serde(rename = "plan_id")]
+    PlanId(&'a str),
+}
+
+impl Target {
+    /// The channel under the name that the browser used for it.
+    pub fn named(&self) -> NamedChannel<'_> {
+        match self.addressing {
+            Addressing::Channel => NamedChannel::Channel(self.channel.as_str()),
+            Addressing::SessionId => NamedChannel::SessionId(self.channel.id()),
+            Addressing::PlanId => NamedChannel::PlanId(self.channel.id()),
+        }
+    }
+}
