@@ -225,17 +225,17 @@ impl Task {
         if let Some(id) = &send.once {
             command.arg(self.keys.once(name, id));
         }
+        let flag = |is_set, flag| if is_set { flag } else { "" };
+        let flags = [flag(send.open, "o"), flag(send.keeps, "k"), flag(send.buries, "b")].concat();
         command
             .arg(self.keys.bell(name))
+            .arg(send.epoch)
+            .arg(format!("{:016}{:016}", send.incarnation, send.sequence - 1))
+            .arg(format!("{:016}{:016}", send.incarnation, send.sequence))
+            .arg(flags)
             .arg(Retention::field(name))
             .arg(keys::retention(Retention::default().of(name)))
-            .arg(format!("{:016}", send.incarnation))
-            .arg(format!("{:016}", send.sequence - 1))
-            .arg(format!("{:016}", send.sequence))
-            .arg(if send.open { "1" } else { "0" })
-            .arg(send.bury.map_or_else(String::new, |epoch| epoch.to_string()))
-            .arg(ONCE_LIFETIME.as_millis() as u64)
-            .arg(send.epoch);
+            .arg(ONCE_LIFETIME.as_millis() as u64);
         for row in send.rows.iter() {
             command.arg(row);
         }
@@ -363,16 +363,20 @@ fn kind(error: &RedisError) -> Failure {
 
 /// What `append.lua` answers.
 fn read_answer(value: Value) -> RedisResult<Answer> {
-    let parts = Vec::<Value>::from_redis_value(value)?;
-    let text = |at: usize| String::from_redis_value(parts.get(at).cloned().unwrap_or(Value::Nil));
-    Ok(match text(0)?.as_str() {
-        status @ ("ok" | "known") => Answer::Appended {
-            place: Place::parse(&text(1)?)?,
-            listeners: u64::from_redis_value(parts.get(2).cloned().unwrap_or(Value::Int(0)))?,
-            known: status == "known",
-        },
-        "gap" => Answer::Gap(text(1)?.parse().ok()),
+    let text = String::from_redis_value(value)?;
+    let (status, rest) = text.split_once(' ').unwrap_or((&text, ""));
+    let unexpected = || wire::unexpected("an answer of the append script", &text);
+    Ok(match status {
+        "ok" | "known" => {
+            let (place, listeners) = rest.rsplit_once(' ').ok_or_else(unexpected)?;
+            Answer::Appended {
+                place: Place::parse(place)?,
+                listeners: listeners.parse().map_err(|_| unexpected())?,
+                known: status == "known",
+            }
+        }
+        "gap" => Answer::Gap(rest.parse().ok()),
         "fenced" => Answer::Fenced,
-        other => return Err(wire::unexpected("an answer of the append script", other)),
+        _ => return Err(unexpected()),
     })
 }

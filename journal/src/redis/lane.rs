@@ -32,6 +32,12 @@ const RETRY_FOR: Duration = Duration::from_secs(600);
 /// Within this time of the last acknowledgement the record must be there, or Redis lost it.
 const RECORD_FOR: Duration = Duration::from_secs(840);
 
+/// How often the script is told to keep the journal within its retention: every 64 entries, so that at most
+/// so many of each producer's stand too long; every 128 KiB; and every 100 s, so that an expiry is pushed on.
+const KEEP_ENTRIES: usize = 64;
+const KEEP_BYTES: usize = 128 * 1024;
+const KEEP_AFTER: Duration = Duration::from_secs(100);
+
 /// Somebody waits for all entries of one append.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -103,10 +109,12 @@ pub(super) struct Send {
     pub(super) sequence: u64,
     /// Redis need have no record of us: we begin, or the record may have expired.
     pub(super) open: bool,
-    /// The epoch to bury.
-    pub(super) bury: Option<u64>,
-    /// The newest epoch that was ever acknowledged.
+    /// The newest epoch that was ever acknowledged; 0 before the first.
     pub(super) epoch: u64,
+    /// That epoch lost data: bury it.
+    pub(super) buries: bool,
+    /// Keep the journal within its retention now.
+    pub(super) keeps: bool,
     pub(super) once: Option<Box<str>>,
     pub(super) rows: Arc<[String]>,
 }
@@ -152,8 +160,12 @@ pub(super) struct Lane {
     /// The one batch under way was sent as `open`: nothing follows until it is answered.
     alone: bool,
     trouble: Option<Trouble>,
-    bury: Option<u64>,
     epoch: u64,
+    buries: bool,
+    /// What was sent since the journal was last kept within its retention, and when that was.
+    unkept_entries: usize,
+    unkept_bytes: usize,
+    kept_at: Option<Instant>,
 }
 
 impl Lane {
@@ -169,8 +181,11 @@ impl Lane {
             outstanding: 0,
             alone: false,
             trouble: None,
-            bury: None,
             epoch: 0,
+            buries: false,
+            unkept_entries: 0,
+            unkept_bytes: 0,
+            kept_at: None,
         }
     }
 
@@ -209,12 +224,21 @@ impl Lane {
         batch.first_sent.get_or_insert(now);
         self.outstanding += 1;
         self.alone = open;
+        self.unkept_entries += batch.rows.len();
+        self.unkept_bytes += batch.bytes;
+        let keeps = self.unkept_entries >= KEEP_ENTRIES
+            || self.unkept_bytes >= KEEP_BYTES
+            || self.kept_at.is_none_or(|at| now.duration_since(at) >= KEEP_AFTER);
+        if keeps {
+            (self.unkept_entries, self.unkept_bytes, self.kept_at) = (0, 0, Some(now));
+        }
         Some(Send {
             incarnation: self.incarnation,
             sequence: batch.sequence,
             open,
-            bury: self.bury,
             epoch: self.epoch,
+            buries: self.buries,
+            keeps,
             once: batch.once.clone(),
             rows: Arc::clone(&batch.rows),
         })
@@ -263,7 +287,7 @@ impl Lane {
         self.alone = false;
         match answer {
             Answer::Appended { place, listeners, known } => {
-                self.bury = None;
+                self.buries = false;
                 self.epoch = self.epoch.max(place.epoch);
                 if let Some(batch) =
                     self.batches.iter_mut().find(|batch| batch.sequence == sequence)
@@ -362,7 +386,8 @@ impl Lane {
                 // The loss must be visible to everybody: a new epoch, beginning with what is kept.
                 tracing::warn!("redis lost acknowledged entries; the journal begins a new epoch");
                 self.return_kept();
-                self.bury = self.newest.take().map(|(epoch, _)| epoch);
+                self.newest = None;
+                self.buries = true;
                 self.incarnation += 1;
                 self.acknowledged = 0;
             }

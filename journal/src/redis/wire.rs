@@ -8,9 +8,6 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::Side;
 
-/// The width of a place (`append.lua`).
-const PLACE: usize = 45;
-
 /// Where a batch came to stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -22,15 +19,13 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// `<id of the first entry> <count> <time in µs>`, as the append script answers.
     pub(super) fn parse(text: &str) -> Result<Self, RedisError> {
-        let field = |from: usize, to: usize| text.get(from..to)?.trim_start().parse::<u64>().ok();
         let parsed = || {
-            Some(Self {
-                epoch: field(0, 13)?,
-                n: field(13, 25)?,
-                count: field(25, 29)?,
-                time_us: field(29, PLACE)?,
-            })
+            let mut parts = text.split(' ');
+            let (epoch, n) = id(parts.next()?).ok()?;
+            let mut number = || parts.next()?.parse().ok();
+            Some(Self { epoch, n, count: number()?, time_us: number()? })
         };
         parsed().ok_or_else(|| unexpected("a place", text))
     }
@@ -77,7 +72,7 @@ pub(super) fn entry(side: Side, epoch: u64, n: u64, bytes: &[u8]) -> Entry {
     Entry { offset, time_us, name: name.into(), data: data.into() }
 }
 
-/// A bell `<epoch>-<n of the first> <length>:<entry><length>:<entry>…`. `None` where it is none: the
+/// A bell `<epoch>-<n of the first> <length>:<entry>…:<entry>`: the last entry takes the rest. `None` where it is none: the
 /// journal must be read instead.
 pub(super) fn bell(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>> {
     let space = payload.iter().position(|b| *b == b' ')?;
@@ -86,7 +81,10 @@ pub(super) fn bell(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>> {
     let mut entries = Vec::with_capacity(1);
     while !rest.is_empty() {
         let colon = rest.iter().take(12).position(|b| *b == b':')?;
-        let length: usize = str::from_utf8(&rest[..colon]).ok()?.parse().ok()?;
+        let length = match colon {
+            0 => rest.len() - 1,
+            _ => str::from_utf8(&rest[..colon]).ok()?.parse().ok()?,
+        };
         let bytes = rest[colon + 1..].get(..length)?;
         entries.push(Arc::new(entry(side, epoch, first + entries.len() as u64, bytes)));
         rest = &rest[colon + 1 + length..];
@@ -112,7 +110,7 @@ mod tests {
     fn a_bell_holds_its_entries_in_order() {
         let one = "1763661001123456 text_delta - {\"delta\":\"a: 1\"}";
         let two = "1763661001123456 complete id-1 {}";
-        let payload = format!("1763661001000-41 {}:{one}{}:{two}", one.len(), two.len());
+        let payload = format!("1763661001000-41 {}:{one}:{two}", one.len());
         let entries = bell(Side::Events, payload.as_bytes()).unwrap();
         assert_eq!((entries[0].offset.n, &*entries[0].data), (41, "{\"delta\":\"a: 1\"}"));
         assert_eq!((entries[1].offset.n, &*entries[1].name), (42, "complete"));
@@ -152,10 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_read_by_its_widths() {
-        let place = Place::parse("1763661001000          41   31763661001123456").unwrap();
+    fn a_place_says_where_the_batch_stands() {
+        let place = Place::parse("1763661001000-41 3 1763661001123456").unwrap();
         assert_eq!((place.epoch, place.n, place.count), (1_763_661_001_000, 41, 3));
         assert_eq!(place.offset(2).n, 43);
-        assert!(Place::parse("1763661001000").is_err());
+        for broken in ["", "1-1", "1-1 3", "1 3 4", "1-1 x 4"] {
+            assert!(Place::parse(broken).is_err(), "{broken}");
+        }
     }
 }

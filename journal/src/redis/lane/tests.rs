@@ -76,7 +76,8 @@ fn a_broken_pipeline_is_sent_again_in_order_after_every_answer_is_in() {
 
     let again = rig.send();
     assert_eq!(rows(&again), ["1", "2", "3"]);
-    assert_eq!(again, sent, "the same sequences, so that Redis knows them");
+    let sequences = |sends: &[Send]| sends.iter().map(|send| send.sequence).collect::<Vec<_>>();
+    assert_eq!(sequences(&again), sequences(&sent), "the same, so that Redis knows them");
 }
 
 #[test]
@@ -132,7 +133,8 @@ fn a_loss_that_nothing_closes_begins_a_new_epoch() {
     rig.lane.answered(sent[0].sequence, Answer::Gap(None), rig.now);
 
     let again = rig.send();
-    assert_eq!((again[0].incarnation, again[0].sequence, again[0].bury), (101, 1, Some(7)));
+    assert_eq!((again[0].incarnation, again[0].sequence), (101, 1));
+    assert_eq!((again[0].buries, again[0].epoch), (true, 7));
     assert!(again[0].open);
     assert_eq!(rows(&again), ["1"]);
 }
