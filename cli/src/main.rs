@@ -50,15 +50,18 @@ async fn run() -> ExitCode {
     };
     let directives = variables.iter().find(|(name, _)| name == flags::LOG_VARIABLE);
     let directives = directives.map(|(_, value)| value.to_string_lossy().into_owned());
+    let strangers = variables::warnings(&variables);
     let settings = match settings::resolve(given, directives.as_deref(), problems) {
         Ok(settings) => settings,
         Err(problems) => {
             eprint!("{}", Report(&problems));
+            // What is missing may stand under a misspelt name.
+            strangers.iter().for_each(|warning| eprintln!("\n  Besides, {warning}."));
             return ExitCode::from(MISCONFIGURED);
         }
     };
     let Settings { log_format, log_filter, mut warnings, work } = settings;
-    warnings.extend(variables::warnings(&variables));
+    warnings.extend(strangers);
     logs::start(log_format, log_filter);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let ended = match work {

@@ -24,7 +24,9 @@ pub(crate) fn warnings(variables: &[(OsString, OsString)]) -> Vec<String> {
         let shown = shown(&name);
         match flags::nearest(&name, known()) {
             Some(nearest) => {
-                format!("the variable {shown} is unknown and changes nothing: is {nearest} meant?")
+                format!(
+                    "the variable {shown} is unknown and changes nothing; perhaps {nearest} is meant"
+                )
             }
             None => format!("the variable {shown} is unknown and changes nothing"),
         }

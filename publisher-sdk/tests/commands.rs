@@ -1,13 +1,13 @@
 //! What people ask of an agent reaches it once, or they are told; and Cancel cancels what it means.
 
-mod common;
+mod stage;
 
 use std::time::Duration;
 
-use common::{agent, command, event, events, next, nobody_listens};
 use journal::{Name, NewEntry};
 use publisher_sdk::Agent;
 use serde_json::json;
+use stage::{agent, command, event, events, next, nobody_listens};
 use tokio::time::timeout;
 
 #[tokio::test]

@@ -1,14 +1,14 @@
 //! What an agent says stands in the journal: all of it, once, in the order in which it was said.
 
-mod common;
+mod stage;
 
 use std::time::Duration;
 
-use common::{agent, event, events, said, times};
 use journal::Journal;
 use publisher_sdk::vocabulary::{TextComplete, ToolStart};
 use publisher_sdk::{Agent, FlushError, OpenError, PublishError};
 use serde_json::{Value, json};
+use stage::{agent, event, events, said, times};
 use tokio::time::sleep;
 
 const TICK: Duration = Duration::from_millis(50);

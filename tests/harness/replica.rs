@@ -90,6 +90,12 @@ impl Replica {
         self.process.log()
     }
 
+    /// Waits until it says that it is ready.
+    pub async fn ready(&self) {
+        until("/readyz says 200", async || (self.get("/readyz").await.status == 200).then_some(()))
+            .await;
+    }
+
     /// Asks it to go (SIGTERM), without waiting.
     pub fn ask_to_go(&self) {
         self.process.signal(Signal::TERM);
@@ -256,7 +262,15 @@ fn binary() -> &'static Path {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| env!("CARGO").to_owned());
         // `--workspace` makes the dependencies' features those of `cargo test --workspace`, so that
         // nothing is built twice.
-        let output = Command::new(cargo)
+        let mut build = Command::new(cargo);
+        // What cargo says to a test about its crate would be heard by build scripts, which would then
+        // build again each time.
+        let is_ours =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in std::env::vars().filter(|(name, _)| is_ours(name)) {
+            build.env_remove(name);
+        }
+        let output = build
             .args(["build", "--quiet", "--workspace", "--bin", "agent-relay", "--profile", profile])
             .arg("--target-dir")
             .arg(target_dir)

@@ -76,9 +76,12 @@ impl Stage {
         self.chaos.as_ref().expect("the stage was set `with_chaos`")
     }
 
-    /// Starts one more replica.
+    /// Starts one more replica and, where Redis is there, waits until it is ready.
     pub async fn add_replica(&mut self) {
         let replica = Replica::start(self.setup()).await;
+        if self.options.has_redis {
+            replica.ready().await;
+        }
         self.replicas.push(replica);
     }
 

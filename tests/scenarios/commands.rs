@@ -96,6 +96,16 @@ async fn a_command_sent_again_and_elsewhere_is_done_once() {
     let first = next(&mut commands).await;
     assert_eq!((first.name.as_str(), first.command_id.as_str()), ("pay", id));
     assert_eq!(next(&mut commands).await.name, "last");
+    // Not by the agent's merit alone: the record itself holds it once, for agents of any language.
+    let keys: Vec<String> = stage.redis.run(&["KEYS", "*agent:a1"]).await;
+    let mut lengths = Vec::new();
+    for key in keys {
+        let kind: String = stage.redis.run(&["TYPE", &key]).await;
+        if kind == "stream" {
+            lengths.push(stage.redis.run::<u64>(&["XLEN", &key]).await);
+        }
+    }
+    assert_eq!(lengths, [2], "entries in the journal of the agent's commands");
 }
 
 /// A command to a session reaches the agent that opened it, and tells it who asks.

@@ -1,9 +1,9 @@
 //! A Redis that is reached over TLS only.
 
+use tests::Stage;
 use tests::door::Door;
 use tests::process::free_port;
 use tests::replica::{Replica, Setup};
-use tests::Stage;
 
 /// `rediss://`: the default of the TLS library is to panic at the first handshake.
 #[tokio::test]
@@ -14,7 +14,8 @@ async fn a_redis_behind_tls_serves_as_any_other() {
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let (cert, key, port) = (cert.to_str().unwrap(), key.to_str().unwrap(), free_port().to_string());
+    let (cert, key, port) =
+        (cert.to_str().unwrap(), key.to_str().unwrap(), free_port().to_string());
     let with_tls = [
         ["tls-cert-file", cert],
         ["tls-key-file", key],

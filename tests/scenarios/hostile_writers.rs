@@ -93,3 +93,22 @@ async fn nonsense_on_the_push_channel_is_not_noticed() {
     browser.expect_numbers(CHANNEL, 0..10).await;
     assert!(browser.history().resets(CHANNEL).is_empty());
 }
+
+/// A lost push may only ever cost time (invariant 4): here no connection breaks and nothing follows that
+/// would show the gap; the entry simply stands in the journal.
+#[tokio::test]
+async fn an_event_whose_push_was_lost_is_found_in_the_silence_that_follows() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
+    stage.replicas[0].publish_numbers(CHANNEL, 0..1).await;
+    browser.expect_numbers(CHANNEL, 0..1).await;
+    let stream = stream(&stage.redis).await;
+    let (id, field, content) = last(&stage.redis, &stream).await;
+    let next = format!("{}-2", id.split('-').next().unwrap());
+
+    let content = with_data(&content, br#"{"i":1}"#);
+    let words: [&[u8]; 5] = [b"XADD", stream.as_bytes(), next.as_bytes(), &field, &content];
+    let _: String = stage.redis.run(&words).await;
+
+    browser.expect_numbers(CHANNEL, 0..2).await;
+}

@@ -122,7 +122,7 @@ async fn the_log_holds_no_token_and_no_payload() {
     const CANARY: &str = "canary-7f3a";
     let stage = Stage::options().replicas(0).with_secret().set().await;
     let mut setup = stage.setup();
-    setup.variables = vec![("RUST_LOG".to_owned(), "trace".to_owned())];
+    setup.variables = vec![("RELAY_LOG".to_owned(), "trace".to_owned())];
     let replica = Replica::start(setup).await;
     let token = Token::of("ada").allowing("subscribe", &["*"]).allowing("command", &["*"]).sign();
     let signature = token.rsplit_once('.').unwrap().1.to_owned();

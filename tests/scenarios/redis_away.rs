@@ -238,10 +238,7 @@ async fn a_relay_that_starts_before_redis_serves_as_soon_as_redis_does() {
     let mut browser = stage.browser().connect().await;
 
     stage.redis.restart().await;
-    until("the replica is ready", async || {
-        (stage.replicas[0].get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    stage.replicas[0].ready().await;
     browser.subscribe(CHANNEL).await;
     stage.replicas[0].publish_numbers(CHANNEL, 0..5).await;
 

@@ -33,7 +33,8 @@ async fn work(
     agent_id: &str,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Some(agent) = shutdown.run_until_cancelled(connect(redis, agent_id)).await else {
+    let connecting = Box::pin(connect(redis, agent_id));
+    let Some(agent) = shutdown.run_until_cancelled(connecting).await else {
         return Ok(());
     };
     let agent = agent?;

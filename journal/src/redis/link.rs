@@ -62,6 +62,9 @@ impl Supervisor {
                         why = self.ask(sink, &mut far_end.requests, &far_end.deliver) => why,
                         why = self.listen(stream, &far_end.deliver) => why,
                     };
+                    if far_end.deliver.is_closed() {
+                        return;
+                    }
                     tracing::warn!(why, "the follow link is lost");
                     far_end.deliver.signal(Signal::Down).await;
                 }

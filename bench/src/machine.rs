@@ -1,0 +1,113 @@
+//! The machine under the measurement: cores, processes, and what else was going on.
+
+use std::fs;
+use std::io;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// Where a process runs: what is measured and what loads it never share a core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Core {
+    /// Measured.
+    First,
+    /// Loads, and everything else.
+    Last,
+    /// Wherever the system likes.
+    Any,
+}
+
+impl Core {
+    fn set(self) -> io::Result<Option<CpuSet>> {
+        let allowed = sched_getaffinity(None)?;
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+        let core = match self {
+            Self::First => cores.next(),
+            Self::Last => cores.next_back(),
+            Self::Any => None,
+        };
+        Ok(core.map(|core| {
+            let mut set = CpuSet::new();
+            set.set(core);
+            set
+        }))
+    }
+}
+
+/// Starts `command` on `core`.
+pub(crate) fn spawn_on(core: Core, mut command: Command) -> io::Result<Child> {
+    let Some(set) = core.set()? else { return command.spawn() };
+    // A child runs where the thread that starts it may run.
+    let thread = std::thread::spawn(move || {
+        sched_setaffinity(None, &set)?;
+        command.spawn()
+    });
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the starting thread panicked")))
+}
+
+/// Moves this thread, and those that it will start, to `core`.
+pub(crate) fn stay_on(core: Core) -> Result<()> {
+    if let Some(set) = core.set()? {
+        sched_setaffinity(None, &set)?;
+    }
+    Ok(())
+}
+
+/// Waits without looking.
+pub(crate) fn pause(time: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "no runtime's thread comes here")]
+    std::thread::sleep(time);
+}
+
+/// The time for which the scheduler has let the threads of `process` run.
+pub(crate) fn cpu_of(process: u32) -> Result<Duration> {
+    let mut nanos = 0;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may end between being listed and being read.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        let run = text.split(' ').next().context("schedstat begins with the time run")?;
+        nanos += run.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+/// The memory that `process` has resident, in KiB.
+pub(crate) fn resident_kib(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.context("/proc has VmRSS")?.trim().trim_end_matches(" kB");
+    Ok(kib.parse()?)
+}
+
+/// What the machine was doing, to be compared with what it did later.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    all: u64,
+    stolen: u64,
+}
+
+impl Surroundings {
+    pub(crate) fn look() -> Result<Self> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let line = stat.lines().next().context("/proc/stat begins with all cores")?;
+        let ticks: Vec<u64> =
+            line.split_whitespace().skip(1).map(str::parse).collect::<Result<_, _>>()?;
+        // The last two, time of guests, are contained in the first.
+        Ok(Self {
+            all: ticks.iter().take(8).sum(),
+            stolen: ticks.get(7).copied().unwrap_or_default(),
+        })
+    }
+
+    /// One line about the time since.
+    pub(crate) fn since(&self) -> Result<String> {
+        let now = Self::look()?;
+        let share = (now.stolen - self.stolen) as f64 / (now.all - self.all).max(1) as f64;
+        let load = fs::read_to_string("/proc/loadavg")?;
+        let load = load.split(' ').next().unwrap_or_default().to_owned();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(format!("{cores} cores, steal {:.1} %, load average {load}", share * 100.0))
+    }
+}

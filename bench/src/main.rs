@@ -1,0 +1,31 @@
+//! What the relay costs, always measured against a floor in the same run.
+//!
+//! Absolute times hold on one machine at one moment; ratios hold. `README.md` says how to read them.
+
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
+mod append;
+mod figures;
+mod idle;
+mod machine;
+mod pipeline;
+mod redis_server;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+#[command(about = "What the relay costs, always against a floor in the same run")]
+enum Command {
+    /// Redis' CPU per appended event, against a bare PUBLISH and the least possible script.
+    Append(append::Options),
+    /// What an idle connection costs: memory, and the CPU to take it in.
+    Idle(idle::Options),
+}
+
+fn main() -> Result<()> {
+    match Command::parse() {
+        Command::Append(options) => append::run(&options),
+        Command::Idle(options) => idle::run(&options),
+    }
+}
