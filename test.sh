@@ -28,6 +28,11 @@ if ((${#packages[@]})); then
   as_root=()
   ((EUID == 0)) || as_root=(sudo)
   "${as_root[@]}" apt-get update
+  # Ubuntu has the browser under other names.
+  if ! apt-cache show chromium-driver >/dev/null 2>&1; then
+    packages=("${packages[@]/#chromium-driver/chromium-chromedriver}")
+    packages=("${packages[@]/%chromium/chromium-browser}")
+  fi
   (
     # Only the programs are wanted: no package may start a service of its own.
     policy=/usr/sbin/policy-rc.d

@@ -86,7 +86,7 @@ fn open(port: u16, name: &str, count: usize) -> Result<Vec<TcpStream>> {
         let mut socket = TcpStream::connect(("127.0.0.1", port))?;
         write!(
             socket,
-            "GET /ws/{name}-{index} HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET /ws/{name}-{index} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )?;
         let (mut seen, mut piece) = (Vec::new(), [0; 4096]);

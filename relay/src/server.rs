@@ -83,6 +83,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         commands: Commands::new(config.journal.clone()),
         journal: config.journal,
         key: config.key,
+        allow_anonymous: config.allow_anonymous,
         leaving: CancellationToken::new(),
         drain_over: config.drain,
         connections: TaskTracker::new(),

@@ -173,6 +173,8 @@ impl Track {
             None => return Err(format!("{channel}: an event without a subscription: {raw}")),
             Some(None) if offset.n == merged => {}
             Some(Some(last)) if last.epoch == offset.epoch && last.n + merged == offset.n => {}
+            // And live only: nobody who never subscribed is told that it was reborn.
+            Some(Some(last)) if channel == "global:everyone" && last.epoch != offset.epoch => {}
             Some(last) => {
                 let last = last.as_ref().map_or("nothing yet".to_owned(), Position::to_string);
                 return Err(format!(

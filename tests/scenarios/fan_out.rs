@@ -137,6 +137,25 @@ async fn everyone_hears_global_everyone_without_subscribing() {
     }
 }
 
+/// Its record is kept for an hour, so it is often reborn between two changes: the first one after that is
+/// heard like any other, and nobody who never subscribed hears of a reset.
+#[tokio::test]
+async fn everyone_hears_the_first_change_after_the_record_was_reborn() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().connect().await;
+    stage.replicas[0].publish("global:everyone", "config_changed", json!({"n": 1})).await;
+    assert_eq!(browser.wait_for_type("config_changed").await["n"], 1);
+
+    for n in 2..5 {
+        let streams: Vec<String> = stage.redis.run(&["KEYS", "*:events:global:everyone"]).await;
+        let _: u64 = stage.redis.run(&["DEL", &streams[0]]).await;
+        stage.replicas[0].publish("global:everyone", "config_changed", json!({"n": n})).await;
+
+        assert_eq!(browser.wait_for_type("config_changed").await["n"], n);
+    }
+    assert_eq!(browser.count("reset"), 0);
+}
+
 /// What one replica takes, all show: none holds anything that another would need (invariant 3).
 #[tokio::test]
 async fn a_replica_that_was_added_a_second_ago_serves_like_the_others() {

@@ -237,6 +237,9 @@ async fn a_page_of_a_foreign_origin_is_refused_by_a_relay_without_keys() {
         let status = stage.browser().header("Origin", &origin).refused().await;
         assert_eq!(status, 403, "{origin}");
     }
+    // DNS rebinding: the page's own name leads to loopback, so that it is of the relay's origin.
+    let rebound = stage.browser().header("Host", &format!("evil.example:{port}"));
+    assert_eq!(rebound.refused().await, 403);
     let own = format!("http://127.0.0.1:{port}");
     stage.browser().header("Origin", &own).connect().await.settle().await;
 }

@@ -169,7 +169,10 @@ impl Task {
                 }
                 _ = tidy.tick() => {
                     let now = Instant::now();
-                    self.lanes.retain(|_, lane| !lane.is_idle(now));
+                    self.lanes.retain(|_, lane| {
+                        lane.give_up_if_too_old(now);
+                        !lane.is_idle(now)
+                    });
                 }
             }
         }
@@ -245,7 +248,11 @@ impl Task {
     async fn on_answer(&mut self, answered: Answered) {
         let Answered { name, sequence, connection, result } = answered;
         let answer = match result.and_then(read_answer) {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                // Only now: a demoted server takes connections, and refuses every append.
+                self.attempts = 0;
+                answer
+            }
             Err(error) => self.judge(&error, connection).await,
         };
         if let Some(lane) = self.lanes.get_mut(&name) {
@@ -320,10 +327,7 @@ impl Task {
                 self.connection = Some(connection);
                 self.connections += 1;
                 self.load_script().await;
-                if self.connection.is_some() {
-                    self.attempts = 0;
-                    self.pump_all();
-                }
+                self.pump_all();
             }
             Err(error) => tracing::debug!(%error, "redis cannot be reached for appending"),
         }

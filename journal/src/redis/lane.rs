@@ -29,8 +29,9 @@ const KEPT_FOR: Duration = Duration::from_secs(10);
 const KEPT_BYTES: usize = 1024 * 1024;
 /// Nothing is retried longer; the script remembers sequences for fifteen minutes.
 const RETRY_FOR: Duration = Duration::from_secs(600);
-/// Within this time of the last acknowledgement the record must be there, or Redis lost it.
-const RECORD_FOR: Duration = Duration::from_secs(840);
+/// Within this time of the last acknowledgement the record must be there, or Redis lost it: it lives 900 s
+/// from the last keeping, which may be [`KEEP_AFTER`] before the last append.
+const RECORD_FOR: Duration = Duration::from_secs(700);
 
 /// How often the script is told to keep the journal within its retention: every 64 entries, so that at most
 /// so many of each producer's stand too long; every 128 KiB; and every 100 s, so that an expiry is pushed on.
@@ -157,6 +158,8 @@ pub(super) struct Lane {
     /// Epoch and n of the newest acknowledged entry.
     newest: Option<(u64, u64)>,
     outstanding: usize,
+    /// When something was last acknowledged, or began to wait.
+    progress_at: Instant,
     /// The one batch under way was sent as `open`: nothing follows until it is answered.
     alone: bool,
     trouble: Option<Trouble>,
@@ -179,6 +182,7 @@ impl Lane {
             acknowledged_at: Instant::now(),
             newest: None,
             outstanding: 0,
+            progress_at: Instant::now(),
             alone: false,
             trouble: None,
             epoch: 0,
@@ -190,6 +194,9 @@ impl Lane {
     }
 
     pub(super) fn push(&mut self, entries: Vec<NewEntry>, caller: &Caller) {
+        if self.is_done() {
+            self.progress_at = Instant::now();
+        }
         self.waiting.extend(entries.into_iter().map(|entry| (entry, Arc::clone(caller))));
     }
 
@@ -206,6 +213,7 @@ impl Lane {
 
     /// The next run of the script, if one may be sent now.
     pub(super) fn next(&mut self, now: Instant) -> Option<Send> {
+        self.give_up_if_too_old(now);
         if self.trouble.is_some() || self.alone || self.outstanding >= IN_FLIGHT {
             return None;
         }
@@ -330,6 +338,7 @@ impl Lane {
             }
             self.acknowledged = batch.sequence;
             self.acknowledged_at = now;
+            self.progress_at = now;
             if batch.once.is_none() {
                 self.newest = Some((place.epoch, place.n + place.count.saturating_sub(1)));
             }
@@ -362,15 +371,8 @@ impl Lane {
 
     /// Every answer is in: make ready to send again.
     fn recover(&mut self, now: Instant) {
+        self.give_up_if_too_old(now);
         let Some(trouble) = self.trouble.take() else { return };
-        if self
-            .batches
-            .front()
-            .and_then(|b| b.first_sent)
-            .is_some_and(|t| now.duration_since(t) > RETRY_FOR)
-        {
-            return self.give_up();
-        }
         match trouble {
             Trouble::Resend => {}
             Trouble::Lost { stored }
@@ -413,12 +415,16 @@ impl Lane {
 
     /// Nothing is retried for ever: whoever waits hears that the outcome is unknown, and what may still
     /// be on its way to Redis is fenced off by the next incarnation.
-    fn give_up(&mut self) {
-        for batch in self.batches.drain(..) {
-            for caller in batch.callers {
-                settle(&caller, |call| call.settle(Err(AppendError::Unavailable)));
-            }
+    pub(super) fn give_up_if_too_old(&mut self, now: Instant) {
+        let is_stuck = self.outstanding == 0 && !self.is_done();
+        if !is_stuck || now.duration_since(self.progress_at) <= RETRY_FOR {
+            return;
         }
+        let sent = self.batches.drain(..).flat_map(|batch| batch.callers);
+        for caller in sent.chain(self.waiting.drain(..).map(|(_, caller)| caller)) {
+            settle(&caller, |call| call.settle(Err(AppendError::Unavailable)));
+        }
+        self.trouble = None;
         self.incarnation += 1;
         self.acknowledged = 0;
         self.newest = None;

@@ -20,6 +20,7 @@ use deadpool_redis::{Manager, Pool, PoolConfig, Runtime, Timeouts};
 use protocol::Offset;
 use protocol::frame::Since;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 use crate::link::Link;
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
@@ -56,6 +57,8 @@ pub(crate) struct Redis {
     appender: Appender,
     read: Script,
     heads: Script,
+    /// So many pages are read at a time: the other connections stay free for heads and probes.
+    pages: Semaphore,
 }
 
 impl Redis {
@@ -81,6 +84,7 @@ impl Redis {
             appender,
             read: Script::new(include_str!("read.lua")),
             heads: Script::new(include_str!("heads.lua")),
+            pages: Semaphore::new(POOL_SIZE - 2),
         })
     }
 
@@ -124,6 +128,8 @@ impl Redis {
         since: Since,
         entries_max: usize,
     ) -> Result<Page, Unavailable> {
+        let closing = |_| Unavailable("the journal is closed".to_owned());
+        let _turn = self.pages.acquire().await.map_err(closing)?;
         let mut connection = self.connection().await?;
         let Some(rows) = self.rows(&mut connection, name, since, entries_max).await? else {
             return Ok(read::absent(since));

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::channel::shortened;
-use crate::limits::{CORRELATION_ID_BYTES_MAX, REQUEST_TIMEOUT_MAX};
+use crate::limits::{CORRELATION_ID_BYTES_MAX, REQUEST_TIMEOUT_MAX, SUBSCRIPTIONS_MAX};
 use crate::{Channel, ErrorCode, Format, Kind, Offset, check_command_name, check_data};
 
 /// The `id` of a frame: any JSON string or number; it comes back on the answer, unchanged.
@@ -169,6 +169,9 @@ pub fn parse_format(text: &str) -> Result<Format, Refusal> {
     }
 }
 
+/// Channels in one frame. Each earns an answer: what one frame makes the relay hold must be bounded.
+const CHANNELS_MAX: usize = 4 * SUBSCRIPTIONS_MAX;
+
 fn bad(message: impl Into<String>) -> Refusal {
     Refusal::new(ErrorCode::BadRequest, message)
 }
@@ -234,6 +237,11 @@ impl<'a> Fields<'a> {
             return Err(bad(
                 "name at least one channel: `channels`, `channel`, `sessionId` or `plan_id`",
             ));
+        }
+        if named.len() > CHANNELS_MAX {
+            let message =
+                format!("{} channels in one frame, the limit is {CHANNELS_MAX}", named.len());
+            return Err(Refusal::new(ErrorCode::LimitExceeded, message));
         }
         Ok(named.into_iter().map(|(addressing, name)| target(addressing, &name)).collect())
     }

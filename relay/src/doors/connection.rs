@@ -71,6 +71,11 @@ impl Connection {
             room: Notify::new(),
             state: Mutex::default(),
         };
+        let everyone =
+            Target { channel: Channel::global_everyone(), addressing: Addressing::Channel };
+        connection.insert(everyone.channel.clone(), |membership| {
+            Subscription::to_everyone(everyone, membership)
+        });
         let id = Uuid::new_v4().simple().to_string();
         let server_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         connection.say(&RelayFrame::Connected {
@@ -83,11 +88,6 @@ impl Connection {
         if status == Status::Degraded {
             connection.say_status(status);
         }
-        let everyone =
-            Target { channel: Channel::global_everyone(), addressing: Addressing::Channel };
-        connection.insert(everyone.channel.clone(), |membership| {
-            Subscription::to_everyone(everyone, membership)
-        });
         connection
     }
 
@@ -149,7 +149,9 @@ impl Connection {
                 Next::Wait => {}
                 Next::Again => subscription.queue(),
                 Next::Read(request) => {
-                    readings.push_back(Reading { slot, serial: *serial, request })
+                    // What an earlier subscription in this slot wanted, nobody wants any more.
+                    readings.retain(|reading| reading.slot != slot);
+                    readings.push_back(Reading { slot, serial: *serial, request });
                 }
             }
             bytes += out[before..].iter().map(Bytes::len).sum::<usize>();

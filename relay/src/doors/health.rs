@@ -20,7 +20,7 @@ pub(super) async fn ready(State(house): State<Arc<House>>) -> Response {
     if house.leaving.is_cancelled() {
         return Refused::new(ErrorCode::Unavailable, "this replica is leaving").into_response();
     }
-    if *house.events.status().borrow() == Status::Degraded {
+    if *house.events.status().borrow() == Status::Degraded || !house.events.is_following() {
         return Refused::new(ErrorCode::Unavailable, "redis is out of reach").into_response();
     }
     "ready\n".into_response()

@@ -40,6 +40,8 @@ pub(crate) struct House {
     pub(crate) events: Arc<Events>,
     pub(crate) commands: Commands,
     pub(crate) key: Option<Key>,
+    /// Without a key, whoever reaches the listener, by whatever name, is welcome.
+    pub(crate) allow_anonymous: bool,
     /// Set when the replica leaves: connections are sent elsewhere over `drain_over`.
     pub(crate) leaving: CancellationToken,
     pub(crate) drain_over: Duration,
@@ -92,7 +94,7 @@ fn authenticate(
 ) -> Result<Arc<Principal>, Refused> {
     let text = |value: &axum::http::HeaderValue| value.to_str().ok().map(str::to_owned);
     if house.key.is_none() {
-        check_origin(headers)?;
+        check_origin(headers, house.allow_anonymous)?;
     }
     let bearer = headers.get(AUTHORIZATION).and_then(text);
     let bearer = bearer.as_deref().and_then(|value| value.strip_prefix("Bearer "));
@@ -111,21 +113,31 @@ fn authenticate(
 /// Without a key anybody on this machine may do everything, so a page from elsewhere, open in a browser
 /// on this machine, must not: browsers let any page open a WebSocket to loopback, and say where the page
 /// is from. What sends no origin is no page.
-fn check_origin(headers: &HeaderMap) -> Result<(), Refused> {
-    let Some(origin) = headers.get("origin") else { return Ok(()) };
-    let origin = origin.to_str().unwrap_or_default();
-    let host = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
+fn check_origin(headers: &HeaderMap, allow_anonymous: bool) -> Result<(), Refused> {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = text("host").unwrap_or_default();
+    // A foreign page can have its own name resolve to loopback, and so be of our origin: then the name by
+    // which it calls us gives it away.
+    if !allow_anonymous && !is_loopback(host) {
+        let message = "a relay without a key answers to localhost, 127.0.0.1 and [::1] only: \
+                       configure a key, or say --allow-anonymous";
+        return Err(Refused::new(ErrorCode::Forbidden, message));
+    }
+    let Some(origin) = text("origin") else { return Ok(()) };
     let authority = origin.split_once("://").map_or("", |(_, authority)| authority);
-    let uri = authority.parse::<Uri>().ok();
-    let name = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-    let is_local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
-    if is_local || (!authority.is_empty() && authority.eq_ignore_ascii_case(host)) {
+    if is_loopback(authority) || (!authority.is_empty() && authority.eq_ignore_ascii_case(host)) {
         return Ok(());
     }
     Err(Refused::new(
         ErrorCode::Forbidden,
         "a relay without a key serves no page of another origin",
     ))
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let uri = authority.parse::<Uri>().ok();
+    let name = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+    matches!(name, "localhost" | "127.0.0.1" | "[::1]")
 }
 
 /// The query string's fields.

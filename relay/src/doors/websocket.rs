@@ -141,6 +141,8 @@ enum End {
 struct Pulse {
     /// A write waits for the browser to read.
     is_writing: AtomicBool,
+    /// What the browser asked is being done; until then nothing more is read from it.
+    is_answering: AtomicBool,
     ping_wanted: AtomicBool,
     /// Counts batches written.
     batches: AtomicU64,
@@ -165,30 +167,42 @@ async fn serve(
     let (mut sink, mut stream) = socket.split();
     let pulse = Pulse::default();
     let end = tokio::select! {
-        end = read(&connection, &mut stream) => end,
+        end = read(&connection, &mut stream, &pulse) => end,
         end = write(&connection, &house, &mut sink, &pulse) => end,
         end = keep(&connection, &house, &principal, &wish, &traffic, &pulse) => end,
     };
     drop(connection);
-    if let End::Close(code) = end {
-        tracing::debug!(code = code.number(), reason = code.reason(), "closing a connection");
-        let reason = Utf8Bytes::from_static(code.reason());
-        let frame = CloseFrame { code: code.number(), reason };
-        // The browser may be gone or not reading: a farewell must not last.
-        let farewell = async {
-            if sink.send(Message::Close(Some(frame))).await.is_ok() {
-                while let Some(Ok(_)) = stream.next().await {}
-            }
-        };
-        drop(tokio::time::timeout(FAREWELL, farewell).await);
+    // The browser may be gone or not reading: a farewell must not last.
+    drop(tokio::time::timeout(FAREWELL, farewell(end, &mut sink, &mut stream)).await);
+}
+
+async fn farewell(
+    end: End,
+    sink: &mut SplitSink<WebSocket, Message>,
+    stream: &mut SplitStream<WebSocket>,
+) {
+    let End::Close(code) = end else {
+        // Answers the browser's own close, or fails at once.
+        drop(sink.close().await);
+        return;
+    };
+    tracing::debug!(code = code.number(), reason = code.reason(), "closing a connection");
+    let reason = Utf8Bytes::from_static(code.reason());
+    let frame = CloseFrame { code: code.number(), reason };
+    if sink.send(Message::Close(Some(frame))).await.is_ok() {
+        while let Some(Ok(_)) = stream.next().await {}
     }
 }
 
-async fn read(connection: &Connection, stream: &mut SplitStream<WebSocket>) -> End {
+async fn read(connection: &Connection, stream: &mut SplitStream<WebSocket>, pulse: &Pulse) -> End {
     loop {
         connection.room().await;
         match stream.next().await {
-            Some(Ok(Message::Text(text))) => connection.on_text(&text).await,
+            Some(Ok(Message::Text(text))) => {
+                pulse.is_answering.store(true, Ordering::Relaxed);
+                connection.on_text(&text).await;
+                pulse.is_answering.store(false, Ordering::Relaxed);
+            }
             Some(Ok(Message::Binary(_))) => return End::Close(CloseCode::Unsupported),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(Ok(Message::Close(_))) | None => return End::Gone,
@@ -294,9 +308,10 @@ async fn keep(
     let mut tick = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
     let mut status = house.events.status();
     status.mark_unchanged();
-    let end = principal.remaining().map(|remaining| Instant::now() + remaining);
+    // A token for ever and a day has no end that a clock could show.
+    let end = principal.remaining().and_then(|remaining| Instant::now().checked_add(remaining));
     let mut notice =
-        end.map(|end| end - TOKEN_EXPIRING_NOTICE.min(principal.remaining().unwrap_or_default()));
+        end.map(|end| end.checked_sub(TOKEN_EXPIRING_NOTICE).unwrap_or_else(Instant::now));
     let mut leave_at: Option<Instant> = None;
     let mut life = Life::new(traffic);
     loop {
@@ -365,7 +380,7 @@ impl Life {
     fn is_stalled(&mut self, traffic: &Traffic, pulse: &Pulse) -> bool {
         let (read, written) = (traffic.read(), traffic.written());
         let accepts = pulse.is_writing.load(Ordering::Relaxed) && written != self.written;
-        if read != self.read || accepts {
+        if read != self.read || accepts || pulse.is_answering.load(Ordering::Relaxed) {
             self.moved_at = Instant::now();
         }
         (self.read, self.written) = (read, written);

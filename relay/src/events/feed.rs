@@ -77,6 +77,11 @@ impl Events {
         self.pages.read(request).await
     }
 
+    /// Whether a connection would hear what is published now.
+    pub(crate) fn is_following(&self) -> bool {
+        self.hub.is_live(&Channel::global_everyone())
+    }
+
     /// Whether the record is within reach, and when that changes.
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
@@ -88,6 +93,9 @@ impl Events {
         status: watch::Sender<Status>,
         shutdown: CancellationToken,
     ) {
+        let everyone = Channel::global_everyone();
+        // Followed from the start, so that whoever is greeted hears everything from then on.
+        let _membership = self.join(&everyone, &Arc::default(), 0);
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             tokio::select! {
@@ -111,7 +119,7 @@ impl Events {
             }
             Update::Live { name, head } => self.hub.live(&name.channel, head),
             Update::Entries { name, entries } => self.hub.deliver(&name.channel, entries),
-            Update::Reset { name, head, .. } => self.hub.reset(&name.channel, head),
+            Update::Reset { name, .. } => self.hub.reset(&name.channel),
         }
     }
 

@@ -41,6 +41,8 @@ struct State {
     listeners: Vec<Arc<Listener>>,
     /// Nobody listened at the last sweep.
     idle: bool,
+    /// The tail has not changed since the last sweep.
+    quiet: bool,
 }
 
 /// One subscription's ear.
@@ -79,7 +81,12 @@ impl Wake {
 impl Listener {
     fn wake(&self) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            lock(&self.wake.ready).push_back(self.slot);
+            let mut ready = lock(&self.wake.ready);
+            // A slot may have had another listener, which is in the queue still.
+            if !ready.contains(&self.slot) {
+                ready.push_back(self.slot);
+            }
+            drop(ready);
             self.wake.wake();
         }
     }
@@ -137,14 +144,12 @@ impl Watched {
             let mut state = self.state();
             let before = state.tail.as_ref().map_or(0, Tail::bytes);
             change(&mut state.tail);
+            state.quiet = false;
             let after = state.tail.as_ref().map_or(0, Tail::bytes);
             let all = self.tails_bytes.fetch_add(after, Ordering::Relaxed) + after - before;
             self.tails_bytes.fetch_sub(before, Ordering::Relaxed);
-            if all > TAILS_BYTES_MAX
-                && let Some(tail) = &mut state.tail
-            {
-                tail.shrink(0, 0);
-                self.tails_bytes.fetch_sub(after, Ordering::Relaxed);
+            if all > TAILS_BYTES_MAX {
+                self.forget_entries(&mut state);
             }
             for listener in &state.listeners {
                 listener.wake();
@@ -152,6 +157,13 @@ impl Watched {
             state.listeners.len()
         };
         tracing::trace!(journal = %self.name, listeners, "a tail changed");
+    }
+
+    fn forget_entries(&self, state: &mut State) {
+        if let Some(tail) = &mut state.tail {
+            self.tails_bytes.fetch_sub(tail.bytes(), Ordering::Relaxed);
+            tail.shrink(0, 0);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -195,6 +207,11 @@ impl Hub {
         (Membership { watched, listener }, is_new)
     }
 
+    /// Whether the channel's journal is followed.
+    pub(crate) fn is_live(&self, channel: &Channel) -> bool {
+        self.watched(channel).is_some_and(|watched| watched.head().is_some())
+    }
+
     /// The journal is followed from `head` on.
     pub(crate) fn live(&self, channel: &Channel, head: Option<Offset>) {
         if let Some(watched) = self.watched(channel) {
@@ -209,10 +226,11 @@ impl Hub {
         }
     }
 
-    /// What the tail held is not continued: every cursor must be judged by the journal.
-    pub(crate) fn reset(&self, channel: &Channel, head: Option<Offset>) {
+    /// What the tail held is not continued. Everything retained is about to follow; from its first entry
+    /// on every older cursor is out of the tail's reach, and is judged by the journal.
+    pub(crate) fn reset(&self, channel: &Channel) {
         if let Some(watched) = self.watched(channel) {
-            watched.change(|tail| *tail = Some(Tail::at(head)));
+            watched.change(|tail| *tail = Some(Tail::at(None)));
         }
     }
 
@@ -225,6 +243,11 @@ impl Hub {
             let idle = state.listeners.is_empty();
             let forget = idle && state.idle;
             state.idle = idle;
+            if state.quiet {
+                // Quiet channels must not keep the memory that busy ones need.
+                watched.forget_entries(&mut state);
+            }
+            state.quiet = true;
             if forget {
                 forgotten.push(watched.name.clone());
             }

@@ -82,13 +82,17 @@ impl Pages {
             Since::Offset(position) => position,
         };
         let number = position.n / PAGE;
-        let is_whole = request
-            .head
-            .is_some_and(|head| head.epoch == position.epoch && head.n >= (number + 1) * PAGE);
-        let key = match is_whole {
-            true => Key::Aligned { epoch: position.epoch, number },
-            false => Key::After(position),
-        };
+        let end = number.saturating_add(1).saturating_mul(PAGE);
+        let is_whole =
+            request.head.is_some_and(|head| head.epoch == position.epoch && head.n >= end);
+        if is_whole {
+            let key = Key::Aligned { epoch: position.epoch, number };
+            let page = self.share(name, key).await?;
+            if let Some(page) = continued(&page, key, &position) {
+                return Ok(page);
+            }
+        }
+        let key = Key::After(position);
         let page = self.share(name, key).await?;
         match continued(&page, key, &position) {
             Some(page) => Ok(page),

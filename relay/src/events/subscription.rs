@@ -19,6 +19,8 @@ use super::tail::Encoded;
 
 /// Entries taken from the tail in one step; then the connection's other subscriptions have their turn.
 const STEP_ENTRIES: usize = 64;
+/// Repeated `subscribe`s that wait for one answer; beyond, the oldest is answered by the newest.
+const IDS_MAX: usize = 16;
 /// Bytes of frames made from one page; the rest of it is read again when these are written, so that a
 /// browser that does not read holds no more than this.
 const STEP_BYTES: usize = 128 * 1024;
@@ -84,9 +86,11 @@ impl Subscription {
 
     /// The silent subscription of every connection to `global:everyone`.
     pub(crate) fn to_everyone(target: Target, membership: Membership) -> Self {
-        let phase = Phase::Everyone { joined: false };
-        let format = Format::Flat;
-        Self { target, format, membership, cursor: None, phase, reading: Reading::No }
+        // What is published from now on is heard, not only what is published after the first step.
+        let head = membership.watched().head();
+        let phase = Phase::Everyone { joined: head.is_some() };
+        let (format, cursor) = (Format::Flat, head.flatten());
+        Self { target, format, membership, cursor, phase, reading: Reading::No }
     }
 
     /// Whether the browser asked for it, and may ask again.
@@ -109,6 +113,7 @@ impl Subscription {
     ) {
         (self.target, self.format) = (target, format);
         if let Phase::Joining { ids, .. } = &mut self.phase {
+            ids.truncate(IDS_MAX - 1);
             ids.push(id);
             return;
         }
@@ -161,9 +166,14 @@ impl Subscription {
         let Some((entries, head)) = watched.after(self.cursor, STEP_ENTRIES) else {
             let head = watched.head().flatten();
             return match (&self.phase, self.cursor) {
-                (Phase::Everyone { .. }, _) => {
-                    self.cursor = head;
-                    Next::Wait
+                // Live only, so a new epoch is no reset: its first entry is the next one to show.
+                (Phase::Everyone { .. }, Some(cursor))
+                    if head.is_some_and(|head| head.epoch != cursor.epoch) =>
+                {
+                    let first = head.map(|head| Offset::before(head.epoch, 1));
+                    let is_in_tail = watched.after(first, 0).is_some();
+                    self.cursor = if is_in_tail { first } else { head };
+                    Next::Again
                 }
                 (_, None) => self.read(Since::Start, head),
                 (_, Some(cursor)) => self.read(Since::Offset(cursor), head),
@@ -188,6 +198,14 @@ impl Subscription {
     /// A page that was asked for came.
     pub(crate) fn on_page(&mut self, page: &Page, out: &mut Vec<Bytes>) -> Next {
         let news = std::mem::replace(&mut self.reading, Reading::No) == Reading::YesAndNews;
+        if matches!(self.phase, Phase::Everyone { .. }) {
+            if page.reset.is_some() {
+                self.cursor = page.head;
+            } else {
+                self.say_merged(&page.entries, out);
+            }
+            return if news || !page.entries.is_empty() { Next::Again } else { Next::Wait };
+        }
         let was_joining = matches!(self.phase, Phase::Joining { .. });
         if let Phase::Joining { ids, .. } = &mut self.phase {
             let ids = std::mem::take(ids);
@@ -212,10 +230,12 @@ impl Subscription {
         }
         self.say_merged(&page.entries, out);
         if page.entries.is_empty() {
-            // The journal has nothing more. Where the tail does not agree it is about to be reset, which
-            // wakes us; asking at once again would only spin.
+            // The journal had nothing more when it was read. Where the tail does not reach us it is about to
+            // be reset, which wakes us; asking at once again would only spin.
             self.now_live(out);
-            return if news { Next::Again } else { Next::Wait };
+            let newer = self.membership.watched().after(self.cursor, 1);
+            let is_more = newer.is_some_and(|(entries, _)| !entries.is_empty());
+            return if news || is_more { Next::Again } else { Next::Wait };
         }
         Next::Again
     }
@@ -268,6 +288,9 @@ impl Subscription {
     }
 
     fn now_live(&mut self, out: &mut Vec<Bytes>) {
+        if matches!(self.phase, Phase::Everyone { .. }) {
+            return;
+        }
         if !matches!(std::mem::replace(&mut self.phase, Phase::Live), Phase::CatchingUp) {
             return;
         }

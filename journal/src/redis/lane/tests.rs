@@ -165,3 +165,15 @@ fn after_ten_minutes_the_outcome_is_unknown_and_late_copies_are_fenced_off() {
     assert_eq!(rig.outcomes[0].try_recv(), Ok(Err(AppendError::Unavailable)));
     assert_eq!(rig.lane.incarnation, 101);
 }
+
+#[test]
+fn what_never_found_a_connection_fails_after_ten_minutes_too() {
+    let mut rig = Rig::with(2);
+    rig.now += RETRY_FOR + Duration::from_secs(1);
+
+    assert!(rig.send().is_empty());
+
+    for outcome in &mut rig.outcomes {
+        assert_eq!(outcome.try_recv(), Ok(Err(AppendError::Unavailable)));
+    }
+}
