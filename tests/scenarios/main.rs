@@ -20,6 +20,7 @@ mod hostile_writers;
 mod http;
 mod joining;
 mod leaving;
+mod liveness;
 mod lost_history;
 mod malformed;
 mod operating;

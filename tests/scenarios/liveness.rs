@@ -1,0 +1,39 @@
+//! Signs of life, both ways. These take as long as the pace of the pings.
+
+use std::time::Duration;
+
+use tests::Stage;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A page's script cannot see WebSocket pings, so it can ask for some that it sees; and whoever answers the
+/// others stays, however silent it is.
+#[tokio::test]
+async fn a_silent_page_that_asks_hears_signs_of_life_and_stays() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().path("/ws?heartbeat=1").connect().await;
+
+    for _ in 0..3 {
+        browser.wait_for_type("ping").await;
+    }
+
+    browser.settle().await;
+}
+
+/// F41: a peer that neither sends nor accepts a byte is no browser any more.
+#[tokio::test]
+async fn a_peer_that_answers_no_ping_is_cut() {
+    let stage = Stage::with_replicas(1).await;
+    let mut socket = TcpStream::connect(stage.replicas[0].address()).await.unwrap();
+    let hello = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    socket.write_all(hello.as_bytes()).await.unwrap();
+
+    let mut heard = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(90), socket.read_to_end(&mut heard)).await;
+
+    assert!(end.is_ok(), "still connected after 90 s of silence");
+    let closes = |code: u16| heard.windows(2).any(|pair| pair == code.to_be_bytes());
+    assert!(heard.windows(2).any(|pair| pair == [0x89, 0]), "no ping was sent");
+    assert!(closes(4408), "it was not told why");
+}
