@@ -107,7 +107,8 @@ impl Surroundings {
         let share = (now.stolen - self.stolen) as f64 / (now.all - self.all).max(1) as f64;
         let load = fs::read_to_string("/proc/loadavg")?;
         let load = load.split(' ').next().unwrap_or_default().to_owned();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let stat = fs::read_to_string("/proc/stat")?;
+        let cores = stat.lines().filter(|line| line.starts_with("cpu")).count() - 1;
         Ok(format!("{cores} cores, steal {:.1} %, load average {load}", share * 100.0))
     }
 }

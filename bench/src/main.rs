@@ -5,11 +5,15 @@
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
 mod append;
+mod fanout;
 mod figures;
+mod floor;
 mod idle;
 mod machine;
 mod pipeline;
 mod redis_server;
+mod server;
+mod watcher;
 
 use anyhow::Result;
 use clap::Parser;
@@ -21,11 +25,18 @@ enum Command {
     Append(append::Options),
     /// What an idle connection costs: memory, and the CPU to take it in.
     Idle(idle::Options),
+    /// A replica's CPU per delivery, against one thread that writes finished frames.
+    Fanout(fanout::Options),
+    /// That thread, as a process of its own.
+    #[command(hide = true)]
+    Floor(floor::Options),
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Append(options) => append::run(&options),
         Command::Idle(options) => idle::run(&options),
+        Command::Fanout(options) => fanout::run(&options),
+        Command::Floor(options) => floor::run(&options),
     }
 }

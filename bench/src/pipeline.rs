@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use journal::Name;
 use redis::{Cmd, Connection, ConnectionLike, FromRedisValue, Value};
 
-/// What `append.lua` keeps of a session when nobody has said otherwise.
 /// A journal is born beyond the epoch that its producer names, so this one is known beforehand.
 const EPOCH: u64 = 9_999_999_999_999;
+/// What `append.lua` keeps of a session when nobody has said otherwise.
 const RETENTION: &str = "10000 8388608 86400000";
 
 /// A source of commands.
