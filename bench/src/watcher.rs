@@ -175,13 +175,10 @@ mod tests {
         for number in numbers {
             far.write_all(&crate::floor::frame(&format!("{{{NUMBER}{number}}}")))?;
         }
-        drop(far);
-        while let Ok(()) = watchers.look() {}
-        match watchers.look() {
-            Err(error) if error.to_string().contains("closed") => Ok(watchers.received),
-            Err(error) => Err(error),
-            Ok(()) => Ok(watchers.received),
+        while watchers.received < numbers.len() as u64 {
+            watchers.look()?;
         }
+        Ok(watchers.received)
     }
 
     #[test]
