@@ -68,11 +68,17 @@ pub enum Update {
         /// Its newest entry.
         head: Option<Offset>,
     },
+    /// Somebody rang at the [`address`](Follower::address). Rings may be lost.
+    Rung {
+        /// What was said.
+        text: Box<str>,
+    },
 }
 
 /// Says what to follow. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Follower {
+    address: Arc<str>,
     changes: Arc<Changes>,
 }
 
@@ -99,6 +105,11 @@ impl Follower {
         self.push(Change::Unfollow(name.clone()));
     }
 
+    /// Where this follower can be rung, from anywhere: see [`NewCommand::answer_to`](crate::NewCommand).
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     fn push(&self, change: Change) {
         self.changes.waiting.lock().expect("no code panics with this lock held").push_back(change);
         self.changes.some.notify_one();
@@ -121,8 +132,8 @@ impl Updates {
 pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
     let (updates, received) = mpsc::channel(UPDATES);
     let changes = Arc::new(Changes::default());
-    let follower = Follower { changes: Arc::clone(&changes) };
     let link = journal.link();
+    let follower = Follower { address: (&*link.address).into(), changes: Arc::clone(&changes) };
     let follow = Follow {
         journal,
         changes,
@@ -263,6 +274,7 @@ impl Follow {
                 }
                 Ok(())
             }
+            Signal::Rung(text) => self.emit(Update::Rung { text }).await,
             Signal::Entries(name, entries) => {
                 let Some(track) = self.tracks.get_mut(&name) else { return Ok(()) };
                 let next = track.take(entries, Instant::now());

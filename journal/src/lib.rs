@@ -38,24 +38,36 @@ mod name;
 mod read;
 mod redis;
 mod retention;
+mod state;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use append::{AppendError, Appended, NewEntry, Receipt};
 pub use follow::{Follower, Update, Updates};
 pub use name::{Name, Side};
+use protocol::Channel;
 pub use protocol::frame::Since;
 pub use read::{Page, Reason, Unavailable};
 pub use redis::OpenError;
 pub use retention::{Keep, Retention};
+pub use state::Holder;
+pub use state::command::{Command, Fate, NewCommand, SendError, Sent, Status, Take};
+pub use state::duty::Keeper;
+pub use state::lease::{Alive, LEASE, Lease, LeaseError, Parent, RENEW_EVERY};
+pub use state::prompt::{Answer, AskError, Asked, Asks, NewPrompt, Pending, Resolved};
 
 use memory::Memory;
 use redis::Redis;
+use state::renewal::Leases;
+use state::{Change, Committed, Duty, Index, Look, Members, Thing};
 
 /// Every journal of one deployment. Cheap to clone; all clones share connections and order.
 #[derive(Clone, Debug)]
 pub struct Journal {
     home: Home,
+    /// The leases that are held through this journal's clones.
+    leases: Arc<Leases>,
 }
 
 /// Where journals live. The two keep the same promises; what differs is who shares them and for how
@@ -69,12 +81,12 @@ enum Home {
 impl Journal {
     /// Journals in this process' memory: shared by whoever holds a clone, gone when the process exits.
     pub fn in_memory() -> Self {
-        Self { home: Home::Memory(Arc::new(Memory::new(Retention::default()))) }
+        Self::in_memory_keeping(Retention::default())
     }
 
     /// The same, keeping as much as `retention` says.
     pub fn in_memory_keeping(retention: Retention) -> Self {
-        Self { home: Home::Memory(Arc::new(Memory::new(retention))) }
+        Self::at(Home::Memory(Arc::new(Memory::new(retention))))
     }
 
     /// Journals in the Redis at `url` (`redis://` or `rediss://`). Does not wait for it: connections are
@@ -83,7 +95,11 @@ impl Journal {
     /// # Errors
     /// [`OpenError`] where `url` is none that we understand.
     pub fn open(url: &str) -> Result<Self, OpenError> {
-        Ok(Self { home: Home::Redis(Arc::new(Redis::open(url)?)) })
+        Ok(Self::at(Home::Redis(Arc::new(Redis::open(url)?))))
+    }
+
+    fn at(home: Home) -> Self {
+        Self { home, leases: Arc::default() }
     }
 
     /// Whether the journals live in this process only.
@@ -188,6 +204,90 @@ impl Journal {
     /// both halves ends the link.
     pub fn follow(&self) -> (Follower, Updates) {
         follow::start(self.clone())
+    }
+
+    fn leases(&self) -> &Arc<Leases> {
+        &self.leases
+    }
+
+    async fn look(&self, thing: &Thing) -> Result<Look, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.look(thing)),
+            Home::Redis(redis) => redis.look(thing).await,
+        }
+    }
+
+    async fn commit(&self, change: &Change) -> Result<Committed, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.commit(change)),
+            Home::Redis(redis) => redis.commit(change).await,
+        }
+    }
+
+    async fn list(&self, channel: &Channel, index: &Index) -> Result<Members, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.list(channel, index)),
+            Home::Redis(redis) => redis.list(channel, index).await,
+        }
+    }
+
+    async fn due(&self) -> Result<Vec<(Duty, Thing)>, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.due()),
+            Home::Redis(redis) => redis.due().await,
+        }
+    }
+
+    async fn forget_duty(&self, thing: &Thing, duty: Duty) -> Result<(), Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => memory.forget_duty(thing, duty),
+            Home::Redis(redis) => redis.forget_duty(thing, duty).await?,
+        }
+        Ok(())
+    }
+
+    async fn renew(&self, things: &[Thing], lasts: Duration) -> Result<Vec<usize>, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.renew(things, lasts)),
+            Home::Redis(redis) => redis.renew(things, lasts).await,
+        }
+    }
+
+    async fn leased(&self) -> Result<Vec<(Thing, Option<String>)>, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.leased()),
+            Home::Redis(redis) => redis.leased().await,
+        }
+    }
+
+    async fn place_prompt(
+        &self,
+        request_id: &str,
+        channel: &Channel,
+        lifetime: Duration,
+    ) -> Result<Channel, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.place_prompt(request_id, channel, lifetime)),
+            Home::Redis(redis) => redis.place_prompt(request_id, channel, lifetime).await,
+        }
+    }
+
+    async fn prompt_place(&self, request_id: &str) -> Result<Option<Channel>, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.prompt_place(request_id)),
+            Home::Redis(redis) => redis.prompt_place(request_id).await,
+        }
+    }
+
+    /// The newest event of the channel, and the questions that wait, by their ids.
+    async fn prompts(
+        &self,
+        channel: &Channel,
+    ) -> Result<(Option<protocol::Offset>, Members), Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.prompts(channel)),
+            Home::Redis(redis) => redis.prompts(channel).await,
+        }
     }
 
     fn link(&self) -> link::Link {

@@ -37,11 +37,15 @@ pub(crate) enum Signal {
     Confirmed(Vec<Name>),
     /// Entries that were appended together.
     Entries(Name, Vec<Arc<Entry>>),
+    /// Somebody rang at this link's address.
+    Rung(Box<str>),
 }
 
 /// The follower's end of a link.
 #[derive(Debug)]
 pub(crate) struct Link {
+    /// Where this link can be rung.
+    pub(crate) address: Box<str>,
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) signals: mpsc::Receiver<Signal>,
     pub(crate) missed: Missed,
@@ -85,6 +89,11 @@ impl Deliver {
         }
     }
 
+    /// Never waits. A ring that finds no room is lost: whoever waits for one looks again by itself.
+    pub(crate) fn rung(&self, text: &str) {
+        drop(self.signals.try_send(Signal::Rung(text.into())));
+    }
+
     /// Waits for room. False where the follower is gone.
     pub(crate) async fn signal(&self, signal: Signal) -> bool {
         self.signals.send(signal).await.is_ok()
@@ -95,11 +104,14 @@ impl Deliver {
     }
 }
 
-/// A new link: the follower's end and the far end.
-pub(crate) fn new() -> (Link, FarEnd) {
+/// A new link, which can be rung at `address`: the follower's end and the far end.
+pub(crate) fn new(address: &str) -> (Link, FarEnd) {
     let (requests, asked) = mpsc::channel(REQUESTS);
     let (said, signals) = mpsc::channel(QUEUE_BATCHES);
     let missed = Missed::default();
     let deliver = Deliver { signals: said, missed: missed.clone() };
-    (Link { requests, signals, missed }, FarEnd { requests: asked, deliver })
+    (
+        Link { address: address.into(), requests, signals, missed },
+        FarEnd { requests: asked, deliver },
+    )
 }

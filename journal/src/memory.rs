@@ -1,5 +1,7 @@
 //! Journals in this process' memory: the same promises, for one process and as long as it lives.
 
+mod state;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +12,7 @@ use protocol::{Entry, Offset};
 
 use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
-use crate::{Appended, Name, NewEntry, Page, Retention};
+use crate::{Appended, Name, NewEntry, Page, Retention, Side};
 
 /// How often, in appends, journals and once-ids that nobody touches are looked through.
 const SWEEP_EVERY: u64 = 1024;
@@ -31,6 +33,7 @@ struct State {
     /// Entries of one epoch must have ascending times, whatever the system's clock does.
     last_time_us: u64,
     last_epoch: u64,
+    things: state::Things,
 }
 
 /// One journal. Never empty.
@@ -52,6 +55,7 @@ impl Memory {
                 appends: 0,
                 last_time_us: 0,
                 last_epoch: 0,
+                things: state::Things::default(),
             }),
         }
     }
@@ -109,8 +113,12 @@ impl Memory {
     }
 
     pub(crate) fn link(self: &Arc<Self>) -> Link {
-        let (link, far_end) = link::new();
-        tokio::spawn(serve(Arc::clone(self), far_end));
+        let mut state = self.state();
+        state.next_follower += 1;
+        let id = state.next_follower;
+        let (link, far_end) = link::new(&id.to_string());
+        state.followers.insert(id, (far_end.deliver.clone(), HashSet::new()));
+        tokio::spawn(serve(Arc::clone(self), id, far_end));
         link
     }
 
@@ -120,14 +128,7 @@ impl Memory {
 }
 
 /// The far end of a link into memory.
-async fn serve(memory: Arc<Memory>, mut far_end: FarEnd) {
-    let id = {
-        let mut state = memory.state();
-        state.next_follower += 1;
-        let id = state.next_follower;
-        state.followers.insert(id, (far_end.deliver.clone(), HashSet::new()));
-        id
-    };
+async fn serve(memory: Arc<Memory>, id: u64, mut far_end: FarEnd) {
     far_end.deliver.signal(Signal::Up).await;
     while let Some(request) = far_end.requests.recv().await {
         let confirmed = {
@@ -200,7 +201,7 @@ impl State {
         while let Some(oldest) = shelf.entries.front()
             && shelf.entries.len() > 1
             && (shelf.entries.len() as u64 > keep.entries
-                || shelf.bytes as u64 > keep.bytes
+                || (shelf.bytes as u64 > keep.bytes && name.side == Side::Events)
                 || oldest.time_us < cutoff)
         {
             shelf.bytes -= oldest.bytes();
@@ -223,6 +224,7 @@ impl State {
             self.journals
                 .retain(|name, shelf| shelf.newest_us() + micros(retention.of(name).age) >= now);
             self.once.retain(|_, (_, until)| *until > now);
+            self.things.sweep(now);
         }
     }
 }

@@ -15,8 +15,10 @@ pub struct Retention {
     pub global: Keep,
     /// Events of all other channels: 1,000 entries, 2 MiB, 24 h.
     pub other: Keep,
-    /// Commands: 256 entries, 2 MiB, 24 h.
+    /// Commands to agents: 256 entries, 24 h. Never trimmed by bytes: what nobody has taken stands.
     pub commands: Keep,
+    /// Requests to services: 10,000 entries, 24 h. Never trimmed by bytes.
+    pub service: Keep,
 }
 
 /// How much one journal keeps. It is trimmed now and then, so up to 64 entries more may stand; the newest
@@ -40,7 +42,8 @@ impl Default for Retention {
             session: Keep { entries: 10_000, bytes: 8 * MIB, age: 24 * HOUR },
             global: Keep { entries: 10_000, bytes: 8 * MIB, age: HOUR },
             other: Keep { entries: 1_000, bytes: 2 * MIB, age: 24 * HOUR },
-            commands: Keep { entries: 256, bytes: 2 * MIB, age: 24 * HOUR },
+            commands: Keep { entries: 256, bytes: 16 * MIB, age: 24 * HOUR },
+            service: Keep { entries: 10_000, bytes: 64 * MIB, age: 24 * HOUR },
         }
     }
 }
@@ -50,6 +53,7 @@ impl Retention {
     pub(crate) fn of(&self, name: &Name) -> Keep {
         match Self::field(name) {
             "commands" => self.commands,
+            "service" => self.service,
             "session" => self.session,
             "global" => self.global,
             _ => self.other,
@@ -59,6 +63,7 @@ impl Retention {
     /// Under which name the setting for `name` is kept in Redis.
     pub(crate) fn field(name: &Name) -> &'static str {
         match (name.side, name.kind()) {
+            (Side::Commands, Kind::Service) => "service",
             (Side::Commands, _) => "commands",
             (_, Kind::Session) => "session",
             (_, Kind::Global) => "global",
@@ -67,12 +72,13 @@ impl Retention {
     }
 
     /// Every setting under its name in Redis.
-    pub(crate) fn fields(&self) -> [(&'static str, Keep); 4] {
+    pub(crate) fn fields(&self) -> [(&'static str, Keep); 5] {
         [
             ("session", self.session),
             ("global", self.global),
             ("other", self.other),
             ("commands", self.commands),
+            ("service", self.service),
         ]
     }
 }

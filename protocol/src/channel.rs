@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crc::{CRC_16_XMODEM, Crc};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::CHANNEL_ID_BYTES_MAX;
@@ -63,7 +64,8 @@ impl Kind {
 /// assert_eq!((channel.kind().as_str(), channel.id()), ("session", "42"));
 /// assert!("session:4 2".parse::<protocol::Channel>().is_err());
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Channel {
     name: Arc<str>,
     kind: Kind,
@@ -141,9 +143,14 @@ impl Channel {
     /// Which of the 256 partitions holds everything about this channel: CRC16 (XMODEM, as Redis
     /// Cluster uses) of the address, modulo 256. Golden examples: `vectors/channels.json`.
     pub fn partition(&self) -> u8 {
-        const CRC: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
-        (CRC.checksum(self.name.as_bytes()) % 256) as u8
+        partition(&self.name)
     }
+}
+
+/// The partition of any name: CRC16 (XMODEM) modulo 256, see [`Channel::partition`].
+pub fn partition(name: &str) -> u8 {
+    const CRC: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
+    (CRC.checksum(name.as_bytes()) % 256) as u8
 }
 
 impl std::str::FromStr for Channel {
@@ -155,6 +162,20 @@ impl std::str::FromStr for Channel {
         let kind =
             Kind::ALL.into_iter().find(|known| known.as_str() == kind).ok_or_else(unknown)?;
         Self::new(kind, id)
+    }
+}
+
+impl From<Channel> for String {
+    fn from(channel: Channel) -> Self {
+        channel.as_str().to_owned()
+    }
+}
+
+impl TryFrom<String> for Channel {
+    type Error = ChannelError;
+
+    fn try_from(text: String) -> Result<Self, ChannelError> {
+        text.parse()
     }
 }
 

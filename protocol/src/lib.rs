@@ -18,7 +18,7 @@ mod merge;
 mod name;
 mod offset;
 
-pub use channel::{Channel, ChannelError, Kind};
+pub use channel::{Channel, ChannelError, Kind, partition};
 pub use code::{CloseCode, ErrorCode};
 pub use encode::{Format, encode, iso_8601};
 pub use entry::{Entry, UNREADABLE};

@@ -3,7 +3,10 @@
 //! A channel has exactly one colon and no brace, so no channel can collide with another key. All keys of
 //! one channel share the hash tag `{partition}`, hence a Cluster slot.
 
+use protocol::{Channel, partition};
+
 use crate::retention::Keep;
+use crate::state::{Index, Thing};
 use crate::{Name, Side};
 
 /// Before every key, so that other users of the same Redis are safe from us.
@@ -69,14 +72,46 @@ impl Keys {
         format!("{PREFIX}:{{{partition}}}:cfg")
     }
 
-    /// Where a link listens for its own probes.
+    /// Where a link listens for its own probes, and where it can be rung.
     pub(crate) fn probe(&self, link: &str) -> String {
         format!("{PREFIX}:{}:probe:{link}", self.database)
     }
+
+    /// The state of a thing.
+    pub(crate) fn state(&self, thing: &Thing) -> String {
+        format!("{}:{}", channel_key(&thing.channel, thing.sort.as_str()), thing.id)
+    }
+
+    /// A list beside a channel's things.
+    pub(crate) fn index(&self, channel: &Channel, index: &Index) -> String {
+        match index.key() {
+            (what, "") => channel_key(channel, what),
+            (what, of) => format!("{}:{of}", channel_key(channel, what)),
+        }
+    }
+
+    /// When what falls due in a partition.
+    pub(crate) fn deadlines(&self, partition: u8) -> String {
+        format!("{PREFIX}:{{{partition}}}:deadlines")
+    }
+
+    /// On which channel a prompt stands. Its slot is its own.
+    pub(crate) fn prompt_place(&self, request_id: &str) -> String {
+        format!("{PREFIX}:{{{}}}:place:{request_id}", partition(request_id))
+    }
+}
+
+/// An agent's incarnation as its producers count: they may need a few more of their own.
+pub(crate) fn producer_incarnation(incarnation: u64) -> u64 {
+    incarnation.saturating_mul(1_000)
 }
 
 fn key(name: &Name, what: &str) -> String {
-    format!("{PREFIX}:{{{}}}:{what}:{}", name.channel.partition(), name.channel)
+    channel_key(&name.channel, what)
+}
+
+fn channel_key(channel: &Channel, what: &str) -> String {
+    format!("{PREFIX}:{{{}}}:{what}:{channel}", channel.partition())
 }
 
 fn what(side: Side) -> &'static str {

@@ -34,8 +34,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const FOLLOW_BATCH: usize = 500;
 
 pub(super) fn start(info: ConnectionInfo, keys: Keys, pool: Pool) -> Link {
-    let (link, far_end) = link::new();
     let probe = keys.probe(&Uuid::new_v4().simple().to_string());
+    let (link, far_end) = link::new(&probe);
     tokio::spawn(Supervisor { info, keys, pool, probe }.run(far_end));
     link
 }
@@ -44,7 +44,7 @@ struct Supervisor {
     info: ConnectionInfo,
     keys: Keys,
     pool: Pool,
-    /// Where this link listens for its probes.
+    /// Where this link listens for its probes, and where it can be rung.
     probe: String,
 }
 
@@ -163,6 +163,15 @@ impl Supervisor {
 
     /// False where nobody follows any more.
     fn deliver(&self, message: &Msg, deliver: &Deliver) -> bool {
+        if message.get_channel_name() == self.probe {
+            // A probe is empty; whatever has a text is for our owner.
+            if let Ok(text) = message.get_payload::<String>()
+                && !text.is_empty()
+            {
+                deliver.rung(&text);
+            }
+            return true;
+        }
         let Some(name) = self.keys.name(message.get_channel_name()) else { return true };
         let entries = wire::bell(name.side, message.get_payload_bytes()).unwrap_or_default();
         // A bell that cannot be read is a lost bell: an empty batch has the journal read. So is one with

@@ -7,6 +7,7 @@ mod appender;
 mod keys;
 mod lane;
 mod link;
+mod state;
 mod wire;
 
 use std::sync::Arc;
@@ -57,6 +58,7 @@ pub(crate) struct Redis {
     appender: Appender,
     read: Script,
     heads: Script,
+    state: state::Scripts,
     /// So many pages are read at a time: the other connections stay free for heads and probes.
     pages: Semaphore,
 }
@@ -84,6 +86,7 @@ impl Redis {
             appender,
             read: Script::new(include_str!("read.lua")),
             heads: Script::new(include_str!("heads.lua")),
+            state: state::Scripts::new(),
             pages: Semaphore::new(POOL_SIZE - 2),
         })
     }

@@ -19,6 +19,7 @@ mod model;
 mod promises;
 mod redis_only;
 mod server;
+mod states;
 
 use std::time::Duration;
 

@@ -70,7 +70,7 @@ impl Watcher {
 
     fn on(&mut self, update: Update) {
         match update {
-            Update::Link { .. } | Update::Live { .. } => {}
+            Update::Link { .. } | Update::Live { .. } | Update::Rung { .. } => {}
             Update::Reset { reason, .. } => {
                 self.resets.push(reason);
                 self.seen.clear();

@@ -21,6 +21,8 @@ pub(crate) async fn listen(mut updates: Updates, inbox: Arc<Inbox>, ended: Cance
                     inbox.take_in(&name.channel, &entry);
                 }
             }
+            // Agents wait for no answers.
+            Update::Rung { .. } => {}
             // Everything retained follows; what was taken before is known by its id.
             Update::Reset { name, reason, .. } => tracing::warn!(
                 channel = %name.channel,

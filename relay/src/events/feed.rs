@@ -120,6 +120,8 @@ impl Events {
             Update::Live { name, head } => self.hub.live(&name.channel, head),
             Update::Entries { name, entries } => self.hub.deliver(&name.channel, entries),
             Update::Reset { name, .. } => self.hub.reset(&name.channel),
+            // Nobody waits for an answer at this address.
+            Update::Rung { .. } => {}
         }
     }
 

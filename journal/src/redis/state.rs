@@ -1,0 +1,384 @@
+//! States in Redis: [`state`](crate::state)'s steps as one script, and what is read around them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use protocol::{Channel, Offset};
+use rand::Rng;
+use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, Value};
+use tokio::time::Instant;
+
+use super::{Redis, keys, unavailable, wire};
+use crate::retention::Retention;
+use crate::state::{Change, Committed, Condition, Duty, Effect, Index, Look, Members, Sort, Thing};
+use crate::{Name, NewEntry, Unavailable};
+
+/// How long a step is tried while Redis is away. Trying it again is harmless.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the fence of an agent lasts: longer than any journal.
+pub(super) const FENCE_FOR: Duration = Duration::from_secs(25 * 3_600);
+/// How many duties of one partition are taken up at a time.
+const DUE_MAX: usize = 200;
+
+/// The scripts.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    change: Script,
+    look: Script,
+    renew: Script,
+    prompts: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            change: Script::new(include_str!("change.lua")),
+            look: Script::new(include_str!("look.lua")),
+            renew: Script::new(include_str!("renew.lua")),
+            prompts: Script::new(include_str!("prompts.lua")),
+        }
+    }
+}
+
+impl Redis {
+    pub(crate) async fn look(&self, thing: &Thing) -> Result<Look, Unavailable> {
+        let channel = &thing.channel;
+        let script = &self.state.look;
+        let mut invocation = script.key(self.keys.state(thing));
+        invocation
+            .key(self.keys.index(channel, &Index::Agents))
+            .key(self.keys.deadlines(channel.partition()))
+            .arg(member(Duty::Lose, channel, ""));
+        let answer: Vec<Value> = self.patiently(&invocation).await?;
+        let mut answer = answer.into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Nil);
+        let now_ms = u64::from_redis_value(next()).map_err(|error| unavailable(error.into()))?;
+        let state = Option::<String>::from_redis_value(next())
+            .map_err(|error| unavailable(error.into()))?;
+        let live = answer
+            .map(|agent| String::from_redis_value(agent).map(Into::into))
+            .collect::<Result<_, _>>()
+            .map_err(|error| unavailable(error.into()))?;
+        Ok(Look { now_ms, state, live })
+    }
+
+    pub(crate) async fn commit(&self, change: &Change) -> Result<Committed, Unavailable> {
+        let invocation = self.invocation(change);
+        let answer: Vec<Value> = self.patiently(&invocation).await?;
+        committed(answer).map_err(unavailable)
+    }
+
+    fn invocation(&self, change: &Change) -> ScriptInvocation<'_> {
+        let (keys, thing) = (&self.keys, &change.thing);
+        let channel = &thing.channel;
+        let (events, commands) = (Name::events(channel.clone()), Name::commands(channel.clone()));
+        let partition = channel.partition();
+        let mut invocation = self.state.change.key(keys.state(thing));
+        let holder = change.holder.as_ref();
+        let record = keys.record(&events, holder.map_or("", |holder| &holder.agent));
+        invocation
+            .key(keys.deadlines(partition))
+            .key(keys.stream(&events))
+            .key(keys.stream(&commands))
+            .key(keys.settings(partition))
+            .key(keys.index(channel, &Index::Waiting))
+            .key(record);
+        let condition = match change.condition {
+            Condition::Always => String::new(),
+            Condition::Due(duty) => format!("due {}", member(duty, channel, &thing.id)),
+            Condition::NotDue(duty) => format!("notdue {}", member(duty, channel, &thing.id)),
+            Condition::Room(most) => format!("room {most}"),
+        };
+        let unfenced = holder.map_or(String::new(), |holder| {
+            format!("{:016}", keys::producer_incarnation(holder.incarnation) + 999)
+        });
+        let retention = Retention::default();
+        invocation
+            .arg(change.expected.as_deref().unwrap_or_default())
+            .arg(&change.state)
+            .arg(change.lifetime.map_or(String::new(), millis))
+            .arg(condition)
+            .arg(unfenced)
+            .arg(keys.bell(&events))
+            .arg(keys.bell(&commands))
+            .arg(Retention::field(&events))
+            .arg(keys::retention(retention.of(&events)))
+            .arg(Retention::field(&commands))
+            .arg(keys::retention(retention.of(&commands)));
+        // The first seven keys are those above.
+        let mut count = 7;
+        let mut key = |invocation: &mut ScriptInvocation<'_>, key: String| {
+            count += 1;
+            invocation.key(key);
+            count
+        };
+        for effect in &change.effects {
+            match effect {
+                Effect::Event(entry) => {
+                    invocation.arg("event").arg(row(entry));
+                }
+                Effect::Command(entry) => {
+                    invocation.arg("command").arg(row(entry));
+                }
+                Effect::Put(index, id, value) => {
+                    let number = key(&mut invocation, keys.index(channel, index));
+                    invocation.arg("put").arg(number).arg(&**id).arg(&**value);
+                }
+                Effect::Remove(index, id) => {
+                    let number = key(&mut invocation, keys.index(channel, index));
+                    invocation.arg("remove").arg(number).arg(&**id);
+                }
+                Effect::Due(duty, after) => {
+                    let member = member(*duty, channel, &thing.id);
+                    invocation.arg("due").arg(member).arg(after.map_or(String::new(), millis));
+                }
+                Effect::Fence(holder) => {
+                    let number = key(&mut invocation, keys.record(&events, &holder.agent));
+                    let incarnation = keys::producer_incarnation(holder.incarnation);
+                    let record = format!("{incarnation:016}{:016}", 0);
+                    invocation.arg("fence").arg(number).arg(record).arg(millis(FENCE_FOR));
+                }
+                Effect::Ring(address, text) => {
+                    invocation.arg("ring").arg(&**address).arg(&**text);
+                }
+            }
+        }
+        invocation
+    }
+
+    /// What is in an index.
+    pub(crate) async fn list(
+        &self,
+        channel: &Channel,
+        index: &Index,
+    ) -> Result<Members, Unavailable> {
+        let mut connection = self.connection().await?;
+        let mut command = redis::cmd("HGETALL");
+        let listed: Vec<(String, String)> = command
+            .arg(self.keys.index(channel, index))
+            .query_async(&mut connection)
+            .await
+            .map_err(unavailable)?;
+        Ok(listed.into_iter().map(|(id, value)| (id.into(), value.into())).collect())
+    }
+
+    /// What has fallen due.
+    pub(crate) async fn due(&self) -> Result<Vec<(Duty, Thing)>, Unavailable> {
+        let mut connection = self.connection().await?;
+        let (seconds, us): (u64, u64) =
+            redis::cmd("TIME").query_async(&mut connection).await.map_err(unavailable)?;
+        let now = seconds * 1_000 + us / 1_000;
+        let mut pipe = redis::pipe();
+        for partition in 0..=u8::MAX {
+            let key = self.keys.deadlines(partition);
+            pipe.zrangebyscore_limit(key, 0, now, 0, DUE_MAX as isize);
+        }
+        let due: Vec<Vec<String>> = pipe.query_async(&mut connection).await.map_err(unavailable)?;
+        Ok(due.iter().flatten().filter_map(|member| duty(member)).collect())
+    }
+
+    /// Takes the duty off the list, if it has fallen due.
+    pub(crate) async fn forget_duty(&self, thing: &Thing, duty: Duty) -> Result<(), Unavailable> {
+        let mut connection = self.connection().await?;
+        let mut command = redis::cmd("ZREM");
+        command.arg(self.keys.deadlines(thing.channel.partition())).arg(member(
+            duty,
+            &thing.channel,
+            &thing.id,
+        ));
+        command.query_async(&mut connection).await.map_err(unavailable)
+    }
+
+    /// Renews leases; answers the places of those that are not there.
+    pub(crate) async fn renew(
+        &self,
+        things: &[Thing],
+        lasts: Duration,
+    ) -> Result<Vec<usize>, Unavailable> {
+        let mut partitions: HashMap<u8, Vec<usize>> = HashMap::new();
+        for (place, thing) in things.iter().enumerate() {
+            partitions.entry(thing.channel.partition()).or_default().push(place);
+        }
+        let partitions: Vec<(u8, Vec<usize>)> = partitions.into_iter().collect();
+        let mut connection = self.connection().await?;
+        for loaded in [false, true] {
+            let mut pipe = redis::pipe();
+            if loaded {
+                pipe.load_script(&self.state.renew).ignore();
+            }
+            for (partition, places) in &partitions {
+                let mut invocation = self.state.renew.key(self.keys.deadlines(*partition));
+                invocation.arg(millis(lasts));
+                for place in places {
+                    let thing = &things[*place];
+                    invocation.arg(member(Duty::Lose, &thing.channel, &thing.id));
+                }
+                pipe.invoke_script(&invocation);
+            }
+            match pipe.query_async::<Vec<Vec<usize>>>(&mut connection).await {
+                Err(error) if !loaded && wire::is_no_script(&error) => {}
+                Err(error) => return Err(unavailable(error)),
+                Ok(missing) => {
+                    let missing = partitions.iter().zip(missing);
+                    return Ok(missing
+                        .flat_map(|((_, places), missing)| {
+                            missing.into_iter().filter_map(|at| places.get(at.checked_sub(1)?))
+                        })
+                        .copied()
+                        .collect());
+                }
+            }
+        }
+        Err(Unavailable("the scripts are flushed again and again".to_owned()))
+    }
+
+    /// Every lease that lasts, with its state.
+    pub(crate) async fn leased(&self) -> Result<Vec<(Thing, Option<String>)>, Unavailable> {
+        let mut connection = self.connection().await?;
+        let mut pipe = redis::pipe();
+        for partition in 0..=u8::MAX {
+            pipe.zrange(self.keys.deadlines(partition), 0, -1);
+        }
+        let all: Vec<Vec<String>> = pipe.query_async(&mut connection).await.map_err(unavailable)?;
+        let leases = all.iter().flatten().filter_map(|member| duty(member));
+        let leases: Vec<Thing> =
+            leases.filter(|(duty, _)| *duty == Duty::Lose).map(|(_, thing)| thing).collect();
+        if leases.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for thing in &leases {
+            pipe.get(self.keys.state(thing));
+        }
+        let states: Vec<Option<String>> =
+            pipe.query_async(&mut connection).await.map_err(unavailable)?;
+        Ok(leases.into_iter().zip(states).collect())
+    }
+
+    /// Notes on which channel the prompt stands; answers where it stood first.
+    pub(crate) async fn place_prompt(
+        &self,
+        request_id: &str,
+        channel: &Channel,
+        lifetime: Duration,
+    ) -> Result<Channel, Unavailable> {
+        let mut connection = self.connection().await?;
+        let mut command = redis::cmd("SET");
+        let before: Option<String> = command
+            .arg(self.keys.prompt_place(request_id))
+            .arg(channel.as_str())
+            .arg("NX")
+            .arg("GET")
+            .arg("PX")
+            .arg(millis(lifetime))
+            .query_async(&mut connection)
+            .await
+            .map_err(unavailable)?;
+        Ok(before.and_then(|before| before.parse().ok()).unwrap_or_else(|| channel.clone()))
+    }
+
+    pub(crate) async fn prompt_place(
+        &self,
+        request_id: &str,
+    ) -> Result<Option<Channel>, Unavailable> {
+        let mut connection = self.connection().await?;
+        let mut command = redis::cmd("GET");
+        let place: Option<String> = command
+            .arg(self.keys.prompt_place(request_id))
+            .query_async(&mut connection)
+            .await
+            .map_err(unavailable)?;
+        Ok(place.and_then(|place| place.parse().ok()))
+    }
+
+    /// The newest event of the channel, and the questions that wait, by their ids.
+    pub(crate) async fn prompts(
+        &self,
+        channel: &Channel,
+    ) -> Result<(Option<Offset>, Members), Unavailable> {
+        let script = &self.state.prompts;
+        let mut invocation = script.key(self.keys.stream(&Name::events(channel.clone())));
+        invocation.key(self.keys.index(channel, &Index::Prompts));
+        let mut connection = self.connection().await?;
+        let answer: Vec<String> =
+            invocation.invoke_async(&mut connection).await.map_err(unavailable)?;
+        let [id, time, prompts @ ..] = &*answer else { return Ok((None, Vec::new())) };
+        let head = match &**id {
+            "" => None,
+            id => Some(wire::position(id, time).map_err(unavailable)?),
+        };
+        let prompts = prompts.chunks_exact(2);
+        Ok((head, prompts.map(|pair| (pair[0].as_str().into(), pair[1].as_str().into())).collect()))
+    }
+
+    /// Runs a script that may be run again, through short absences of Redis.
+    async fn patiently(
+        &self,
+        invocation: &ScriptInvocation<'_>,
+    ) -> Result<Vec<Value>, Unavailable> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let tried = match self.connection().await {
+                Ok(mut connection) => {
+                    let answer: Result<Vec<Value>, RedisError> =
+                        invocation.invoke_async(&mut connection).await;
+                    if answer.is_err() {
+                        // What the answer to the next question would be, nobody knows.
+                        drop(deadpool_redis::Connection::take(connection));
+                    }
+                    answer.map_err(unavailable)
+                }
+                Err(error) => Err(error),
+            };
+            match tried {
+                Err(_) if Instant::now() + pause < deadline => {
+                    let jitter = rand::rng().random_range(0.5..1.0);
+                    tokio::time::sleep(pause.mul_f64(jitter)).await;
+                    pause = (pause * 2).min(Duration::from_millis(500));
+                }
+                tried => return tried,
+            }
+        }
+    }
+}
+
+fn row(entry: &NewEntry) -> String {
+    format!("{} {} {}", entry.name, entry.once.as_deref().unwrap_or("-"), entry.data)
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// How a duty stands among the deadlines.
+fn member(duty: Duty, channel: &Channel, id: &str) -> String {
+    format!("{} {channel} {id}", duty.as_str())
+}
+
+fn duty(member: &str) -> Option<(Duty, Thing)> {
+    let mut parts = member.splitn(3, ' ');
+    let word = parts.next()?;
+    let duty = Duty::ALL.into_iter().find(|duty| duty.as_str() == word)?;
+    let channel = parts.next()?.parse().ok()?;
+    let sort: Sort = duty.sort();
+    Some((duty, Thing { sort, channel, id: parts.next()?.into() }))
+}
+
+/// What `change.lua` answers.
+fn committed(answer: Vec<Value>) -> Result<Committed, RedisError> {
+    let mut answer = answer.into_iter();
+    let mut next = || answer.next().unwrap_or(Value::Nil);
+    let word = String::from_redis_value(next())?;
+    Ok(match word.as_str() {
+        "done" => {
+            let time = String::from_redis_value(next())?;
+            let ids = answer.map(|id| wire::position(&String::from_redis_value(id)?, &time));
+            Committed::Done(ids.collect::<Result<_, RedisError>>()?)
+        }
+        "conflict" => Committed::Conflict(Option::from_redis_value(next())?),
+        "unmet" => Committed::Unmet,
+        "fenced" => Committed::Fenced,
+        _ => return Err(wire::unexpected("an answer of the change script", &word)),
+    })
+}

@@ -1,0 +1,392 @@
+//! ▲ A command's life: sent → taken by one agent → applied or rejected; or expired when nobody took it.
+//!
+//! At most once, over every crash: taking is one atomic step that only one agent can make, before it
+//! begins; what an agent leaves when it dies is answered `rejected`, never done again, unless it said
+//! that doing it twice does no harm. The state is kept until ten minutes past the final status, so a
+//! repeated `command_id` learns the fate instead of doing it again.
+
+use std::time::Duration;
+
+use protocol::{Channel, Entry, Kind, Offset};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::{Change, Committed, Condition, Duty, Effect, Holder, Index, Sort, Thing};
+use crate::{Journal, NewEntry, Unavailable};
+
+/// How long a fate is remembered.
+pub(super) const REMEMBERED: Duration = Duration::from_secs(600);
+/// How long a command may be worked on.
+pub(super) const WORK_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Commands that wait for an agent; then the channel is busy.
+const WAITING_MAX: u64 = 256;
+/// The same for a service, which many workers serve.
+const WAITING_MAX_SERVICE: u64 = 10_000;
+
+/// Where a command stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It is in the journal; no agent has taken it.
+    Accepted,
+    /// An agent has taken it.
+    Delivered,
+    /// Done.
+    Applied,
+    /// Not done, for a reason.
+    Rejected,
+    /// Nobody took it in time.
+    Expired,
+}
+
+impl Status {
+    /// The status as it stands on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Delivered => "delivered",
+            Self::Applied => "applied",
+            Self::Rejected => "rejected",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Whether nothing follows.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Applied | Self::Rejected | Self::Expired)
+    }
+}
+
+/// A command on its way.
+#[derive(Clone, Debug)]
+pub struct NewCommand {
+    /// Whose agents.
+    pub channel: Channel,
+    /// What to do.
+    pub name: Box<str>,
+    /// With which arguments, JSON.
+    pub data: Box<str>,
+    /// The sender's id for it.
+    pub command_id: Uuid,
+    /// Who asks: the relay's word.
+    pub by: Option<Box<str>>,
+    /// Until when it may be taken.
+    pub expires_in: Duration,
+    /// Whether it may wait for an agent that is not there now.
+    pub may_wait: bool,
+    /// For a request: the address where the answer is waited for. A request's life is nobody's business
+    /// but the asker's: it makes no events.
+    pub answer_to: Option<Box<str>>,
+}
+
+/// What became of a sent command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Where its answer is found.
+    pub key: Uuid,
+    /// How many agents were there to hear it.
+    pub listeners: u64,
+    /// Where it stands now: a repetition learns the fate of the first.
+    pub fate: Fate,
+}
+
+/// Where a command stands, and what there is to say about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fate {
+    /// Where it stands.
+    pub status: Status,
+    /// A reason, or a request's reply: JSON.
+    pub detail: Option<Box<str>>,
+}
+
+/// Why a command was not sent.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// No agent is there, and the command does not wait for one.
+    #[error("no agent is there")]
+    NoAgent,
+    /// Too many commands wait.
+    #[error("{limit} commands wait already")]
+    Busy {
+        /// How many may.
+        limit: u64,
+    },
+    /// The journal could not be reached. The outcome is unknown.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// What an attempt to take a command comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// It is yours: begin.
+    Yours,
+    /// Somebody else has it, it is done, or it has expired.
+    Gone,
+    /// Your lease is lost: you are not who you were.
+    Fenced,
+}
+
+/// A command as it stands in the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Where it was sent.
+    pub channel: Channel,
+    /// Where it stands in the channel's commands.
+    pub offset: Offset,
+    /// What it is taken by; `None`: it needs no taking, everyone is told.
+    pub key: Option<Uuid>,
+    /// The sender's id for it.
+    pub command_id: Box<str>,
+    /// What to do.
+    pub name: Box<str>,
+    /// With which arguments, JSON.
+    pub data: Box<str>,
+    /// Who asks.
+    pub by: Option<Box<str>>,
+    /// Whether an answer is waited for.
+    pub is_request: bool,
+    /// Until when it may be taken, Unix milliseconds.
+    pub expires_at: Option<u64>,
+}
+
+/// The data of a command's entry.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Stamped<'a> {
+    pub(super) command_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) by: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) request: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) expires_at: Option<u64>,
+    #[serde(borrow)]
+    pub(super) data: Option<&'a RawValue>,
+}
+
+impl Command {
+    /// The command in an entry of `channel`'s commands; `None` where it is none.
+    pub fn read(channel: &Channel, entry: &Entry) -> Option<Self> {
+        let stamped: Stamped<'_> = serde_json::from_str(&entry.data).ok()?;
+        Some(Self {
+            channel: channel.clone(),
+            offset: entry.offset,
+            key: stamped.key,
+            command_id: stamped.command_id.into(),
+            name: entry.name.clone(),
+            data: stamped.data.map_or("null", RawValue::get).into(),
+            by: stamped.by.map(Into::into),
+            is_request: stamped.request,
+            expires_at: stamped.expires_at,
+        })
+    }
+}
+
+/// A command's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) status: Status,
+    command_id: Uuid,
+    /// The entry's name and data, for when it must be offered again.
+    pub(super) name: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) entry: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    request: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) taker: Option<Taker>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    detail: Option<Box<RawValue>>,
+    /// Addresses where the answer is waited for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    waiting: Vec<Box<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Taker {
+    #[serde(flatten)]
+    pub(super) holder: Holder,
+    /// Doing it twice does no harm.
+    #[serde(default)]
+    pub(super) idempotent: bool,
+}
+
+impl State {
+    pub(super) fn fate(&self) -> Fate {
+        Fate { status: self.status, detail: self.detail.as_ref().map(|detail| detail.get().into()) }
+    }
+
+    /// What everybody hears of it.
+    pub(super) fn heard(&self, channel: &Channel, effects: &mut Vec<Effect>) {
+        if self.request || channel.kind() == Kind::Service {
+            return;
+        }
+        #[derive(Serialize)]
+        struct Told<'a> {
+            command_id: Uuid,
+            status: Status,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            detail: Option<&'a RawValue>,
+        }
+        let told = Told {
+            command_id: self.command_id,
+            status: self.status,
+            detail: self.detail.as_deref(),
+        };
+        let data = serde_json::to_string(&told).expect("a status is plain data");
+        effects.push(Effect::Event(NewEntry::new("command_status", data)));
+    }
+
+    /// The step to a final status.
+    pub(super) fn ended(
+        mut self,
+        thing: &Thing,
+        found: String,
+        status: Status,
+        detail: Option<Box<RawValue>>,
+    ) -> Change {
+        let mut effects =
+            vec![Effect::Remove(Index::Waiting, thing.id.clone()), Effect::Due(Duty::Expire, None)];
+        if let Some(taker) = &self.taker {
+            let open = Index::Open(taker.holder.agent.clone());
+            effects.push(Effect::Remove(open, thing.id.clone()));
+        }
+        effects.extend(self.waiting.drain(..).map(|at| Effect::Ring(at, thing.id.clone())));
+        (self.status, self.detail, self.entry) = (status, detail, None);
+        self.heard(&thing.channel, &mut effects);
+        let mut change = Change::new(thing, Some(found), &self);
+        change.lifetime = Some(REMEMBERED);
+        change.effects = effects;
+        change
+    }
+}
+
+/// One user's command ids are no other's: nobody can have another's command taken for a repetition.
+fn key(command_id: Uuid, by: Option<&str>) -> Uuid {
+    Uuid::new_v5(&command_id, by.unwrap_or_default().as_bytes())
+}
+
+pub(super) fn thing(channel: &Channel, key: Uuid) -> Thing {
+    Thing { sort: Sort::Command, channel: channel.clone(), id: key.to_string().into() }
+}
+
+fn waiting_max(channel: &Channel) -> u64 {
+    if channel.kind() == Kind::Service { WAITING_MAX_SERVICE } else { WAITING_MAX }
+}
+
+/// A reason, as JSON.
+pub(super) fn reason(text: &str) -> Box<RawValue> {
+    raw(&serde_json::Value::String(text.to_owned()).to_string())
+}
+
+pub(super) fn raw(json: &str) -> Box<RawValue> {
+    RawValue::from_string(json.to_owned())
+        .unwrap_or_else(|_| RawValue::from_string("null".to_owned()).expect("null is JSON"))
+}
+
+impl Journal {
+    /// Sends a command: once, however often and through whichever replica it is sent.
+    ///
+    /// # Errors
+    /// [`SendError`]. After `Unavailable`, sending it again tells its fate.
+    pub async fn send(&self, new: &NewCommand) -> Result<Sent, SendError> {
+        let key = key(new.command_id, new.by.as_deref());
+        let thing = thing(&new.channel, key);
+        let mut look = self.look(&thing).await?;
+        let listeners = look.live.len() as u64;
+        for _ in super::races() {
+            if let Some(state) = super::read::<State>(&thing, look.state.as_deref()) {
+                match self.join_waiting(&thing, look.state.take(), state, new).await? {
+                    Ok(fate) => return Ok(Sent { key, listeners, fate }),
+                    Err(found) => look.state = found,
+                }
+                continue;
+            }
+            if listeners == 0 && !new.may_wait {
+                return Err(SendError::NoAgent);
+            }
+            let change = self.first_step(&thing, key, new, &look);
+            match self.commit(&change).await? {
+                Committed::Done(_) => {
+                    let fate = Fate { status: Status::Accepted, detail: None };
+                    return Ok(Sent { key, listeners, fate });
+                }
+                Committed::Conflict(found) => look.state = found,
+                Committed::Unmet => {
+                    return Err(SendError::Busy { limit: waiting_max(&new.channel) });
+                }
+                Committed::Fenced => {}
+            }
+        }
+        Err(super::contended(&thing).into())
+    }
+
+    fn first_step(&self, thing: &Thing, key: Uuid, new: &NewCommand, look: &super::Look) -> Change {
+        let data = raw(&new.data);
+        let stamped = Stamped {
+            command_id: new.command_id.to_string(),
+            key: Some(key),
+            by: new.by.as_deref().map(ToOwned::to_owned),
+            request: new.answer_to.is_some(),
+            expires_at: Some(look.now_ms + new.expires_in.as_millis() as u64),
+            data: Some(&data),
+        };
+        let entry = serde_json::to_string(&stamped).expect("a command is plain data");
+        let state = State {
+            status: Status::Accepted,
+            command_id: new.command_id,
+            name: new.name.clone(),
+            entry: new.answer_to.is_some().then(|| entry.clone().into()),
+            request: new.answer_to.is_some(),
+            taker: None,
+            detail: None,
+            waiting: new.answer_to.iter().cloned().collect(),
+        };
+        let mut change = Change::new(thing, look.state.clone(), &state);
+        change.lifetime = Some(new.expires_in + REMEMBERED);
+        change.condition = Condition::Room(waiting_max(&new.channel));
+        change.effects = vec![
+            Effect::Put(Index::Waiting, thing.id.clone(), "".into()),
+            Effect::Due(Duty::Expire, Some(new.expires_in)),
+            Effect::Command(NewEntry::new(new.name.clone(), entry)),
+        ];
+        change
+    }
+
+    /// A repetition: it waits with the first, or learns its fate. `Err`: the state has changed meanwhile.
+    async fn join_waiting(
+        &self,
+        thing: &Thing,
+        found: Option<String>,
+        mut state: State,
+        new: &NewCommand,
+    ) -> Result<Result<Fate, Option<String>>, Unavailable> {
+        let Some(at) = &new.answer_to else { return Ok(Ok(state.fate())) };
+        if state.status.is_final() || state.waiting.contains(at) {
+            return Ok(Ok(state.fate()));
+        }
+        state.waiting.push(at.clone());
+        let mut change = Change::new(thing, found, &state);
+        change.lifetime = Some(WORK_MAX);
+        Ok(match self.commit(&change).await? {
+            Committed::Done(_) => Ok(state.fate()),
+            Committed::Conflict(found) => Err(found),
+            Committed::Unmet | Committed::Fenced => Ok(state.fate()),
+        })
+    }
+
+    /// Where the command `key` stands; `None` where it is not known (any more).
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn fate(&self, channel: &Channel, key: Uuid) -> Result<Option<Fate>, Unavailable> {
+        let thing = thing(channel, key);
+        let look = self.look(&thing).await?;
+        Ok(super::read::<State>(&thing, look.state.as_deref()).map(|state| state.fate()))
+    }
+}

@@ -1,0 +1,54 @@
+//! ◆ Which agents were spawned by which: a Cancel of the parent reaches the children.
+
+use std::time::Duration;
+
+use protocol::Channel;
+
+use super::lease::{Parent, REMEMBERED};
+use super::{Change, Effect, Index, Sort, Thing};
+use crate::{Journal, Unavailable};
+
+impl Journal {
+    /// Declares `child` as spawned by `parent`: a Cancel of the parent reaches it as well.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn adopt(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
+        let Ok(channel) = Channel::agent(&parent.agent_id) else { return Ok(()) };
+        let run = parent.run_id.as_deref().unwrap_or_default();
+        let thing = Thing { sort: Sort::Child, channel, id: child.into() };
+        let found = self.look(&thing).await?.state;
+        let mut change = Change::new(&thing, found, &run);
+        change.lifetime = Some(REMEMBERED);
+        change.effects = vec![Effect::Put(Index::Children, child.into(), run.into())];
+        self.commit(&change).await.map(drop)
+    }
+
+    /// The children of `agent`; with a run, those that belong to it.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn children(
+        &self,
+        agent: &Channel,
+        run_id: Option<&str>,
+    ) -> Result<Vec<Box<str>>, Unavailable> {
+        let children = self.list(agent, &Index::Children).await?;
+        let meant = children.into_iter().filter(|(_, run)| run_id.is_none_or(|id| id == &**run));
+        Ok(meant.map(|(child, _)| child).collect())
+    }
+
+    /// No longer a child.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn disown(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
+        let Ok(channel) = Channel::agent(&parent.agent_id) else { return Ok(()) };
+        let thing = Thing { sort: Sort::Child, channel, id: child.into() };
+        let found = self.look(&thing).await?.state;
+        let mut change = Change::new(&thing, found, &"");
+        change.lifetime = Some(Duration::from_secs(1));
+        change.effects = vec![Effect::Remove(Index::Children, child.into())];
+        self.commit(&change).await.map(drop)
+    }
+}

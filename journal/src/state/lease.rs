@@ -1,0 +1,304 @@
+//! ◆ An agent's proof of life on a channel: held, renewed, released, or lost.
+//!
+//! A lease names the agent's incarnation. Whoever takes the lease anew, or finds it lost, fences the older
+//! incarnation in the same step: from then on it can neither publish there nor take or finish commands. A
+//! lost agent is announced once, by the one step that changes its state from alive to lost; everything
+//! that may be repeated comes after it.
+
+use std::time::Duration;
+
+use protocol::{Channel, Kind};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use super::loss::lost_event;
+use super::{Change, Committed, Duty, Effect, Holder, Index, Sort, Thing};
+use crate::{Journal, Unavailable};
+
+/// How long a lease lasts that is not renewed.
+pub const LEASE: Duration = Duration::from_secs(15);
+/// How often it is renewed: two renewals may fail.
+pub const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// How long the end of a lease is remembered: longer than any journal, so that a fence outlives what it
+/// protects.
+pub(super) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
+
+/// How an agent's incarnation came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Stage {
+    Alive,
+    /// It was not renewed in time; what it left is not settled yet.
+    Lost,
+    /// Lost, and settled.
+    Settled,
+    /// It said good-bye.
+    Released,
+}
+
+/// Which agent and run spawned this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The agent.
+    pub agent_id: Box<str>,
+    /// Its run, if the child belongs to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<Box<str>>,
+}
+
+/// A lease's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) stage: Stage,
+    pub(super) incarnation: u64,
+    /// Since when, Unix milliseconds.
+    pub(super) since: u64,
+    /// Runs that have begun and not ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) runs: Vec<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parent: Option<Parent>,
+    /// The channels it holds leases on; kept on its own channel only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) channels: Vec<Channel>,
+}
+
+/// An agent that is alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Alive {
+    /// Its id.
+    pub agent_id: Box<str>,
+    /// Since when, Unix milliseconds.
+    pub since: u64,
+    /// Runs that have begun and not ended.
+    pub runs: Vec<Box<str>>,
+    /// The channels that it serves, its own first.
+    pub channels: Vec<Channel>,
+    /// Who spawned it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+}
+
+/// Why there is no lease.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum LeaseError {
+    /// A newer incarnation of the agent holds it, or this one was declared lost.
+    #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
+    Fenced,
+    /// The journal could not be reached.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+pub(super) fn thing(channel: &Channel, agent: &str) -> Thing {
+    Thing { sort: Sort::Lease, channel: channel.clone(), id: agent.into() }
+}
+
+/// A lease that is held. It is renewed, together with all others of its [`Journal`], until it is dropped,
+/// released or lost.
+#[derive(Debug)]
+pub struct Lease {
+    journal: Journal,
+    channel: Channel,
+    holder: Holder,
+    lost: CancellationToken,
+    key: u64,
+}
+
+impl Lease {
+    /// On which channel.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Who holds it.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// Is cancelled when the lease is lost, or taken over by a newer incarnation.
+    pub fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
+    /// Keeps in the record which runs are open, so that their end is told if the agent dies.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub async fn note_runs(&self, runs: Vec<Box<str>>) -> Result<(), LeaseError> {
+        self.note(|state| state.runs.clone_from(&runs)).await
+    }
+
+    /// Keeps in the record on which channels the agent holds leases, for whoever asks who is alive.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub async fn note_channels(&self, channels: Vec<Channel>) -> Result<(), LeaseError> {
+        self.note(|state| state.channels.clone_from(&channels)).await
+    }
+
+    async fn note(&self, edit: impl Fn(&mut State)) -> Result<(), LeaseError> {
+        let thing = thing(&self.channel, &self.holder.agent);
+        let mut found = self.journal.look(&thing).await?.state;
+        for _ in super::races() {
+            let state = super::read::<State>(&thing, found.as_deref());
+            let Some(mut state) = state.filter(|state| state.is_held_by(&self.holder)) else {
+                self.lost.cancel();
+                return Err(LeaseError::Fenced);
+            };
+            edit(&mut state);
+            let change = Change::new(&thing, found, &state);
+            match self.journal.commit(&change).await? {
+                Committed::Conflict(now) => found = now,
+                _ => return Ok(()),
+            }
+        }
+        Err(super::contended(&thing).into())
+    }
+
+    /// Gives the lease up: the agent leaves of its own will. What it has taken and not finished is answered
+    /// `rejected`.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: then the lease runs out, and the agent counts as lost.
+    pub async fn release(self) -> Result<(), Unavailable> {
+        self.journal.leases().forget(self.key);
+        self.journal.release(&self.channel, &self.holder).await
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.journal.leases().forget(self.key);
+    }
+}
+
+impl State {
+    pub(super) fn is_held_by(&self, holder: &Holder) -> bool {
+        self.stage == Stage::Alive && self.incarnation == holder.incarnation
+    }
+}
+
+impl Journal {
+    /// Takes the lease of `agent` on `channel`. `incarnation`: that of the agent's lease on its own channel,
+    /// which is taken first and without one: then it is issued, newer than any before.
+    ///
+    /// # Errors
+    /// [`LeaseError::Fenced`] where a newer incarnation holds it.
+    pub async fn lease(
+        &self,
+        channel: &Channel,
+        agent: &str,
+        incarnation: Option<u64>,
+        parent: Option<&Parent>,
+    ) -> Result<Lease, LeaseError> {
+        let thing = thing(channel, agent);
+        let look = self.look(&thing).await?;
+        let mut found = look.state;
+        for _ in super::races() {
+            let before = super::read::<State>(&thing, found.as_deref());
+            let last = before.as_ref().map_or(0, |state| state.incarnation);
+            let incarnation = match incarnation {
+                None => look.now_ms.max(last + 1),
+                Some(incarnation) if incarnation < last => return Err(LeaseError::Fenced),
+                Some(incarnation)
+                    if incarnation == last
+                        && before.as_ref().is_some_and(|b| {
+                            !matches!(b.stage, Stage::Alive | Stage::Released)
+                        }) =>
+                {
+                    return Err(LeaseError::Fenced);
+                }
+                Some(incarnation) => incarnation,
+            };
+            let holder = Holder { agent: agent.into(), incarnation };
+            let parent = parent.cloned();
+            let (since, stage, runs) = (look.now_ms, Stage::Alive, Vec::new());
+            let state = State { stage, incarnation, since, runs, parent, channels: Vec::new() };
+            let mut change = Change::new(&thing, found, &state);
+            change.effects = vec![
+                Effect::Put(Index::Agents, agent.into(), "".into()),
+                Effect::Due(Duty::Lose, Some(LEASE)),
+                Effect::Due(Duty::Settle, None),
+                Effect::Fence(holder.clone()),
+            ];
+            let replaced = before
+                .filter(|b| b.incarnation < incarnation && matches!(b.stage, Stage::Alive))
+                .filter(|before| !before.runs.is_empty() && channel.kind() != Kind::Service);
+            if let Some(before) = &replaced {
+                change.effects.push(Effect::Event(lost_event(agent, before, "replaced")));
+            }
+            match self.commit(&change).await? {
+                Committed::Conflict(now) => found = now,
+                _ => {
+                    let before = Holder { agent: agent.into(), incarnation: incarnation - 1 };
+                    self.settle_open(channel, &before).await?;
+                    if let Some(before) = &replaced {
+                        self.tell_firehose(channel, agent, before, "replaced").await?;
+                    }
+                    return Ok(self.held(channel, holder));
+                }
+            }
+        }
+        Err(super::contended(&thing).into())
+    }
+
+    fn held(&self, channel: &Channel, holder: Holder) -> Lease {
+        let lost = CancellationToken::new();
+        let key = self.leases().hold(self, channel, &holder, &lost);
+        Lease { journal: self.clone(), channel: channel.clone(), holder, lost, key }
+    }
+
+    async fn release(&self, channel: &Channel, holder: &Holder) -> Result<(), Unavailable> {
+        let thing = thing(channel, &holder.agent);
+        self.settle_open(channel, holder).await?;
+        let mut found = self.look(&thing).await?.state;
+        for _ in super::races() {
+            let state = super::read::<State>(&thing, found.as_deref());
+            let Some(mut state) = state.filter(|state| state.is_held_by(holder)) else {
+                return Ok(());
+            };
+            state.stage = Stage::Released;
+            state.runs.clear();
+            let mut change = Change::new(&thing, found, &state);
+            change.lifetime = Some(REMEMBERED);
+            change.effects = vec![
+                Effect::Remove(Index::Agents, holder.agent.clone()),
+                Effect::Due(Duty::Lose, None),
+            ];
+            match self.commit(&change).await? {
+                Committed::Conflict(now) => found = now,
+                _ => return Ok(()),
+            }
+        }
+        Err(super::contended(&thing))
+    }
+
+    /// Agents that hold a lease on `channel`.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn agents_on(&self, channel: &Channel) -> Result<Vec<Box<str>>, Unavailable> {
+        Ok(self.look(&thing(channel, "")).await?.live)
+    }
+
+    /// Who is alive.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn alive(&self) -> Result<Vec<Alive>, Unavailable> {
+        let mut alive = Vec::new();
+        for (thing, state) in self.leased().await? {
+            let Some(state) = super::read::<State>(&thing, state.as_deref()) else { continue };
+            if thing.channel.kind() != Kind::Agent || state.stage != Stage::Alive {
+                continue;
+            }
+            let State { since, runs, parent, channels, .. } = state;
+            alive.push(Alive { agent_id: thing.id, since, runs, channels, parent });
+        }
+        alive.sort_by(|a, b| a.agent_id.cmp(&b.agent_id));
+        Ok(alive)
+    }
+}

@@ -1,0 +1,200 @@
+//! ▲ What an agent does with a command: takes it, finishes it, or dies over it.
+
+use protocol::Channel;
+use uuid::Uuid;
+
+use super::command::{Fate, REMEMBERED, State, Status, Take, Taker, WORK_MAX, raw, reason, thing};
+use super::{Change, Committed, Condition, Duty, Effect, Holder, Index, Sort, Thing};
+use crate::{Journal, NewEntry, Unavailable};
+
+impl Journal {
+    /// Takes a command, before it is begun: of all who try, one gets it. `idempotent`: where its taker dies,
+    /// another may do it again.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; taking it again is harmless.
+    pub async fn take(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        holder: &Holder,
+        idempotent: bool,
+    ) -> Result<Take, Unavailable> {
+        let thing = thing(channel, key);
+        let mut found = self.look(&thing).await?.state;
+        let taker = Taker { holder: holder.clone(), idempotent };
+        for _ in super::races() {
+            let Some(mut state) = super::read::<State>(&thing, found.as_deref()) else {
+                return Ok(Take::Gone);
+            };
+            if state.taker.as_ref() == Some(&taker) && state.status == Status::Delivered {
+                return Ok(Take::Yours);
+            }
+            if state.status != Status::Accepted {
+                return Ok(Take::Gone);
+            }
+            (state.status, state.taker) = (Status::Delivered, Some(taker.clone()));
+            let mut change = Change::new(&thing, found, &state);
+            change.lifetime = Some(WORK_MAX);
+            change.condition = Condition::NotDue(Duty::Expire);
+            change.holder = Some(holder.clone());
+            change.effects = vec![
+                Effect::Remove(Index::Waiting, thing.id.clone()),
+                Effect::Put(Index::Open(holder.agent.clone()), thing.id.clone(), "".into()),
+                Effect::Due(Duty::Expire, None),
+            ];
+            state.heard(channel, &mut change.effects);
+            match self.commit(&change).await? {
+                Committed::Done(_) => return Ok(Take::Yours),
+                Committed::Conflict(now) => found = now,
+                Committed::Fenced => return Ok(Take::Fenced),
+                Committed::Unmet => {
+                    self.expire(&thing).await?;
+                    return Ok(Take::Gone);
+                }
+            }
+        }
+        Err(super::contended(&thing))
+    }
+
+    /// Says what became of a command that `holder` has taken. `detail`: a reason, or a request's reply,
+    /// JSON. False where it is not the holder's to say (any more).
+    ///
+    /// # Errors
+    /// [`Unavailable`]; saying it again is harmless.
+    pub async fn finish(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        holder: &Holder,
+        fate: &Fate,
+    ) -> Result<bool, Unavailable> {
+        let thing = thing(channel, key);
+        let mut found = self.look(&thing).await?.state;
+        for _ in super::races() {
+            let Some(state) = super::read::<State>(&thing, found.as_deref()) else {
+                return Ok(false);
+            };
+            if state.taker.as_ref().is_none_or(|taker| taker.holder != *holder) {
+                return Ok(false);
+            }
+            if state.status != Status::Delivered {
+                return Ok(state.fate() == *fate);
+            }
+            let detail = fate.detail.as_deref().map(raw);
+            let mut change = state.ended(&thing, found.unwrap_or_default(), fate.status, detail);
+            change.holder = Some(holder.clone());
+            match self.commit(&change).await? {
+                Committed::Done(_) => return Ok(true),
+                Committed::Conflict(now) => found = now,
+                Committed::Unmet | Committed::Fenced => return Ok(false),
+            }
+        }
+        Err(super::contended(&thing))
+    }
+
+    /// Nobody waits for the request `key` any more: it is not begun if it was not, and its answer is not
+    /// wanted.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn give_up(&self, channel: &Channel, key: Uuid) -> Result<Fate, Unavailable> {
+        let thing = thing(channel, key);
+        let gone = Fate { status: Status::Expired, detail: None };
+        let mut found = self.look(&thing).await?.state;
+        for _ in super::races() {
+            let Some(state) = super::read::<State>(&thing, found.as_deref()) else {
+                return Ok(gone);
+            };
+            if state.status.is_final() {
+                return Ok(state.fate());
+            }
+            let change = state.ended(&thing, found.unwrap_or_default(), Status::Expired, None);
+            match self.commit(&change).await? {
+                Committed::Done(_) => return Ok(gone),
+                Committed::Conflict(now) => found = now,
+                Committed::Unmet | Committed::Fenced => return Ok(gone),
+            }
+        }
+        Err(super::contended(&thing))
+    }
+
+    /// Duty: nobody took the command in time.
+    pub(super) async fn expire(&self, thing: &Thing) -> Result<(), Unavailable> {
+        let mut found = self.look(thing).await?.state;
+        for _ in super::races() {
+            let Some(state) = super::read::<State>(thing, found.as_deref()) else {
+                return self.forget_duty(thing, Duty::Expire).await;
+            };
+            if state.status != Status::Accepted {
+                return self.forget_duty(thing, Duty::Expire).await;
+            }
+            let mut change = state.ended(thing, found.unwrap_or_default(), Status::Expired, None);
+            change.condition = Condition::Due(Duty::Expire);
+            match self.commit(&change).await? {
+                Committed::Conflict(now) => found = now,
+                _ => return Ok(()),
+            }
+        }
+        Err(super::contended(thing))
+    }
+
+    /// What `lost` has taken and not finished is answered, or offered anew where that does no harm.
+    pub(super) async fn settle_open(
+        &self,
+        channel: &Channel,
+        lost: &Holder,
+    ) -> Result<(), Unavailable> {
+        let open = Index::Open(lost.agent.clone());
+        for id in self.list(channel, &open).await?.into_iter().map(|(id, _)| id) {
+            let thing = Thing { sort: Sort::Command, channel: channel.clone(), id };
+            self.settle_one(&thing, lost, &open).await?;
+        }
+        Ok(())
+    }
+
+    async fn settle_one(
+        &self,
+        thing: &Thing,
+        lost: &Holder,
+        open: &Index,
+    ) -> Result<(), Unavailable> {
+        let mut found = self.look(thing).await?.state;
+        for _ in super::races() {
+            let state = super::read::<State>(thing, found.as_deref());
+            let Some(mut state) = state else { return Ok(()) };
+            let Some(taker) = state.taker.clone() else { return Ok(()) };
+            let is_theirs = taker.holder.agent == lost.agent
+                && taker.holder.incarnation <= lost.incarnation
+                && state.status == Status::Delivered;
+            if !is_theirs {
+                return Ok(());
+            }
+            let change = match state.entry.clone() {
+                Some(entry) if taker.idempotent => {
+                    (state.status, state.taker) = (Status::Accepted, None);
+                    let name = state.name.clone();
+                    let mut change = Change::new(thing, found, &state);
+                    change.lifetime = Some(WORK_MAX);
+                    change.effects = vec![
+                        Effect::Remove(open.clone(), thing.id.clone()),
+                        Effect::Put(Index::Waiting, thing.id.clone(), "".into()),
+                        // Whoever waits for the answer gives up in time; this only bounds the rest.
+                        Effect::Due(Duty::Expire, Some(REMEMBERED)),
+                        Effect::Command(NewEntry::new(name, entry)),
+                    ];
+                    change
+                }
+                _ => {
+                    let detail = Some(reason("lost"));
+                    state.ended(thing, found.unwrap_or_default(), Status::Rejected, detail)
+                }
+            };
+            match self.commit(&change).await? {
+                Committed::Conflict(now) => found = now,
+                _ => return Ok(()),
+            }
+        }
+        Err(super::contended(thing))
+    }
+}
