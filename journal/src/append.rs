@@ -67,8 +67,8 @@ pub enum AppendError {
     /// Redis could not be reached for ten minutes, or the process ends. The outcome is unknown.
     #[error("redis could not be reached, whether the entries were appended is unknown")]
     Unavailable,
-    /// A newer incarnation of this producer writes now.
-    #[error("a newer incarnation of this producer has taken over")]
+    /// A newer incarnation of this producer writes now, or it was declared lost.
+    #[error("a newer incarnation of this producer has taken over, or it was declared lost")]
     Fenced,
 }
 
@@ -98,8 +98,8 @@ enum State {
 }
 
 impl Receipt {
-    pub(crate) fn done(appended: Vec<Appended>) -> Self {
-        Self(State::Done(Some(Ok(appended))))
+    pub(crate) fn done(outcome: Outcome) -> Self {
+        Self(State::Done(Some(outcome)))
     }
 
     pub(crate) fn waiting(outcome: oneshot::Receiver<Outcome>) -> Self {

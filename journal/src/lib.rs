@@ -68,6 +68,8 @@ pub struct Journal {
     home: Home,
     /// The leases that are held through this journal's clones.
     leases: Arc<Leases>,
+    /// As whom this clone appends; none: as the process.
+    producer: Option<Arc<str>>,
 }
 
 /// Where journals live. The two keep the same promises; what differs is who shares them and for how
@@ -99,7 +101,14 @@ impl Journal {
     }
 
     fn at(home: Home) -> Self {
-        Self { home, leases: Arc::default() }
+        Self { home, leases: Arc::default(), producer: None }
+    }
+
+    /// A clone that appends as the incarnation of an agent: once `holder` is lost, or a newer one has taken
+    /// over a channel's lease, its appends there fail with [`AppendError::Fenced`].
+    #[must_use]
+    pub fn as_producer(&self, holder: &Holder) -> Self {
+        Self { producer: Some(holder.producer().into()), ..self.clone() }
     }
 
     /// Whether the journals live in this process only.
@@ -145,8 +154,10 @@ impl Journal {
         entries: Vec<NewEntry>,
     ) -> Result<Receipt, AppendError> {
         match &self.home {
-            Home::Memory(memory) => Ok(Receipt::done(memory.append(name, entries))),
-            Home::Redis(redis) => redis.enqueue(name, entries).await,
+            Home::Memory(memory) => {
+                Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
+            }
+            Home::Redis(redis) => redis.enqueue(name, entries, self.producer.clone()).await,
         }
     }
 
@@ -156,8 +167,10 @@ impl Journal {
     /// [`AppendError::Full`] where the buffer has no room now.
     pub fn try_enqueue(&self, name: &Name, entries: Vec<NewEntry>) -> Result<Receipt, AppendError> {
         match &self.home {
-            Home::Memory(memory) => Ok(Receipt::done(memory.append(name, entries))),
-            Home::Redis(redis) => redis.try_enqueue(name, entries),
+            Home::Memory(memory) => {
+                Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
+            }
+            Home::Redis(redis) => redis.try_enqueue(name, entries, self.producer.clone()),
         }
     }
 

@@ -10,9 +10,10 @@ use protocol::frame::Since;
 use protocol::limits::ONCE_LIFETIME;
 use protocol::{Entry, Offset};
 
+use crate::append::Outcome;
 use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
-use crate::{Appended, Name, NewEntry, Page, Retention, Side};
+use crate::{AppendError, Appended, Name, NewEntry, Page, Retention, Side};
 
 /// How often, in appends, journals and once-ids that nobody touches are looked through.
 const SWEEP_EVERY: u64 = 1024;
@@ -64,8 +65,18 @@ impl Memory {
         self.state().retention = retention;
     }
 
-    pub(crate) fn append(&self, name: &Name, entries: Vec<NewEntry>) -> Vec<Appended> {
+    pub(crate) fn append(
+        &self,
+        name: &Name,
+        entries: Vec<NewEntry>,
+        producer: Option<&str>,
+    ) -> Outcome {
         let mut state = self.state();
+        if let Some(producer) = producer
+            && state.things.is_fenced(&name.channel, producer.to_owned())
+        {
+            return Err(AppendError::Fenced);
+        }
         let now = state.now_us();
         state.sweep_sometimes(now);
         state.expire(name, now);
@@ -74,7 +85,7 @@ impl Memory {
         state.trim(name, now);
         let listeners =
             state.followers.values().filter(|(_, names)| names.contains(name)).count() as u64;
-        offsets.into_iter().map(|offset| Appended { offset, listeners }).collect()
+        Ok(offsets.into_iter().map(|offset| Appended { offset, listeners }).collect())
     }
 
     pub(crate) fn read(&self, name: &Name, since: Since, entries_max: usize) -> Page {

@@ -1,6 +1,6 @@
 //! States in memory: the same steps as in Redis, under one lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use protocol::{Channel, Offset};
@@ -16,8 +16,8 @@ pub(super) struct Things {
     states: HashMap<Thing, (String, Option<u64>)>,
     indexes: HashMap<(Channel, Index), BTreeMap<Box<str>, Box<str>>>,
     deadlines: HashMap<(Duty, Thing), u64>,
-    /// The oldest incarnation that may write on a channel, by agent.
-    fences: HashMap<(Channel, Box<str>), u64>,
+    /// Producers that append to a channel no more.
+    fences: HashSet<(Channel, String)>,
     places: HashMap<Box<str>, (Channel, u64)>,
 }
 
@@ -27,10 +27,8 @@ impl Things {
         until.is_none_or(|until| until > now).then_some(state)
     }
 
-    pub(super) fn is_fenced(&self, channel: &Channel, agent: &str, incarnation: u64) -> bool {
-        self.fences
-            .get(&(channel.clone(), agent.into()))
-            .is_some_and(|oldest| incarnation < *oldest)
+    pub(super) fn is_fenced(&self, channel: &Channel, producer: String) -> bool {
+        !self.fences.is_empty() && self.fences.contains(&(channel.clone(), producer))
     }
 
     fn is_due(&self, duty: Duty, thing: &Thing, now: u64) -> bool {
@@ -79,7 +77,7 @@ impl Memory {
             return Committed::Conflict(found.cloned());
         }
         if let Some(holder) = &change.holder
-            && state.things.is_fenced(&thing.channel, &holder.agent, holder.incarnation)
+            && state.things.is_fenced(&thing.channel, holder.producer())
         {
             return Committed::Fenced;
         }
@@ -206,9 +204,7 @@ impl State {
                 self.things.deadlines.insert((*duty, thing.clone()), now + micros(*after));
             }
             Effect::Fence(holder) => {
-                let key = (channel.clone(), holder.agent.clone());
-                let oldest = self.things.fences.entry(key).or_default();
-                *oldest = (*oldest).max(holder.incarnation);
+                self.things.fences.insert((channel.clone(), holder.producer()));
             }
             Effect::Ring(address, text) => {
                 let follower = address.parse().ok().and_then(|id: u64| self.followers.get(&id));

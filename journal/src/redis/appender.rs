@@ -44,9 +44,12 @@ pub(super) struct Appender {
     room: Arc<Semaphore>,
 }
 
+/// Whose appends to which journal: each has an order of its own. Without a producer: the process itself.
+pub(super) type Way = (Name, Option<Arc<str>>);
+
 #[derive(Debug)]
 struct Job {
-    name: Name,
+    way: Way,
     entries: Vec<NewEntry>,
     caller: Arc<std::sync::Mutex<Call>>,
 }
@@ -74,26 +77,26 @@ impl Appender {
 
     pub(super) async fn enqueue(
         &self,
-        name: &Name,
+        way: Way,
         entries: Vec<NewEntry>,
     ) -> Result<Receipt, AppendError> {
         let cost = cost(&entries)?;
         let room = Arc::clone(&self.room).acquire_many_owned(cost).await;
         let room = room.map_err(|_| AppendError::Unavailable)?;
         let slot = self.jobs.reserve().await.map_err(|_| AppendError::Unavailable)?;
-        Ok(submit(slot, name, entries, room))
+        Ok(submit(slot, way, entries, room))
     }
 
     pub(super) fn try_enqueue(
         &self,
-        name: &Name,
+        way: Way,
         entries: Vec<NewEntry>,
     ) -> Result<Receipt, AppendError> {
         let cost = cost(&entries)?;
         let room =
             Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| AppendError::Full)?;
         let slot = self.jobs.try_reserve().map_err(|_| AppendError::Full)?;
-        Ok(submit(slot, name, entries, room))
+        Ok(submit(slot, way, entries, room))
     }
 }
 
@@ -107,22 +110,22 @@ fn cost(entries: &[NewEntry]) -> Result<u32, AppendError> {
 
 fn submit(
     slot: mpsc::Permit<'_, Job>,
-    name: &Name,
+    way: Way,
     entries: Vec<NewEntry>,
     room: tokio::sync::OwnedSemaphorePermit,
 ) -> Receipt {
     if entries.is_empty() {
-        return Receipt::done(Vec::new());
+        return Receipt::done(Ok(Vec::new()));
     }
     let (answer, outcome) = oneshot::channel::<Outcome>();
     let caller = Call::new(answer, entries.len(), room);
-    slot.send(Job { name: name.clone(), entries, caller });
+    slot.send(Job { way, entries, caller });
     Receipt::waiting(outcome)
 }
 
 /// The answer to one run of the script, and over which connection it was sent.
 struct Answered {
-    name: Name,
+    way: Way,
     sequence: u64,
     connection: u64,
     result: RedisResult<Value>,
@@ -133,7 +136,7 @@ struct Task {
     keys: Keys,
     script: Script,
     producer: String,
-    lanes: HashMap<Name, Lane>,
+    lanes: HashMap<Way, Lane>,
     connection: Option<MultiplexedConnection>,
     /// Counts connections, so that a late failure of an old one does not cost us the new one.
     connections: u64,
@@ -179,7 +182,7 @@ impl Task {
     }
 
     fn accept(&mut self, job: Job) {
-        let lane = match self.lanes.entry(job.name.clone()) {
+        let lane = match self.lanes.entry(job.way.clone()) {
             std::collections::hash_map::Entry::Occupied(lane) => lane.into_mut(),
             std::collections::hash_map::Entry::Vacant(vacant) => {
                 // A forgotten lane's sequences must not be taken for this one's.
@@ -189,41 +192,42 @@ impl Task {
             }
         };
         lane.push(job.entries, &job.caller);
-        self.pump(&job.name);
+        self.pump(&job.way);
     }
 
     fn pump_all(&mut self) {
-        let names: Vec<Name> = self.lanes.keys().cloned().collect();
-        for name in names {
-            self.pump(&name);
+        let ways: Vec<Way> = self.lanes.keys().cloned().collect();
+        for way in ways {
+            self.pump(&way);
         }
     }
 
     /// Sends what the lane may send now.
-    fn pump(&mut self, name: &Name) {
+    fn pump(&mut self, way: &Way) {
         if self.paused_until.is_some() {
             return;
         }
         let Some(connection) = &self.connection else { return };
-        while let Some(send) = self.lanes.get_mut(name).and_then(|lane| lane.next(Instant::now())) {
-            let command = self.command(name, &send);
+        while let Some(send) = self.lanes.get_mut(way).and_then(|lane| lane.next(Instant::now())) {
+            let command = self.command(way, &send);
             let mut connection = connection.clone();
-            let (name, sequence, number) = (name.clone(), send.sequence, self.connections);
+            let (way, sequence, number) = (way.clone(), send.sequence, self.connections);
             // Polled in the order of pushing, so written in that order; were it not so, the script's
             // `gap` would cost a round trip, never the order.
             self.answers.push(Box::pin(async move {
                 let result = connection.send_packed_command(&command).await;
-                Answered { name, sequence, connection: number, result }
+                Answered { way, sequence, connection: number, result }
             }));
         }
     }
 
-    fn command(&self, name: &Name, send: &Send) -> Cmd {
+    fn command(&self, (name, producer): &Way, send: &Send) -> Cmd {
+        let producer = producer.as_deref().unwrap_or(&self.producer);
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash()).arg(3 + usize::from(send.once.is_some()));
         command
             .arg(self.keys.stream(name))
-            .arg(self.keys.record(name, &self.producer))
+            .arg(self.keys.record(name, producer))
             .arg(self.keys.settings(name.channel.partition()));
         if let Some(id) = &send.once {
             command.arg(self.keys.once(name, id));
@@ -246,7 +250,7 @@ impl Task {
     }
 
     async fn on_answer(&mut self, answered: Answered) {
-        let Answered { name, sequence, connection, result } = answered;
+        let Answered { way, sequence, connection, result } = answered;
         let answer = match result.and_then(read_answer) {
             Ok(answer) => {
                 // Only now: a demoted server takes connections, and refuses every append.
@@ -255,10 +259,10 @@ impl Task {
             }
             Err(error) => self.judge(&error, connection).await,
         };
-        if let Some(lane) = self.lanes.get_mut(&name) {
+        if let Some(lane) = self.lanes.get_mut(&way) {
             lane.answered(sequence, answer, Instant::now());
         }
-        self.pump(&name);
+        self.pump(&way);
     }
 
     /// What a failure means for the batch, and what to do about its cause.

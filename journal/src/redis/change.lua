@@ -4,11 +4,11 @@
 --       7 the holder's producer record   8… keys that the effects name by their number
 -- ARGV  1 expected state, '' for none   2 new state   3 its lifetime in ms, '' for ever
 --       4 condition: '' | 'due <member>' | 'notdue <member>' | 'room <most>'
---       5 the greatest incarnation with which the holder is not fenced, or ''
+--       5 'holder': refuse a holder that is fenced
 --       6 events' bell   7 commands' bell   8 events' retention field   9 its default
 --       10 commands' retention field   11 its default
 --       12… effects:  event <row> | command <row> | put <key> <member> <value> | remove <key> <member> |
---                     due <member> <ms from now, '' never> | fence <key> <record> <lifetime ms> |
+--                     due <member> <ms from now, '' never> | fence <key> <lifetime ms> |
 --                     ring <address> <text>
 --
 -- Answers {'done', time in µs, ids of what was appended…} | {'conflict', state or false} | {'unmet'} |
@@ -17,9 +17,9 @@ local call, sub = redis.call, string.sub
 local found = call('GET', KEYS[1])
 if found == ARGV[2] and found ~= ARGV[1] then return {'done', '0'} end
 if (found or '') ~= ARGV[1] then return {'conflict', found} end
-if ARGV[5] ~= '' and sub(call('GETRANGE', KEYS[7], '-32', '-1'), 1, 16) > ARGV[5] then
-  return {'fenced'}
-end
+-- What append.lua takes for a record of an incarnation that no producer can exceed.
+local FENCE = string.rep('9', 16) .. string.rep('0', 16)
+if ARGV[5] ~= '' and call('GET', KEYS[7]) == FENCE then return {'fenced'} end
 
 local now = call('TIME')
 local time = now[1] .. sub('00000' .. now[2], -6)
@@ -84,11 +84,8 @@ while ARGV[at] do
       call('ZADD', KEYS[2], string.format('%.0f', ms + tonumber(after)), member)
     end
   elseif effect == 'fence' then
-    local key, record, lifetime = take(3)
-    key = KEYS[tonumber(key)]
-    if sub(call('GETRANGE', key, '-32', '-1'), 1, 16) < sub(record, 1, 16) then
-      call('SET', key, record, 'PX', lifetime)
-    end
+    local key, lifetime = take(2)
+    call('SET', KEYS[tonumber(key)], FENCE, 'PX', lifetime)
   else
     local address, text = take(2)
     call('PUBLISH', address, text)

@@ -101,11 +101,6 @@ impl Keys {
     }
 }
 
-/// An agent's incarnation as its producers count: they may need a few more of their own.
-pub(crate) fn producer_incarnation(incarnation: u64) -> u64 {
-    incarnation.saturating_mul(1_000)
-}
-
 fn key(name: &Name, what: &str) -> String {
     channel_key(&name.channel, what)
 }

@@ -113,16 +113,18 @@ impl Redis {
         &self,
         name: &Name,
         entries: Vec<NewEntry>,
+        producer: Option<Arc<str>>,
     ) -> Result<Receipt, AppendError> {
-        self.appender.enqueue(name, entries).await
+        self.appender.enqueue((name.clone(), producer), entries).await
     }
 
     pub(crate) fn try_enqueue(
         &self,
         name: &Name,
         entries: Vec<NewEntry>,
+        producer: Option<Arc<str>>,
     ) -> Result<Receipt, AppendError> {
-        self.appender.try_enqueue(name, entries)
+        self.appender.try_enqueue((name.clone(), producer), entries)
     }
 
     pub(crate) async fn read(

@@ -10,7 +10,9 @@ use tokio::time::Instant;
 
 use super::{Redis, keys, unavailable, wire};
 use crate::retention::Retention;
-use crate::state::{Change, Committed, Condition, Duty, Effect, Index, Look, Members, Sort, Thing};
+use crate::state::{
+    Change, Committed, Condition, Duty, Effect, Holder, Index, Look, Members, Sort, Thing,
+};
 use crate::{Name, NewEntry, Unavailable};
 
 /// How long a step is tried while Redis is away. Trying it again is harmless.
@@ -75,30 +77,27 @@ impl Redis {
         let partition = channel.partition();
         let mut invocation = self.state.change.key(keys.state(thing));
         let holder = change.holder.as_ref();
-        let record = keys.record(&events, holder.map_or("", |holder| &holder.agent));
+        let record = |holder: &Holder| keys.record(&events, &holder.producer());
         invocation
             .key(keys.deadlines(partition))
             .key(keys.stream(&events))
             .key(keys.stream(&commands))
             .key(keys.settings(partition))
             .key(keys.index(channel, &Index::Waiting))
-            .key(record);
+            .key(holder.map_or(String::new(), record));
         let condition = match change.condition {
             Condition::Always => String::new(),
             Condition::Due(duty) => format!("due {}", member(duty, channel, &thing.id)),
             Condition::NotDue(duty) => format!("notdue {}", member(duty, channel, &thing.id)),
             Condition::Room(most) => format!("room {most}"),
         };
-        let unfenced = holder.map_or(String::new(), |holder| {
-            format!("{:016}", keys::producer_incarnation(holder.incarnation) + 999)
-        });
         let retention = Retention::default();
         invocation
             .arg(change.expected.as_deref().unwrap_or_default())
             .arg(&change.state)
             .arg(change.lifetime.map_or(String::new(), millis))
             .arg(condition)
-            .arg(unfenced)
+            .arg(if holder.is_some() { "holder" } else { "" })
             .arg(keys.bell(&events))
             .arg(keys.bell(&commands))
             .arg(Retention::field(&events))
@@ -133,10 +132,8 @@ impl Redis {
                     invocation.arg("due").arg(member).arg(after.map_or(String::new(), millis));
                 }
                 Effect::Fence(holder) => {
-                    let number = key(&mut invocation, keys.record(&events, &holder.agent));
-                    let incarnation = keys::producer_incarnation(holder.incarnation);
-                    let record = format!("{incarnation:016}{:016}", 0);
-                    invocation.arg("fence").arg(number).arg(record).arg(millis(FENCE_FOR));
+                    let number = key(&mut invocation, record(holder));
+                    invocation.arg("fence").arg(number).arg(millis(FENCE_FOR));
                 }
                 Effect::Ring(address, text) => {
                     invocation.arg("ring").arg(&**address).arg(&**text);

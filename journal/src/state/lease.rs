@@ -222,8 +222,11 @@ impl Journal {
                 Effect::Put(Index::Agents, agent.into(), "".into()),
                 Effect::Due(Duty::Lose, Some(LEASE)),
                 Effect::Due(Duty::Settle, None),
-                Effect::Fence(holder.clone()),
             ];
+            if last != 0 && last < incarnation {
+                let older = Holder { agent: agent.into(), incarnation: last };
+                change.effects.push(Effect::Fence(older));
+            }
             let replaced = before
                 .filter(|b| b.incarnation < incarnation && matches!(b.stage, Stage::Alive))
                 .filter(|before| !before.runs.is_empty() && channel.kind() != Kind::Service);

@@ -39,12 +39,12 @@ impl Journal {
             let mut change = Change::new(thing, found, &state);
             change.lifetime = Some(REMEMBERED);
             change.condition = Condition::Due(Duty::Lose);
-            let next = Holder { agent: thing.id.clone(), incarnation: state.incarnation + 1 };
+            let lost = Holder { agent: thing.id.clone(), incarnation: state.incarnation };
             change.effects = vec![
                 Effect::Remove(Index::Agents, thing.id.clone()),
                 Effect::Due(Duty::Lose, None),
                 Effect::Due(Duty::Settle, Some(Duration::ZERO)),
-                Effect::Fence(next),
+                Effect::Fence(lost),
             ];
             if thing.channel.kind() != Kind::Service {
                 change.effects.push(Effect::Event(lost_event(&thing.id, &state, "lost")));

@@ -124,6 +124,13 @@ impl Index {
     }
 }
 
+impl Holder {
+    /// Under which name this incarnation appends: no other ever uses it, so fencing it ends it for good.
+    pub(crate) fn producer(&self) -> String {
+        format!("{}.{}", self.agent, self.incarnation)
+    }
+}
+
 /// What is in an index: ids, each with a value.
 pub(crate) type Members = Vec<(Box<str>, Box<str>)>;
 
@@ -160,7 +167,7 @@ pub(crate) enum Effect {
     Remove(Index, Box<str>),
     /// The duty falls due after this time; `None`: never.
     Due(Duty, Option<Duration>),
-    /// Older incarnations of this agent write no events here any more.
+    /// This incarnation writes no events here any more, and takes no commands.
     Fence(Holder),
     /// Whoever listens at this address hears the text, if it still listens.
     Ring(Box<str>, Box<str>),

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use journal::{
-    Answer, AskError, Asked, Asks, Command, Fate, Journal, Keeper, LEASE, Lease, LeaseError, Name,
-    NewCommand, NewPrompt, Resolved, SendError, Since, Status, Take, Update,
+    Answer, AppendError, AskError, Asked, Asks, Command, Fate, Journal, Keeper, LEASE, Lease,
+    LeaseError, Name, NewCommand, NewPrompt, Resolved, SendError, Since, Status, Take, Update,
 };
 use protocol::Channel;
 use uuid::Uuid;
@@ -209,6 +209,29 @@ on_both! {
             assert_eq!(lost.len(), 1, "{channel}");
             assert_eq!((&lost[0].1["runs"][0], &lost[0].1["reason"]), (&"r1".into(), &"replaced".into()));
         }
+    }
+}
+
+on_both! {
+    async fn a_fenced_incarnation_publishes_no_more(home) {
+        let old = agent(&home.journal, "a").await;
+        let own = Name::events(old.channel().clone());
+        let older = home.journal.as_producer(old.holder());
+        let say = |journal: &Journal, text: &str| {
+            let (journal, own, entry) = (journal.clone(), own.clone(), crate::entry(text));
+            async move { journal.append(&own, vec![entry]).await.map(drop) }
+        };
+        say(&older, "one").await.unwrap();
+        say(&older, "two").await.unwrap();
+
+        let new = agent(&home.journal, "a").await;
+
+        let newer = home.journal.as_producer(new.holder());
+        say(&newer, "three").await.unwrap();
+        assert_eq!(say(&older, "late").await, Err(AppendError::Fenced));
+        say(&newer, "four").await.unwrap();
+        assert_eq!(say(&older, "later").await, Err(AppendError::Fenced));
+        assert_eq!(told(&home.journal, new.channel()).await.len(), 4);
     }
 }
 
