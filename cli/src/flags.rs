@@ -73,6 +73,14 @@ pub(crate) const DRAIN: Flag = Flag {
     help: "Over how long a stopping relay sends its connections elsewhere",
 };
 
+pub(crate) const DEMO_PAGE: Flag = Flag {
+    name: "demo-page",
+    variable: "RELAY_DEMO_PAGE",
+    value: None,
+    default: Some("false"),
+    help: "Show the demo's page at /, for a demo agent that publishes through the same Redis",
+};
+
 pub(crate) const LOG_FORMAT: Flag = Flag {
     name: "log-format",
     variable: "RELAY_LOG_FORMAT",
@@ -100,8 +108,16 @@ pub(crate) const AGENT_ID: Flag = Flag {
 /// What is logged, a level or directives; no flag, because it is for whoever searches a fault.
 pub(crate) const LOG_VARIABLE: &str = "RELAY_LOG";
 
-const SERVING: &[&Flag] =
-    &[&LISTEN, &REDIS, &JWT_SECRET_FILE, &ADMIN_LISTEN, &ALLOW_ANONYMOUS, &DRAIN, &LOG_FORMAT];
+const SERVING: &[&Flag] = &[
+    &LISTEN,
+    &REDIS,
+    &JWT_SECRET_FILE,
+    &ADMIN_LISTEN,
+    &ALLOW_ANONYMOUS,
+    &DRAIN,
+    &DEMO_PAGE,
+    &LOG_FORMAT,
+];
 
 pub(crate) const SERVE: Subcommand = Subcommand {
     name: "serve",

@@ -10,8 +10,8 @@ use tracing_subscriber::filter::EnvFilter;
 
 use crate::arguments::{Given, Value};
 use crate::flags::{
-    ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DRAIN, Flag, JWT_SECRET_FILE,
-    LISTEN, LOG_FORMAT, LOG_VARIABLE, REDIS, SERVE, SESSION,
+    ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE, DRAIN, Flag,
+    JWT_SECRET_FILE, LISTEN, LOG_FORMAT, LOG_VARIABLE, REDIS, SERVE, SESSION,
 };
 use crate::logs::Format;
 use crate::problem::{Problem, named, shown};
@@ -108,6 +108,9 @@ impl Judge<'_> {
         config.allow_anonymous = allow_anonymous;
         config.drain = drain.unwrap_or(config.drain);
         config.key = key;
+        if self.read(&DEMO_PAGE, value::switch).unwrap_or(false) {
+            config.page = Some(demo::PAGE);
+        }
         if !has_key {
             self.judge_openness(&config);
         }
@@ -288,7 +291,7 @@ mod tests {
         let config = config(&line);
         assert_eq!(config.listen.to_string(), "0.0.0.0:1");
         assert_eq!(config.admin_listen.unwrap().to_string(), "127.0.0.1:2");
-        assert_eq!(config.drain, Duration::from_millis(250));
+        assert_eq!((config.drain, config.page), (Duration::from_millis(250), None));
         assert!(config.key.is_some() && !config.journal.is_in_memory());
         assert_eq!(settings(&line, None).unwrap().log_format, Format::Text);
     }
@@ -346,6 +349,8 @@ mod tests {
     async fn the_demo_has_a_page_and_is_as_careful() {
         let config = config("demo");
         assert!(config.page.is_some() && config.journal.is_in_memory());
+        let serve = super::tests::config("serve --demo-page");
+        assert!(serve.page.is_some());
         let refused = problems("demo --listen 0.0.0.0:8080");
         assert!(refused[0].contains("--allow-anonymous") && !refused[0].contains("jwt"));
     }

@@ -6,6 +6,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{Error, handshake::client::Request};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use crate::balancer::Balancer;
 use crate::history::History;
 use crate::process::Log;
 use crate::{Browser, PATIENCE, Replica};
@@ -28,9 +29,18 @@ pub struct Door {
 impl Door {
     /// Through `/ws` of `replica`.
     pub fn of(replica: &Replica) -> Self {
+        Self::at(replica.address(), replica.log().clone())
+    }
+
+    /// Through `/ws` of whichever replica the balancer picks.
+    pub fn through(balancer: &Balancer) -> Self {
+        Self::at(balancer.address(), balancer.log().clone())
+    }
+
+    fn at(address: String, log: Log) -> Self {
         Self {
-            address: replica.address(),
-            log: replica.log().clone(),
+            address,
+            log,
             path: "/ws".to_owned(),
             token: None,
             headers: Vec::new(),

@@ -14,6 +14,7 @@
     reason = "a harness fails by panicking: the panic is the test's verdict"
 )]
 
+pub mod balancer;
 pub mod browser;
 pub mod chaos;
 pub mod door;

@@ -29,4 +29,5 @@ mod resuming;
 mod slow_browsers;
 mod subscriptions;
 mod tokens;
+mod topology;
 mod without_redis;
