@@ -9,6 +9,7 @@ mod fanout;
 mod figures;
 mod floor;
 mod idle;
+mod leases;
 mod machine;
 mod pipeline;
 mod redis_server;
@@ -27,6 +28,8 @@ enum Command {
     Idle(idle::Options),
     /// A replica's CPU per delivery, against one thread that writes finished frames.
     Fanout(fanout::Options),
+    /// The share of a Redis core that it takes to know which agents are alive.
+    Leases(leases::Options),
     /// That thread, as a process of its own.
     #[command(hide = true)]
     Floor(floor::Options),
@@ -37,6 +40,7 @@ fn main() -> Result<()> {
         Command::Append(options) => append::run(&options),
         Command::Idle(options) => idle::run(&options),
         Command::Fanout(options) => fanout::run(&options),
+        Command::Leases(options) => leases::run(&options),
         Command::Floor(options) => floor::run(&options),
     }
 }
