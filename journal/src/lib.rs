@@ -39,6 +39,7 @@ mod read;
 mod redis;
 mod retention;
 mod state;
+mod tally;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub use state::command::{Command, Fate, NewCommand, SendError, Sent, Status, Tak
 pub use state::duty::Keeper;
 pub use state::lease::{Alive, LEASE, Lease, LeaseError, Parent, RENEW_EVERY};
 pub use state::prompt::{Answer, AskError, Asked, Asks, NewPrompt, Pending, Resolved};
+
+pub use tally::{ReplicaTally, TALLY_LASTS};
 
 use memory::Memory;
 use redis::Redis;

@@ -1,6 +1,7 @@
 //! Journals in this process' memory: the same promises, for one process and as long as it lives.
 
 mod state;
+mod tally;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,6 +36,7 @@ struct State {
     last_time_us: u64,
     last_epoch: u64,
     things: state::Things,
+    tallies: tally::Tallies,
 }
 
 /// One journal. Never empty.
@@ -57,6 +59,7 @@ impl Memory {
                 last_time_us: 0,
                 last_epoch: 0,
                 things: state::Things::default(),
+                tallies: tally::Tallies::default(),
             }),
         }
     }

@@ -95,6 +95,21 @@ impl Keys {
         format!("{PREFIX}:{{{partition}}}:deadlines")
     }
 
+    /// How many of each replica subscribe to a channel.
+    pub(crate) fn counts(&self, channel: &Channel) -> String {
+        channel_key(channel, "counts")
+    }
+
+    /// The replicas that are there.
+    pub(crate) fn replicas(&self) -> String {
+        format!("{PREFIX}:{{0}}:replicas")
+    }
+
+    /// How many connections each replica holds.
+    pub(crate) fn connections(&self) -> String {
+        format!("{PREFIX}:{{0}}:connections")
+    }
+
     /// On which channel a prompt stands. Its slot is its own.
     pub(crate) fn prompt_place(&self, request_id: &str) -> String {
         format!("{PREFIX}:{{{}}}:place:{request_id}", partition(request_id))

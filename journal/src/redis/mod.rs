@@ -8,6 +8,7 @@ mod keys;
 mod lane;
 mod link;
 mod state;
+mod tally;
 mod wire;
 
 use std::sync::Arc;
@@ -59,6 +60,7 @@ pub(crate) struct Redis {
     read: Script,
     heads: Script,
     state: state::Scripts,
+    tally: tally::Scripts,
     /// So many pages are read at a time: the other connections stay free for heads and probes.
     pages: Semaphore,
 }
@@ -87,6 +89,7 @@ impl Redis {
             read: Script::new(include_str!("read.lua")),
             heads: Script::new(include_str!("heads.lua")),
             state: state::Scripts::new(),
+            tally: tally::Scripts::new(),
             pages: Semaphore::new(POOL_SIZE - 2),
         })
     }

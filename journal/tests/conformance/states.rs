@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use journal::{
     Answer, AppendError, AskError, Asked, Asks, Command, Fate, Journal, Keeper, LEASE, Lease,
-    LeaseError, Name, NewCommand, NewPrompt, Resolved, SendError, Since, Status, Take, Update,
+    LeaseError, Name, NewCommand, NewPrompt, Resolved, SendError, Since, Status, TALLY_LASTS, Take,
+    Update,
 };
 use protocol::Channel;
 use uuid::Uuid;
@@ -453,6 +454,29 @@ on_both! {
             let names: Vec<String> = told(&home.journal, &channel).await.into_iter().map(|(n, _)| n).collect();
             assert_eq!(names, ["budget_exhausted", "budget_resolved"], "{channel}");
         }
+    }
+}
+
+on_both! {
+    /// A replica that is killed says nothing any more: its figures count no longer.
+    async fn what_a_dead_replica_counted_counts_no_more(home) {
+        let (journal, one, two) = (&home.journal, channel("session:1"), channel("session:2"));
+        journal.tally("a", 5, &[(one.clone(), 3), (two.clone(), 2)]).await.unwrap();
+        journal.tally("b", 7, &[(one.clone(), 4)]).await.unwrap();
+        journal.tally("b", 6, &[(one.clone(), 1)]).await.unwrap();
+        assert_eq!(journal.subscribers(&one).await, Ok(4));
+        assert_eq!(journal.replicas().await.unwrap().iter().map(|r| r.connections).sum::<u64>(), 11);
+        journal.tally("b", 6, &[(one.clone(), 0)]).await.unwrap();
+        assert_eq!(journal.subscribers(&one).await, Ok(3));
+
+        let deadline = tokio::time::Instant::now() + TALLY_LASTS + Duration::from_millis(300);
+        while tokio::time::Instant::now() < deadline {
+            journal.tally("b", 6, &[]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+
+        assert_eq!(journal.subscribers(&one).await, Ok(0));
+        assert_eq!(journal.replicas().await.unwrap().len(), 1);
     }
 }
 

@@ -1,0 +1,65 @@
+//! How many look: connections and subscribers, across replicas.
+//!
+//! Each replica keeps its own figures, and one lease that says that they still hold. So a count costs one
+//! field per replica and channel, not one per connection, and is right again within seconds after a
+//! replica is killed: its fields no longer count.
+
+use std::time::Duration;
+
+use protocol::Channel;
+
+use crate::{Home, Journal, Unavailable};
+
+/// How long a replica's figures hold without being renewed.
+pub const TALLY_LASTS: Duration = Duration::from_secs(5);
+
+/// A replica that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaTally {
+    /// Its own name for itself.
+    pub replica: Box<str>,
+    /// How many connections it holds.
+    pub connections: u64,
+}
+
+impl Journal {
+    /// Says that `replica` is there with so many connections, and on which channels the number of its
+    /// subscribers has changed. To be said at least every second, without changes too.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; then everything must be said anew.
+    pub async fn tally(
+        &self,
+        replica: &str,
+        connections: u64,
+        changed: &[(Channel, u64)],
+    ) -> Result<(), Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => memory.tally(replica, connections, changed),
+            Home::Redis(redis) => redis.tally(replica, connections, changed).await?,
+        }
+        Ok(())
+    }
+
+    /// The replicas that are there.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn replicas(&self) -> Result<Vec<ReplicaTally>, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.replicas()),
+            Home::Redis(redis) => redis.replicas().await,
+        }
+    }
+
+    /// How many subscribe to `channel`, on all replicas.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn subscribers(&self, channel: &Channel) -> Result<u64, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.subscribers(channel)),
+            Home::Redis(redis) => redis.subscribers(channel).await,
+        }
+    }
+}
