@@ -81,6 +81,13 @@ pub struct NewCommand {
     pub answer_to: Option<Box<str>>,
 }
 
+impl NewCommand {
+    /// Where its answer is found; what is rung with when that is there.
+    pub fn key(&self) -> Uuid {
+        key(self.command_id, self.by.as_deref())
+    }
+}
+
 /// What became of a sent command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sent {
@@ -295,7 +302,7 @@ impl Journal {
     /// # Errors
     /// [`SendError`]. After `Unavailable`, sending it again tells its fate.
     pub async fn send(&self, new: &NewCommand) -> Result<Sent, SendError> {
-        let key = key(new.command_id, new.by.as_deref());
+        let key = new.key();
         let thing = thing(&new.channel, key);
         let mut look = self.look(&thing).await?;
         let listeners = look.live.len() as u64;
