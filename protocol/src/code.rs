@@ -41,14 +41,30 @@ error_codes! {
     Forbidden = "forbidden", 403, false, "Open the page from the relay itself, or configure a key and pass a token.";
     /// Missing, or not granted: both look the same.
     NotFound = "not_found", 404, false, "Check the name, and that the token grants it.";
+    /// Somebody else answered first.
+    AlreadyResolved = "already_resolved", 409, false, "Show who decided what: `by`, `at` and `decision` tell.";
+    /// The time to answer is over.
+    Expired = "expired", 409, false, "Nobody answered in time: `decision` is what held by default, `at` since when.";
+    /// What was shown is not what is asked.
+    DigestMismatch = "digest_mismatch", 409, false, "Show what is asked now, and let it be answered again.";
     /// More bytes than the limit.
     TooLarge = "too_large", 413, false, "Send less; store large content elsewhere and send a link.";
     /// More of something than the limit.
     LimitExceeded = "limit_exceeded", 429, false, "Give something up first, for example unsubscribe a channel.";
+    /// Whoever was asked will not do it.
+    Rejected = "rejected", 422, false, "The message says why; ask for something else.";
+    /// No agent is there.
+    AgentUnavailable = "agent_unavailable", 503, true, "Try again when the agent is running; nothing is done later of what was asked now.";
     /// Nobody serves this request.
     NoWorker = "no_worker", 503, true, "Try again when a worker of the service is running.";
+    /// Whoever had begun the request died over it.
+    WorkerLost = "worker_lost", 503, true, "It may be done in part. If it can be done twice, ask again under a new `command_id`.";
+    /// Too much waits already.
+    Busy = "busy", 503, true, "Try again when the agent has caught up; give the same `command_id`.";
     /// Redis does not answer, or the relay is full.
     Unavailable = "unavailable", 503, true, "Try again in a moment; give the same id, so that it happens once.";
+    /// No reply came in time.
+    Timeout = "timeout", 504, true, "It may have been done. If it can be done twice, ask again under a new `command_id`, or with more time.";
 }
 
 /// Declares the close codes together with what a client should do.

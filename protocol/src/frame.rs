@@ -3,8 +3,8 @@
 mod down;
 mod up;
 
-pub use down::{ErrorBody, NamedChannel, RelayFrame};
+pub use down::{ErrorBody, NamedChannel, Outcome, RelayFrame, Resolution};
 pub use up::{
-    Addressing, ClientFrame, Command, CorrelationId, Incoming, Refusal, Request, Since, Subscribe,
-    Target, parse, parse_format, parse_since,
+    Addressing, Answer, Asked, Cancels, ClientFrame, Command, CorrelationId, Incoming, Refusal,
+    Request, Since, Subscribe, Target, parse, parse_body, parse_format, parse_since,
 };

@@ -93,6 +93,11 @@ impl Grant {
     pub fn may_publish(&self, channel: &Channel) -> bool {
         allows(&self.publish, channel.as_str())
     }
+
+    /// May the bearer see what concerns the whole deployment?
+    pub fn may_administer(&self) -> bool {
+        self.admin
+    }
 }
 
 fn misplaced_star(pattern: &str) -> bool {

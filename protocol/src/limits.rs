@@ -29,6 +29,14 @@ pub const READ_EVENTS_MAX: usize = 1_000;
 pub const READ_EVENTS_DEFAULT: usize = 100;
 /// The correlation `id` of a frame, in bytes of JSON.
 pub const CORRELATION_ID_BYTES_MAX: usize = 128;
+/// The id of a prompt, in bytes.
+pub const PROMPT_ID_BYTES_MAX: usize = 128;
+/// The reason of a Cancel or an answer, in bytes: it travels inside several other things.
+pub const REASON_BYTES_MAX: usize = 4 * 1024;
+/// Requests of one connection that wait for their replies.
+pub const REQUESTS_MAX: usize = 64;
+/// Agents that one Cancel reaches, the agent's own children and theirs.
+pub const CANCELLED_MAX: usize = 256;
 /// Patterns in one list of a grant.
 pub const GRANT_PATTERNS_MAX: usize = 256;
 /// A token, in bytes. Larger ones are refused before they are looked at.
@@ -42,6 +50,15 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long before a token's end its connection hears `token_expiring`.
 pub const TOKEN_EXPIRING_NOTICE: Duration = Duration::from_secs(60);
+/// How long a command waits for an agent when it does not say.
+pub const COMMAND_WAIT_DEFAULT: Duration = Duration::from_secs(600);
+/// The longest a command may wait for an agent.
+pub const COMMAND_WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// How long a Cancel of whatever runs may be left: as long as a lease, so that it does not outlive the
+/// agent that it was meant for.
+pub const CANCEL_WAIT: Duration = Duration::from_secs(15);
+/// How long the fate of a command and the reply to a request are remembered.
+pub const FATE_LIFETIME: Duration = Duration::from_secs(600);
 /// How long a request waits when it does not say.
 pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The longest a request may wait.

@@ -7,14 +7,15 @@ mod vector;
 
 use std::collections::{BTreeSet, HashMap};
 
-use protocol::frame::{self, Addressing, ClientFrame, Refusal, Since};
+use protocol::frame;
 use protocol::{
     Channel, ChannelError, DataError, Entry, Format, Frame, Grant, NameError, Offset,
     check_command_name, check_data, check_event_name, check_once_id, encode, merge,
 };
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use vector::up::{normal, refused};
 use vector::{Cases, Number, Text, holds, load};
 
 #[test]
@@ -207,6 +208,7 @@ struct Frames {
     #[serde(rename = "about")]
     _about: Vec<String>,
     up: Cases<Up>,
+    bodies: Cases<Body>,
     down: Cases<vector::Down>,
 }
 
@@ -219,18 +221,39 @@ struct Up {
     is: Value,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    name: String,
+    text: Text,
+    default: String,
+    id: Option<Text>,
+    is: Value,
+}
+
 #[test]
 fn frames_up() {
     for Up { name, text, id, is } in load::<Frames>("frames.json").up {
-        let incoming = frame::parse(&text.join());
-        let found_id = incoming.id.as_deref().map(RawValue::get);
-        assert_eq!(found_id, id.as_ref().map(Text::join).as_deref(), "{name}: the id");
-        let found = match incoming.frame {
-            Ok(frame) => normal(frame),
-            Err(refusal) => refused(refusal),
-        };
-        assert!(holds("", &is, &found), "{name}\nexpected {is}\n   found {found}");
+        is_read_as(&name, frame::parse(&text.join()), id.as_ref(), &is);
     }
+}
+
+#[test]
+fn bodies() {
+    for Body { name, text, default, id, is } in load::<Frames>("frames.json").bodies {
+        let default = if default == "command" { "command" } else { "request" };
+        is_read_as(&name, frame::parse_body(&text.join(), default), id.as_ref(), &is);
+    }
+}
+
+fn is_read_as(name: &str, incoming: frame::Incoming, id: Option<&Text>, is: &Value) {
+    let found_id = incoming.id.as_deref().map(RawValue::get);
+    assert_eq!(found_id, id.map(Text::join).as_deref(), "{name}: the id");
+    let found = match incoming.frame {
+        Ok(frame) => normal(frame),
+        Err(refusal) => refused(refusal),
+    };
+    assert!(holds("", is, &found), "{name}\nexpected {is}\n   found {found}");
 }
 
 #[test]
@@ -252,63 +275,6 @@ fn no_event_can_pass_for_a_frame_of_the_relay() {
         load::<Names>("names.json").cases.into_iter().filter(|case| case.event == "reserved");
     let reserved: BTreeSet<String> = reserved.map(|case| case.text.join()).collect();
     assert_eq!(frames.collect::<BTreeSet<_>>(), reserved);
-}
-
-/// A frame up as plain values: the form that `frames.json` describes.
-fn normal(frame: ClientFrame) -> Value {
-    let addressing = |addressing| match addressing {
-        Addressing::Channel => "channel",
-        Addressing::SessionId => "sessionId",
-        Addressing::PlanId => "plan_id",
-    };
-    let target = |target: frame::Target| json!({"channel": target.channel.as_str(), "addressing": addressing(target.addressing)});
-    match frame {
-        ClientFrame::Subscribe(each) => {
-            let each = each.into_iter().map(|subscribe| {
-                let subscribe = match subscribe {
-                    Ok(subscribe) => subscribe,
-                    Err(refusal) => return refused(refusal),
-                };
-                let mut item = target(subscribe.target);
-                if let Some(since) = subscribe.since {
-                    item["since"] = match since {
-                        Since::Start => "start".into(),
-                        Since::Offset(offset) => offset.to_string().into(),
-                    };
-                }
-                if let Some(format) = subscribe.format {
-                    item["format"] = match format {
-                        Format::Envelope => "envelope".into(),
-                        Format::Flat => "flat".into(),
-                    };
-                }
-                item
-            });
-            json!({"subscribe": each.collect::<Vec<_>>()})
-        }
-        ClientFrame::Unsubscribe(each) => {
-            let each = each.into_iter().map(|named| named.map_or_else(refused, target));
-            json!({"unsubscribe": each.collect::<Vec<_>>()})
-        }
-        ClientFrame::Ping => json!({"ping": {}}),
-        ClientFrame::Pong => json!({"pong": {}}),
-        ClientFrame::Command(frame::Command { channel, name, data, command_id }) => {
-            json!({"command": {
-                "channel": channel.as_str(), "name": name, "data": data, "command_id": command_id.to_string(),
-            }})
-        }
-        ClientFrame::Request(frame::Request { channel, method }) => {
-            json!({"request": {"channel": channel.as_str(), "method": method}})
-        }
-    }
-}
-
-fn refused(refusal: Refusal) -> Value {
-    let mut error = json!({"code": refusal.code.as_str(), "message": refusal.message});
-    if let Some(channel) = refusal.channel {
-        error["channel"] = channel.into();
-    }
-    json!({ "error": error })
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► doors ─► browser
 //!  ▲ up     browser ─► doors ─► commands ─► journal
+//!  ◆ due    journal ─► keepers ─► journal
 //! ```
 //!
 //! A replica holds nothing that another replica would need. [`start`] takes a [`Config`] and gives a
@@ -13,6 +14,7 @@ mod commands;
 mod config;
 mod doors;
 mod events;
+mod keepers;
 mod server;
 
 pub use auth::{Key, KeyError};

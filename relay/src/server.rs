@@ -22,7 +22,7 @@ use crate::commands::Commands;
 use crate::doors::traffic::Counted;
 use crate::doors::{self, House};
 use crate::events::Events;
-use crate::{Config, ConfigError};
+use crate::{Config, ConfigError, keepers};
 
 /// A request's head must be there within this time (F58).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,7 +80,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let requests = TaskTracker::new();
     let house = Arc::new(House {
         events: Events::start(&config.journal, stop.clone()),
-        commands: Commands::new(config.journal.clone()),
+        commands: Commands::start(&config.journal, stop.clone()),
         journal: config.journal,
         key: config.key,
         allow_anonymous: config.allow_anonymous,
@@ -88,6 +88,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         drain_over: config.drain,
         connections: TaskTracker::new(),
     });
+    tokio::spawn(keepers::keep(house.journal.clone(), stop.clone()));
     let routes = doors::main(&house, admin.is_none(), config.page);
     tokio::spawn(accept(listener, routes, accepting.clone(), requests.clone()));
     let mut admin_addr = None;

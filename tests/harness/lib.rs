@@ -1,6 +1,7 @@
 //! The stage on which the scenarios play: a real Redis, real replicas, real WebSocket clients.
 //!
-//! Everything here is a process or a socket of its own; nothing imports the relay. A scenario sets a
+//! Everything here is a process or a socket of its own; nothing imports the relay, and only the [`actor`]
+//! imports the record. A scenario sets a
 //! [`Stage`], lets [`Browser`]s in, does something to the world and waits for what must follow. Every
 //! wait has a deadline and, when it passes, prints what did arrive and what the replica logged.
 //!
@@ -14,6 +15,7 @@
     reason = "a harness fails by panicking: the panic is the test's verdict"
 )]
 
+pub mod actor;
 pub mod balancer;
 pub mod browser;
 pub mod chaos;
@@ -28,6 +30,7 @@ pub mod stage;
 pub mod token;
 pub mod wait;
 
+pub use actor::Actor;
 pub use browser::Browser;
 pub use history::{Event, History};
 pub use page::Page;

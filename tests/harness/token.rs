@@ -38,6 +38,13 @@ impl Token {
         self
     }
 
+    /// Adds what only operators have.
+    #[must_use]
+    pub fn administering(mut self) -> Self {
+        self.claims["relay"]["admin"] = json!(true);
+        self
+    }
+
     /// Ends the token so many seconds from now (or ended it, where negative).
     #[must_use]
     pub fn ending_in(self, seconds: i64) -> Self {

@@ -100,7 +100,8 @@ async fn a_plan_page_subscribes_by_plan_id_and_receives_flat_steps() {
     assert_eq!((&completed["plan_id"], &completed["summary"]), (&json!("p1"), &json!("done")));
 }
 
-/// An answer to a permission request is answered, in this version by `unsupported`; the connection lives.
+/// An answer to a permission request is understood as they write it; this one comes to a question that
+/// nobody asked.
 #[tokio::test]
 async fn a_permission_response_is_answered() {
     let stage = Stage::with_replicas(1).await;
@@ -110,7 +111,7 @@ async fn a_permission_response_is_answered() {
 
     let error = node.frame("error").await;
 
-    assert_eq!((&error["code"], &error["id"]), (&json!("unsupported"), &json!("k1")), "{error}");
+    assert_eq!((&error["code"], &error["id"]), (&json!("not_found"), &json!("k1")), "{error}");
     node.frame("pong").await;
 }
 

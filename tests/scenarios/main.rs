@@ -10,6 +10,7 @@
 )]
 
 mod agents;
+mod asking;
 mod commands;
 mod demo_page;
 mod doors;
@@ -24,7 +25,9 @@ mod liveness;
 mod lost_history;
 mod malformed;
 mod operating;
+mod prompts;
 mod redis_away;
+mod requests;
 mod resuming;
 mod slow_browsers;
 mod subscriptions;

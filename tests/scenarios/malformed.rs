@@ -76,13 +76,21 @@ fn table() -> Vec<(String, &'static str, &'static str)> {
             "UUID",
         ),
         (r#"{"type":"request","method":"sessions.create"}"#, "bad_request", "id"),
-        (r#"{"type":"budget_continue","request_id":"r"}"#, "unsupported", "budget_continue"),
-        (r#"{"type":"budget_stop","request_id":"r"}"#, "unsupported", "budget_stop"),
+        (r#"{"type":"command","name":"budget_stop","agent_id":"a"}"#, "bad_request", "budget_stop"),
         (
-            r#"{"type":"permission_response","requestId":"r","allowed":true}"#,
-            "unsupported",
-            "permission_response",
+            r#"{"type":"command","name":"go","agent_id":"a","expires_in_ms":86400001}"#,
+            "bad_request",
+            "86400000",
         ),
+        (r#"{"type":"budget_continue"}"#, "bad_request", "request_id"),
+        (r#"{"type":"budget_stop","request_id":""}"#, "bad_request", "request_id"),
+        (r#"{"type":"permission_response","requestId":"r"}"#, "bad_request", "allowed"),
+        (
+            r#"{"type":"permission_response","requestId":"r","allowed":"yes"}"#,
+            "bad_request",
+            "allowed",
+        ),
+        (r#"{"type":"permission_response","allowed":true}"#, "bad_request", "requestId"),
         (r#"{"type":"auth","token":"t"}"#, "unsupported", "auth"),
     ]
     .map(|(frame, code, word)| (frame.to_owned(), code, word))
@@ -199,7 +207,8 @@ async fn the_id_comes_back_on_every_answer() {
             (json!({"type": "subscribe", "channel": "session:42"}), "subscribed"),
             (json!({"type": "subscribe", "channel": "nonsense"}), "error"),
             (json!({"type": "unsubscribe", "channel": "session:42"}), "unsubscribed"),
-            (json!({"type": "cancel_agent", "agent_id": "nobody"}), "ack"),
+            (json!({"type": "command", "agent_id": "nobody", "name": "go"}), "ack"),
+            (json!({"type": "cancel_agent", "agent_id": "nobody"}), "error"),
         ] {
             let mut frame: Value = frame;
             frame["id"] = id.clone();

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Addressing, Target};
+use super::{Addressing, Refusal, Target};
 use crate::ErrorCode;
 
 /// What the relay says, apart from events.
@@ -38,6 +38,9 @@ pub enum RelayFrame<'a> {
         head: Option<String>,
         /// False where `since` could not be honoured; a `reset` follows.
         recovered: bool,
+        /// Questions that wait for an answer, as of `head`; absent on channels where none is asked.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pending: Option<&'a RawValue>,
     },
     /// A subscription ended on request.
     Unsubscribed {
@@ -67,25 +70,38 @@ pub enum RelayFrame<'a> {
         offset: Option<String>,
         /// The newest entry.
         head: Option<String>,
+        /// Questions that wait for an answer, as of `head`; absent on channels where none is asked.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pending: Option<&'a RawValue>,
     },
-    /// A command is in the agent's journal.
+    /// A command is in the agent's journal, or a prompt is answered.
     Ack {
         /// The frame this answers.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a RawValue>,
         /// The command's id, given or made.
         command_id: Uuid,
-        /// `accepted`.
+        /// Where it stands: `accepted`, `delivered`, `applied`, `rejected` or `expired`.
         status: &'a str,
-        /// How many agents listen.
+        /// How many agents are there to hear it.
         listeners: u64,
+        /// It waits for an agent.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        queued: bool,
+        /// What the agent said about it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'a RawValue>,
     },
     /// The answer to a request.
     Response {
-        /// The request's id.
-        id: &'a RawValue,
-        /// Why there is no result.
-        error: ErrorBody<'a>,
+        /// The request's id; absent by HTTP, where it may be left out.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        /// The request's other id, given or made: sent again with it, it gets the same reply.
+        command_id: Uuid,
+        /// What came of it.
+        #[serde(flatten)]
+        outcome: Outcome<'a>,
     },
     /// Something asked for was not done.
     Error {
@@ -131,21 +147,57 @@ impl RelayFrame<'_> {
     }
 }
 
+/// What came of a request.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome<'a> {
+    /// The reply.
+    Result(&'a RawValue),
+    /// Why there is none.
+    Error(ErrorBody<'a>),
+}
+
 /// What went wrong, in an `error` frame, a `response` and an HTTP answer alike.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ErrorBody<'a> {
-    /// The code.
-    pub code: &'static str,
+    /// The code: one of [`ErrorCode`], or a worker's own.
+    pub code: &'a str,
     /// What and why.
     pub message: &'a str,
     /// Whether the same, tried again later, can succeed.
     pub retryable: bool,
+    /// What was decided before, where that is why.
+    #[serde(flatten)]
+    pub resolution: Option<&'a Resolution>,
 }
 
 impl<'a> ErrorBody<'a> {
     /// The body for `code`.
     pub fn new(code: ErrorCode, message: &'a str) -> Self {
-        Self { code: code.as_str(), message, retryable: code.is_retryable() }
+        let (code, retryable) = (code.as_str(), code.is_retryable());
+        Self { code, message, retryable, resolution: None }
+    }
+}
+
+/// How a prompt was decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Resolution {
+    /// Who; absent where nobody did in time, or nobody has a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<Box<str>>,
+    /// When, Unix milliseconds.
+    pub at: u64,
+    /// `allowed` or `denied`; `continue` or `stop`.
+    pub decision: &'static str,
+}
+
+impl Refusal {
+    /// The refusal as every answer carries it.
+    pub fn body(&self) -> ErrorBody<'_> {
+        ErrorBody {
+            resolution: self.resolution.as_ref(),
+            ..ErrorBody::new(self.code, &self.message)
+        }
     }
 }
 

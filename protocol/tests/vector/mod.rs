@@ -1,8 +1,10 @@
 //! How a vector file is read: strictly, and with the few abbreviations that keep it readable.
 
+pub(crate) mod up;
+
 use std::path::Path;
 
-use protocol::frame::{Addressing, ErrorBody, RelayFrame, Target};
+use protocol::frame::{Addressing, ErrorBody, Outcome, RelayFrame, Resolution, Target};
 use protocol::{Channel, ErrorCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -143,6 +145,7 @@ pub(crate) enum Plain {
         offset: Option<String>,
         head: Option<String>,
         recovered: bool,
+        pending: Option<Box<str>>,
     },
     Unsubscribed {
         id: Id,
@@ -157,23 +160,29 @@ pub(crate) enum Plain {
         reason: String,
         offset: Option<String>,
         head: Option<String>,
+        pending: Option<Box<str>>,
     },
     Ack {
         id: Id,
         command_id: Uuid,
         status: String,
         listeners: u64,
+        #[serde(default)]
+        queued: bool,
+        detail: Option<Box<str>>,
     },
     Response {
-        id: Box<str>,
-        code: String,
-        message: String,
+        id: Id,
+        command_id: Uuid,
+        result: Option<Box<str>>,
+        error: Option<Failure>,
     },
     Error {
         id: Id,
         channel: Option<String>,
         code: String,
         message: String,
+        resolution: Option<Resolved>,
     },
     Pong {
         id: Id,
@@ -188,6 +197,32 @@ pub(crate) enum Plain {
     Reconnect {
         after_ms: u64,
     },
+}
+
+/// What a worker says of its failure, in its own words.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failure {
+    code: String,
+    message: String,
+    retryable: bool,
+}
+
+/// How a prompt was decided.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resolved {
+    by: Option<Box<str>>,
+    at: u64,
+    decision: String,
+}
+
+impl Resolved {
+    fn resolution(&self) -> Resolution {
+        let known = ["allowed", "denied", "continue", "stop"];
+        let decision = known.into_iter().find(|known| *known == self.decision).expect("a decision");
+        Resolution { by: self.by.clone(), at: self.at, decision }
+    }
 }
 
 /// The JSON text of an id.
@@ -215,14 +250,17 @@ impl Plain {
                 }
                 .to_text()
             }
-            Self::Subscribed { id, target, offset, head, recovered } => RelayFrame::Subscribed {
-                id: raw(id).as_deref(),
-                channel: target.target().named(),
-                offset: offset.clone(),
-                head: head.clone(),
-                recovered: *recovered,
+            Self::Subscribed { id, target, offset, head, recovered, pending } => {
+                RelayFrame::Subscribed {
+                    id: raw(id).as_deref(),
+                    channel: target.target().named(),
+                    offset: offset.clone(),
+                    head: head.clone(),
+                    recovered: *recovered,
+                    pending: raw(pending).as_deref(),
+                }
+                .to_text()
             }
-            .to_text(),
             Self::Unsubscribed { id, target } => RelayFrame::Unsubscribed {
                 id: raw(id).as_deref(),
                 channel: target.target().named(),
@@ -232,30 +270,43 @@ impl Plain {
                 RelayFrame::CaughtUp { channel: target.target().named(), offset: offset.clone() }
                     .to_text()
             }
-            Self::Reset { target, reason, offset, head } => RelayFrame::Reset {
+            Self::Reset { target, reason, offset, head, pending } => RelayFrame::Reset {
                 channel: target.target().named(),
                 reason,
                 offset: offset.clone(),
                 head: head.clone(),
+                pending: raw(pending).as_deref(),
             }
             .to_text(),
-            Self::Ack { id, command_id, status, listeners } => RelayFrame::Ack {
+            Self::Ack { id, command_id, status, listeners, queued, detail } => RelayFrame::Ack {
                 id: raw(id).as_deref(),
                 command_id: *command_id,
                 status,
                 listeners: *listeners,
+                queued: *queued,
+                detail: raw(detail).as_deref(),
             }
             .to_text(),
-            Self::Response { id, code: name, message } => {
-                RelayFrame::Response { id: &json(id), error: ErrorBody::new(code(name), message) }
-                    .to_text()
+            Self::Response { id, command_id, result, error } => {
+                let result = raw(result);
+                let outcome = match error {
+                    None => Outcome::Result(result.as_deref().expect("a result or an error")),
+                    Some(Failure { code, message, retryable }) => {
+                        let (retryable, resolution) = (*retryable, None);
+                        Outcome::Error(ErrorBody { code, message, retryable, resolution })
+                    }
+                };
+                let (id, command_id) = (raw(id), *command_id);
+                RelayFrame::Response { id: id.as_deref(), command_id, outcome }.to_text()
             }
-            Self::Error { id, channel, code: name, message } => RelayFrame::Error {
-                id: raw(id).as_deref(),
-                channel: channel.as_deref(),
-                error: ErrorBody::new(code(name), message),
+            Self::Error { id, channel, code: name, message, resolution } => {
+                let resolution = resolution.as_ref().map(Resolved::resolution);
+                let body = ErrorBody::new(code(name), message);
+                let error = ErrorBody { resolution: resolution.as_ref(), ..body };
+                let id = raw(id);
+                let channel = channel.as_deref();
+                RelayFrame::Error { id: id.as_deref(), channel, error }.to_text()
             }
-            .to_text(),
             Self::Pong { id } => RelayFrame::Pong { id: raw(id).as_deref() }.to_text(),
             Self::Ping {} => RelayFrame::Ping.to_text(),
             Self::RelayStatus { redis } => RelayFrame::RelayStatus { redis }.to_text(),

@@ -1,39 +1,74 @@
-//! ▲ Up: from a browser's frame to the agent's commands journal.
+//! ▲ Up: from what a person asks to the agent's commands journal, and back with what became of it.
 //!
-//! Nothing but a command frame becomes a command: no path leads here from a closing connection. The
-//! answer to the browser says how many agents listen; what the agent then does comes down as events.
+//! 1. a command, here, and what a Cancel [reaches](cancel) besides;
+//! 2. an answer to a [prompt](prompts): the first one wins;
+//! 3. a [request], whose reply [rings](replies) at this replica.
+//!
+//! Nothing but a command frame becomes a command: no path leads here from a closing connection. Everything
+//! that must survive this process stands in the journal, so any other replica can go on with it.
 
+mod cancel;
+mod prompts;
+mod replies;
+mod request;
+
+use std::fmt::Display;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use journal::{AppendError, Journal, Name, NewEntry};
-use protocol::frame::{Command, Refusal, Request};
-use protocol::{DataError, ErrorCode, Kind, check_data};
-use serde::Serialize;
+use journal::{Fate, Journal, NewCommand, SendError, Sent, Status};
+use protocol::frame::{Command, Refusal, RelayFrame};
+use protocol::{Channel, DataError, ErrorCode, Kind, check_data};
 use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::auth::Principal;
+use replies::Replies;
 
 /// How long a browser waits for its `ack` while Redis is away.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What stands around a command's data in the journal, besides who asks: ids, times and names of fields.
+const STAMP_BYTES: usize = 256;
 
-/// Appends what people ask to the journals that agents follow.
+/// Carries what people ask to the journals that agents follow.
 #[derive(Clone, Debug)]
 pub(crate) struct Commands {
     journal: Journal,
+    replies: Arc<Replies>,
 }
 
-/// A command stands in the agent's journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A command stands in the agent's journal, or was there before.
+#[derive(Debug)]
 pub(crate) struct Accepted {
     pub(crate) command_id: Uuid,
-    /// How many agents followed the journal at that moment. 0 is said honestly.
+    pub(crate) status: Status,
+    pub(crate) detail: Option<Box<RawValue>>,
+    /// How many agents are there to hear it. 0 is said honestly.
     pub(crate) listeners: u64,
+    /// It waits for an agent.
+    pub(crate) is_queued: bool,
+}
+
+impl Accepted {
+    /// The `ack` that answers `id`.
+    pub(crate) fn frame<'a>(&'a self, id: Option<&'a RawValue>) -> RelayFrame<'a> {
+        RelayFrame::Ack {
+            id,
+            command_id: self.command_id,
+            status: self.status.as_str(),
+            listeners: self.listeners,
+            queued: self.is_queued,
+            detail: self.detail.as_deref(),
+        }
+    }
 }
 
 impl Commands {
-    pub(crate) fn new(journal: Journal) -> Self {
-        Self { journal }
+    /// Begins to listen for replies; ends with `shutdown`.
+    pub(crate) fn start(journal: &Journal, shutdown: CancellationToken) -> Self {
+        Self { journal: journal.clone(), replies: Replies::start(journal, shutdown) }
     }
 
     /// Carries the command to the agent behind its channel.
@@ -42,7 +77,7 @@ impl Commands {
         principal: &Principal,
         command: Command,
     ) -> Result<Accepted, Refusal> {
-        let Command { channel, name, data, command_id } = command;
+        let Command { channel, name, data, command_id, expires_in, may_wait, cancels } = command;
         if !principal.grant.may_command(&channel) {
             return Err(not_found(&channel));
         }
@@ -50,72 +85,100 @@ impl Commands {
             let message = format!("no agent is behind `{channel}`: command an agent or a session");
             return Err(Refusal::new(ErrorCode::BadRequest, message).about(channel.as_str()));
         }
-        let user = principal.user.as_deref();
-        let entry =
-            NewEntry::new(name, stamped(command_id, user, &data)?).once(once_id(command_id, user));
-        let name = Name::commands(channel.clone());
-        let appended = tokio::time::timeout(PATIENCE, self.journal.append(&name, vec![entry]));
-        match appended.await {
-            Ok(Ok(appended)) => {
-                let listeners = appended.first().map_or(0, |appended| appended.listeners);
-                tracing::info!(%channel, %command_id, listeners, "a command was accepted");
-                Ok(Accepted { command_id, listeners })
+        let by = principal.user.clone();
+        check_as_stamped(&data, by.as_deref())?;
+        let (name, data) = (name.into(), data.into());
+        let new = NewCommand {
+            channel,
+            name,
+            data,
+            command_id,
+            by,
+            expires_in,
+            may_wait,
+            answer_to: None,
+        };
+        let about = |refusal: Refusal| refusal.about(new.channel.as_str());
+        let (sent, reached) = patiently(Box::pin(async {
+            let sent = self.journal.send(&new).await;
+            let reached = match &cancels {
+                Some(cancels) => self.cancel_children(&new, cancels).await.map_err(unavailable)?,
+                None => 0,
+            };
+            Ok((sent, reached))
+        }))
+        .await
+        .map_err(about)?;
+        let accepted = match sent {
+            Ok(Sent { fate: Fate { status, detail }, listeners, .. }) => {
+                let is_queued = listeners == 0 && status == Status::Accepted;
+                let (detail, listeners) = (detail.and_then(raw), listeners + reached);
+                Accepted { command_id, status, detail, listeners, is_queued }
             }
-            Ok(Err(error)) => Err(unavailable(&error).about(channel.as_str())),
-            Err(_) => Err(Refusal::new(
-                ErrorCode::Unavailable,
-                "redis does not answer; the command may still be carried out when it does: send it again \
-                 with the same `command_id` to learn its fate",
-            )
-            .about(channel.as_str())),
-        }
-    }
-
-    /// Carries the request to whoever serves it. In this version nobody can.
-    pub(crate) fn request(&self, principal: &Principal, request: &Request) -> Refusal {
-        if !principal.grant.may_request(&request.method) {
-            return not_found(&request.channel);
-        }
-        let (method, channel) = (&request.method, &request.channel);
-        Refusal::new(ErrorCode::NoWorker, format!("nobody serves `{method}` at `{channel}`"))
+            // Itself it is gone; those that it spawned are not.
+            Err(SendError::NoAgent | SendError::Busy { .. }) if reached > 0 => {
+                let (status, listeners) = (Status::Accepted, reached);
+                Accepted { command_id, status, detail: None, listeners, is_queued: false }
+            }
+            Err(error) => return Err(not_sent(&error, &new.channel)),
+        };
+        let (channel, listeners) = (&new.channel, accepted.listeners);
+        tracing::info!(%channel, %command_id, listeners, "a command was accepted");
+        Ok(accepted)
     }
 }
 
-/// The command as the agent reads it: who asks is the relay's word, whatever the browser claims.
-fn stamped(command_id: Uuid, by: Option<&str>, data: &str) -> Result<String, Refusal> {
-    #[derive(Serialize)]
-    struct Stamped<'a> {
-        command_id: Uuid,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        by: Option<&'a str>,
-        data: &'a RawValue,
-    }
-    let refuse = |message: String| Refusal::new(ErrorCode::BadRequest, message);
-    let data = serde_json::from_str(data).map_err(|error| refuse(format!("`data`: {error}")))?;
-    let stamped = serde_json::to_string(&Stamped { command_id, by, data })
-        .map_err(|error| refuse(format!("`data`: {error}")))?;
-    // Once more, now that it is wrapped: what failed the reader's check would be acknowledged and lost.
+/// While Redis is away nobody waits for it longer than this; what was begun may still be done. The step is
+/// boxed: every connection would hold its room otherwise.
+async fn patiently<T>(
+    step: Pin<Box<impl Future<Output = Result<T, Refusal>>>>,
+) -> Result<T, Refusal> {
+    let done = tokio::time::timeout(PATIENCE, step).await;
+    done.unwrap_or_else(|_| Err(unavailable("redis does not answer")))
+}
+
+/// Whether the command, with all that is written around it, is something that every reader takes: what
+/// failed there would be acknowledged and lost.
+fn check_as_stamped(data: &str, by: Option<&str>) -> Result<(), Refusal> {
+    let by = serde_json::to_string(&by).expect("a text serialises");
+    let stamped = format!("{{\"by\":{by},\"data\":{data}{:STAMP_BYTES$}}}", "");
     check_data(&stamped).map_err(|error| {
         let code = match error {
             DataError::Large(_) => ErrorCode::TooLarge,
             _ => ErrorCode::BadRequest,
         };
         Refusal::new(code, format!("the command as a whole: {error}"))
-    })?;
-    Ok(stamped)
+    })
 }
 
-/// One user's command ids are no other's: nobody can have another's command taken for a repetition.
-fn once_id(command_id: Uuid, user: Option<&str>) -> String {
-    Uuid::new_v5(&command_id, user.unwrap_or_default().as_bytes()).to_string()
+fn raw(json: Box<str>) -> Option<Box<RawValue>> {
+    RawValue::from_string(json.into()).ok()
 }
 
-fn not_found(channel: &protocol::Channel) -> Refusal {
+/// Missing and not granted look the same.
+fn not_found(channel: &Channel) -> Refusal {
     Refusal::new(ErrorCode::NotFound, format!("there is no `{channel}` for you"))
         .about(channel.as_str())
 }
 
-fn unavailable(error: &AppendError) -> Refusal {
-    let code = if error.is_retryable() { ErrorCode::Unavailable } else { ErrorCode::BadRequest };
-    Refusal::new(code, error.to_string())
+fn not_sent(error: &SendError, channel: &Channel) -> Refusal {
+    let refusal = match error {
+        SendError::NoAgent => {
+            let message = format!("no agent is there to hear `{channel}`: nothing was done");
+            Refusal::new(ErrorCode::AgentUnavailable, message)
+        }
+        SendError::Busy { .. } => {
+            Refusal::new(ErrorCode::Busy, format!("`{channel}` is busy: {error}"))
+        }
+        SendError::Unavailable(error) => unavailable(error),
+        _ => Refusal::new(ErrorCode::Unavailable, error.to_string()),
+    };
+    refusal.about(channel.as_str())
+}
+
+fn unavailable(error: impl Display) -> Refusal {
+    let message = format!(
+        "{error}; it may still be carried out: send it again with the same `command_id` to learn its fate"
+    );
+    Refusal::new(ErrorCode::Unavailable, message)
 }

@@ -5,16 +5,19 @@
 //! still cancel; so the state is behind one lock, never held while waiting.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use journal::Page;
 use protocol::frame::{
-    self, Addressing, ClientFrame, CorrelationId, ErrorBody, Incoming, Refusal, RelayFrame,
+    self, Addressing, ClientFrame, CorrelationId, Incoming, Outcome, Refusal, RelayFrame,
     Subscribe, Target,
 };
-use protocol::limits::{PING_INTERVAL, SUBSCRIPTIONS_MAX};
+use protocol::limits::{PING_INTERVAL, REQUESTS_MAX, SUBSCRIPTIONS_MAX};
 use protocol::{Channel, ErrorCode, Format};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
@@ -22,7 +25,8 @@ use uuid::Uuid;
 
 use super::House;
 use crate::auth::Principal;
-use crate::events::{Next, Request, Status, Subscription, Wake};
+use crate::commands::Accepted;
+use crate::events::{Next, Pending, Question, Request, Status, Subscription, Wake};
 
 /// Answers that may wait for a browser to read; then nothing more is read from it.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024;
@@ -39,6 +43,8 @@ pub(super) struct Connection {
     wake: Arc<Wake>,
     /// An answer was taken: there may be room for more.
     room: Notify,
+    /// A request was asked.
+    asked: Notify,
     state: Mutex<State>,
 }
 
@@ -51,6 +57,10 @@ struct State {
     ready: VecDeque<u32>,
     answers: VecDeque<Bytes>,
     answers_bytes: usize,
+    /// Requests that were asked and not begun.
+    asked: Vec<(CorrelationId, frame::Request)>,
+    /// Requests that are not answered.
+    requests: usize,
 }
 
 /// A page that a subscription waits for.
@@ -61,6 +71,14 @@ pub(super) struct Reading {
     pub(super) request: Request,
 }
 
+/// What waits for an answer, which a subscription wants to know.
+#[derive(Debug)]
+pub(super) struct Asking {
+    slot: u32,
+    serial: u64,
+    pub(super) question: Question,
+}
+
 impl Connection {
     pub(super) fn open(house: Arc<House>, principal: Arc<Principal>, format: Format) -> Self {
         let connection = Self {
@@ -69,6 +87,7 @@ impl Connection {
             format,
             wake: Arc::default(),
             room: Notify::new(),
+            asked: Notify::new(),
             state: Mutex::default(),
         };
         let everyone =
@@ -122,13 +141,18 @@ impl Connection {
     }
 
     fn say_refusal(&self, id: Option<&RawValue>, refusal: &Refusal) {
-        let error = ErrorBody::new(refusal.code, &refusal.message);
-        self.say(&RelayFrame::Error { id, channel: refusal.channel.as_deref(), error });
+        let (channel, error) = (refusal.channel.as_deref(), refusal.body());
+        self.say(&RelayFrame::Error { id, channel, error });
     }
 
-    /// Frames that wait, answers first, then each subscription that has something new in turn; and the
-    /// pages that are needed to go on.
-    pub(super) fn take(&self, out: &mut Vec<Bytes>, readings: &mut VecDeque<Reading>) {
+    /// Frames that wait, answers first, then each subscription that has something new in turn; and what is
+    /// needed to go on.
+    pub(super) fn take(
+        &self,
+        out: &mut Vec<Bytes>,
+        readings: &mut VecDeque<Reading>,
+        askings: &mut Vec<Asking>,
+    ) {
         let mut state = self.state();
         if !state.answers.is_empty() {
             out.extend(std::mem::take(&mut state.answers));
@@ -153,6 +177,7 @@ impl Connection {
                     readings.retain(|reading| reading.slot != slot);
                     readings.push_back(Reading { slot, serial: *serial, request });
                 }
+                Next::Ask(question) => askings.push(Asking { slot, serial: *serial, question }),
             }
             bytes += out[before..].iter().map(Bytes::len).sum::<usize>();
         }
@@ -162,11 +187,28 @@ impl Connection {
     }
 
     /// A page came.
-    pub(super) fn on_page(&self, reading: &Reading, page: &Page, out: &mut Vec<Bytes>) {
+    pub(super) fn on_page(
+        &self,
+        reading: &Reading,
+        page: &Page,
+        pending: Option<&Pending>,
+        out: &mut Vec<Bytes>,
+    ) {
         let mut state = self.state();
         if let Some(Some((serial, subscription))) = state.slots.get_mut(reading.slot as usize)
             && *serial == reading.serial
-            && subscription.on_page(page, out) == Next::Again
+            && subscription.on_page(page, pending, out) == Next::Again
+        {
+            subscription.queue();
+        }
+    }
+
+    /// What waits for an answer came.
+    pub(super) fn on_pending(&self, asking: &Asking, pending: &Pending, out: &mut Vec<Bytes>) {
+        let mut state = self.state();
+        if let Some(Some((serial, subscription))) = state.slots.get_mut(asking.slot as usize)
+            && *serial == asking.serial
+            && subscription.on_pending(pending, out) == Next::Again
         {
             subscription.queue();
         }
@@ -197,23 +239,55 @@ impl Connection {
                 }
             }
             Ok(ClientFrame::Command(command)) => {
-                match self.house.commands.send(&self.principal, command).await {
-                    Ok(accepted) => self.say(&RelayFrame::Ack {
-                        id: id.as_deref(),
-                        command_id: accepted.command_id,
-                        status: "accepted",
-                        listeners: accepted.listeners,
-                    }),
-                    Err(refusal) => self.say_refusal(id.as_deref(), &refusal),
-                }
+                let accepted = self.house.commands.send(&self.principal, command).await;
+                self.say_accepted(id.as_deref(), accepted);
             }
-            Ok(ClientFrame::Request(request)) => {
-                let refusal = self.house.commands.request(&self.principal, &request);
-                let error = ErrorBody::new(refusal.code, &refusal.message);
-                // `parse` lets no request through that has no id.
-                if let Some(id) = id.as_deref() {
-                    self.say(&RelayFrame::Response { id, error });
-                }
+            Ok(ClientFrame::Answer(answer)) => {
+                let accepted = self.house.commands.answer(&self.principal, &answer).await;
+                self.say_accepted(id.as_deref(), accepted);
+            }
+            Ok(ClientFrame::Request(request)) => self.on_request(id, request),
+        }
+    }
+
+    fn say_accepted(&self, id: Option<&RawValue>, accepted: Result<Accepted, Refusal>) {
+        match accepted {
+            Ok(accepted) => self.say(&accepted.frame(id)),
+            Err(refusal) => self.say_refusal(id, &refusal),
+        }
+    }
+
+    /// A request waits for its reply beside everything else.
+    fn on_request(&self, id: Option<CorrelationId>, request: frame::Request) {
+        let mut state = self.state();
+        // `parse` lets no request through that has no id.
+        if let Some(id) = id.clone().filter(|_| state.requests < REQUESTS_MAX) {
+            state.requests += 1;
+            state.asked.push((id, request));
+            drop(state);
+            self.asked.notify_one();
+            return;
+        }
+        drop(state);
+        let message = format!("{REQUESTS_MAX} requests of this connection wait for their replies");
+        let refusal = Refusal::new(ErrorCode::LimitExceeded, message);
+        let (command_id, outcome) = (request.command_id, Outcome::Error(refusal.body()));
+        self.say(&RelayFrame::Response { id: id.as_deref(), command_id, outcome });
+    }
+
+    /// Sees to the replies, as long as the connection lives: with it the waiting ends, and nothing else.
+    pub(super) async fn see_to_requests(&self) -> Infallible {
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            let asked = std::mem::take(&mut self.state().asked);
+            under_way.extend(asked.into_iter().map(|(id, request)| async move {
+                let reply = self.house.commands.request(&self.principal, &request).await;
+                self.say(&reply.frame(Some(&id)));
+                self.state().requests -= 1;
+            }));
+            tokio::select! {
+                () = self.asked.notified() => {}
+                Some(()) = under_way.next() => {}
             }
         }
     }

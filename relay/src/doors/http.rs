@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::refuse::Refused;
-use super::{House, Query, authenticate};
+use super::{House, Query, authenticate, body};
 use crate::auth::Principal;
 
 /// How long a publisher waits while Redis is away. With an `id` it may then safely ask again.
@@ -64,24 +63,16 @@ async fn publish_body(house: &House, request: Request) -> Result<Response, Refus
     let query = Query::of(request.uri())?;
     let principal = authenticate(house, request.headers(), &query)?;
     let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
-    let body = to_bytes(request.into_body(), PUBLISH_BODY_BYTES_MAX);
-    let body = tokio::time::timeout(BODY_TIMEOUT, body)
-        .await
-        .map_err(|_| bad(format!("the body took longer than {} s", BODY_TIMEOUT.as_secs())))?
-        .map_err(|_| {
-            let message = format!("the body exceeds {PUBLISH_BODY_BYTES_MAX} bytes, or broke off");
-            Refused::new(ErrorCode::TooLarge, message)
-        })?;
-    let body = std::str::from_utf8(&body).map_err(|_| bad("the body is not UTF-8".to_owned()))?;
+    let body = body::read(request.into_body(), PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT).await?;
     if !body.trim_start().starts_with('[') {
-        let event = serde_json::from_str::<Publish<'_>>(body).map_err(|error| {
+        let event = serde_json::from_str::<Publish<'_>>(&body).map_err(|error| {
             bad(format!("the body is no event {{channel, event, data, id?}}: {error}"))
         })?;
         let outcome = append(house, &principal, vec![event]).await.pop();
         let appended = outcome.unwrap_or_else(|| Err(bad("nothing to publish".to_owned())))?;
         return Ok(Json(Published::Offset(appended.offset.to_string())).into_response());
     }
-    let events: Vec<&RawValue> = serde_json::from_str(body)
+    let events: Vec<&RawValue> = serde_json::from_str(&body)
         .map_err(|error| bad(format!("the body is no list of events: {error}")))?;
     if events.len() > PUBLISH_EVENTS_MAX {
         let message =

@@ -2,9 +2,12 @@
 //! who may do what was asked of the token once ([`auth`](crate::auth)), and is asked of the grant on every
 //! subscribe, read, publish and command.
 
+mod ask;
+mod body;
 mod connection;
 mod health;
 mod http;
+mod inspect;
 mod refuse;
 pub(crate) mod traffic;
 mod websocket;
@@ -55,6 +58,10 @@ pub(crate) fn main(house: &Arc<House>, with_health: bool, page: Option<&'static 
         .route("/ws/events", get(websocket::firehose))
         .route("/ws/{session_id}", get(websocket::session))
         .route("/api/v1/publish", post(http::publish))
+        .route("/api/v1/commands", post(ask::commands))
+        .route("/api/v1/requests", post(ask::requests))
+        .route("/api/v1/agents", get(inspect::agents))
+        .route("/api/v1/channels/{channel}", get(inspect::channel))
         .route("/api/v1/channels/{channel}/events", get(http::read));
     if let Some(page) = page {
         routes = routes.route("/", get(move || async move { Html(page).into_response() }));

@@ -16,7 +16,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, RequestExt};
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use journal::Page;
 use protocol::frame::{self, Addressing, RelayFrame, Subscribe, Target};
@@ -25,11 +25,12 @@ use protocol::{Channel, CloseCode, ErrorCode, Format};
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::connection::{Connection, Reading};
+use super::connection::{Asking, Connection, Reading};
 use super::refuse::Refused;
 use super::traffic::Traffic;
 use super::{House, Query, SUBPROTOCOL, authenticate};
 use crate::auth::Principal;
+use crate::events::Pending;
 
 /// The library's default is 128 KiB per connection; frames from browsers are small.
 const READ_BUFFER: usize = 4 * 1024;
@@ -160,8 +161,8 @@ async fn serve(
     if let Some(subscribe) = wish.subscribe.clone() {
         let channel = subscribe.target.channel.clone();
         if let Err(refusal) = connection.subscribe(subscribe, None) {
-            let error = frame::ErrorBody::new(refusal.code, &refusal.message);
-            connection.say(&RelayFrame::Error { id: None, channel: Some(channel.as_str()), error });
+            let (channel, error) = (Some(channel.as_str()), refusal.body());
+            connection.say(&RelayFrame::Error { id: None, channel, error });
         }
     }
     let (mut sink, mut stream) = socket.split();
@@ -170,6 +171,7 @@ async fn serve(
         end = read(&connection, &mut stream, &pulse) => end,
         end = write(&connection, &house, &mut sink, &pulse) => end,
         end = keep(&connection, &house, &principal, &wish, &traffic, &pulse) => end,
+        never = connection.see_to_requests() => match never {},
     };
     drop(connection);
     // The browser may be gone or not reading: a farewell must not last.
@@ -221,7 +223,7 @@ fn broken(error: axum::Error) -> End {
     }
 }
 
-type PendingPage = Pin<Box<dyn Future<Output = (Reading, Page)> + Send>>;
+type PendingPage = Pin<Box<dyn Future<Output = (Reading, Page, Option<Arc<Pending>>)> + Send>>;
 
 async fn write(
     connection: &Connection,
@@ -233,9 +235,13 @@ async fn write(
     let mut readings: VecDeque<Reading> = VecDeque::new();
     // One page at a time, so that a connection's memory does not grow with its subscriptions.
     let mut reading: Option<PendingPage> = None;
+    // All at a time: an answer is small and shared, and no subscription shall wait for another's.
+    let mut askings = Vec::new();
+    let mut asking = FuturesUnordered::new();
     let mut unflushed = false;
     loop {
-        connection.take(&mut out, &mut readings);
+        connection.take(&mut out, &mut readings, &mut askings);
+        asking.extend(askings.drain(..).map(|one| ask(house, one)));
         if reading.is_none()
             && let Some(next) = readings.pop_front()
         {
@@ -260,9 +266,14 @@ async fn write(
         }
         tokio::select! {
             () = connection.woken() => {}
-            (done, page) = async { reading.as_mut().expect("guarded").await }, if reading.is_some() => {
+            (done, page, pending) = async { reading.as_mut().expect("guarded").await },
+                if reading.is_some() =>
+            {
                 reading = None;
-                connection.on_page(&done, &page, &mut out);
+                connection.on_page(&done, &page, pending.as_deref(), &mut out);
+            }
+            Some((done, pending)) = asking.next() => {
+                connection.on_pending(&done, &pending, &mut out);
             }
         }
     }
@@ -286,11 +297,22 @@ async fn feed(
 }
 
 /// While Redis is away the browser stays, and this tries again.
-async fn read_page(house: Arc<House>, reading: Reading) -> (Reading, Page) {
+async fn read_page(house: Arc<House>, reading: Reading) -> (Reading, Page, Option<Arc<Pending>>) {
     loop {
         match house.events.read(&reading.request).await {
-            Ok(page) => return (reading, page),
+            Ok((page, pending)) => return (reading, page, pending),
             Err(error) => tracing::debug!(%error, "a page cannot be read now"),
+        }
+        tokio::time::sleep(READ_AGAIN).await;
+    }
+}
+
+/// The same for what waits for an answer.
+async fn ask(house: &House, asking: Asking) -> (Asking, Arc<Pending>) {
+    loop {
+        match house.events.ask(&asking.question).await {
+            Ok(pending) => return (asking, pending),
+            Err(error) => tracing::debug!(%error, "what is pending cannot be read now"),
         }
         tokio::time::sleep(READ_AGAIN).await;
     }

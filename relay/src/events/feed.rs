@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::hub::{Hub, Membership, Wake};
 use super::pages::{Pages, Request};
+use super::prompts::{self, Pending, Prompts, Question};
 
 /// A channel that nobody listens to is followed for one to two of these longer: pages reload.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -40,6 +41,7 @@ impl Status {
 pub(crate) struct Events {
     hub: Hub,
     pages: Pages,
+    prompts: Prompts,
     follower: Follower,
     /// Joining and sweeping decide together what is followed: one at a time.
     interest: Mutex<()>,
@@ -54,6 +56,7 @@ impl Events {
         let events = Arc::new(Self {
             hub: Hub::default(),
             pages: Pages::new(journal.clone()),
+            prompts: Prompts::new(journal.clone()),
             follower,
             interest: Mutex::new(()),
             status: status_seen,
@@ -72,9 +75,25 @@ impl Events {
         membership
     }
 
-    /// A page of a journal.
-    pub(crate) async fn read(&self, request: &Request) -> Result<Page, Unavailable> {
-        self.pages.read(request).await
+    /// A page of a journal; where delivery starts with it, also what waits for an answer.
+    pub(crate) async fn read(
+        &self,
+        request: &Request,
+    ) -> Result<(Page, Option<Arc<Pending>>), Unavailable> {
+        let page = self.pages.read(request).await?;
+        let (channel, head) = (request.name.channel.clone(), page.head);
+        let is_start = request.is_join || page.reset.is_some();
+        let pending = if is_start && prompts::may_stand_on(&channel) {
+            Some(self.ask(&Question { channel, head }).await?)
+        } else {
+            None
+        };
+        Ok((page, pending))
+    }
+
+    /// What waits for an answer.
+    pub(crate) async fn ask(&self, question: &Question) -> Result<Arc<Pending>, Unavailable> {
+        self.prompts.read(question).await
     }
 
     /// Whether a connection would hear what is published now.
@@ -115,11 +134,18 @@ impl Events {
                 let now = if up { Status::Ok } else { Status::Degraded };
                 tracing::info!(redis = now.as_str(), "the link to the record changed");
                 self.pages.forget();
+                self.prompts.forget(None);
                 status.send_replace(now);
             }
-            Update::Live { name, head } => self.hub.live(&name.channel, head),
+            Update::Live { name, head } => {
+                self.prompts.forget(Some(&name.channel));
+                self.hub.live(&name.channel, head);
+            }
             Update::Entries { name, entries } => self.hub.deliver(&name.channel, entries),
-            Update::Reset { name, .. } => self.hub.reset(&name.channel),
+            Update::Reset { name, .. } => {
+                self.prompts.forget(Some(&name.channel));
+                self.hub.reset(&name.channel);
+            }
             // Nobody waits for an answer at this address.
             Update::Rung { .. } => {}
         }

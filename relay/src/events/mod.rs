@@ -3,15 +3,18 @@
 //! 1. [`feed`] follows the journals that somebody here listens to;
 //! 2. [`hub`] keeps each one's [`tail`] and wakes who listens;
 //! 3. [`subscription`], a cursor, takes what it has not seen: from the tail, or, where that does not reach,
-//!    from [`pages`] of the journal.
+//!    from [`pages`] of the journal;
+//! 4. and whoever joins is told which [`prompts`] wait for an answer.
 
 mod feed;
 mod hub;
 mod pages;
+mod prompts;
 mod subscription;
 mod tail;
 
 pub(crate) use feed::{Events, Status};
 pub(crate) use hub::{Membership, Wake};
 pub(crate) use pages::Request;
+pub(crate) use prompts::{Pending, Question};
 pub(crate) use subscription::{Next, Subscription};

@@ -24,6 +24,8 @@ pub(crate) struct Request {
     pub(crate) since: Since,
     /// The newest position that this replica knows: tells whether a whole page can be asked for.
     pub(crate) head: Option<Offset>,
+    /// Nothing was delivered yet.
+    pub(crate) is_join: bool,
 }
 
 type Answer = Result<Arc<Page>, Unavailable>;

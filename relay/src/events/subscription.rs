@@ -15,6 +15,7 @@ use protocol::{Entry, Format, Frame, Offset, encode, merge};
 
 use super::hub::Membership;
 use super::pages::Request;
+use super::prompts::{self, Pending, Question};
 use super::tail::Encoded;
 
 /// Entries taken from the tail in one step; then the connection's other subscriptions have their turn.
@@ -34,6 +35,8 @@ pub(crate) enum Next {
     Again,
     /// Read this, then hand it to [`Subscription::on_page`].
     Read(Request),
+    /// Ask this, then hand the answer to [`Subscription::on_pending`].
+    Ask(Question),
 }
 
 /// One connection's subscription to one channel.
@@ -46,9 +49,11 @@ pub(crate) struct Subscription {
     cursor: Option<Offset>,
     phase: Phase,
     reading: Reading,
+    /// Repeated `subscribe`s that are not answered yet.
+    repeated: Vec<Option<CorrelationId>>,
 }
 
-/// Whether a page was asked for. Until it is there nothing else is taken: it continues the cursor.
+/// Whether something was asked for that continues the cursor. Until it is there nothing else is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
     No,
@@ -81,7 +86,8 @@ impl Subscription {
         membership: Membership,
     ) -> Self {
         let phase = Phase::Joining { since, ids: vec![id] };
-        Self { target, format, membership, cursor: None, phase, reading: Reading::No }
+        let (cursor, reading, repeated) = (None, Reading::No, Vec::new());
+        Self { target, format, membership, cursor, phase, reading, repeated }
     }
 
     /// The silent subscription of every connection to `global:everyone`.
@@ -90,7 +96,8 @@ impl Subscription {
         let head = membership.watched().head();
         let phase = Phase::Everyone { joined: head.is_some() };
         let (format, cursor) = (Format::Flat, head.flatten());
-        Self { target, format, membership, cursor, phase, reading: Reading::No }
+        let (reading, repeated) = (Reading::No, Vec::new());
+        Self { target, format, membership, cursor, phase, reading, repeated }
     }
 
     /// Whether the browser asked for it, and may ask again.
@@ -112,13 +119,19 @@ impl Subscription {
         out: &mut Vec<Bytes>,
     ) {
         (self.target, self.format) = (target, format);
-        if let Phase::Joining { ids, .. } = &mut self.phase {
-            ids.truncate(IDS_MAX - 1);
-            ids.push(id);
+        let is_joining = matches!(self.phase, Phase::Joining { .. });
+        if !is_joining && !prompts::may_stand_on(&self.target.channel) {
+            let head = self.membership.watched().head().flatten();
+            self.say_subscribed(&[id], (self.cursor, head), true, None, out);
             return;
         }
-        let head = self.membership.watched().head().flatten();
-        self.say_subscribed(&[id], self.cursor, head, true, out);
+        let ids = match &mut self.phase {
+            Phase::Joining { ids, .. } => ids,
+            _ => &mut self.repeated,
+        };
+        ids.truncate(IDS_MAX - 1);
+        ids.push(id);
+        self.queue();
     }
 
     /// Takes what the tail has after the cursor.
@@ -129,22 +142,24 @@ impl Subscription {
             return Next::Wait;
         }
         let Some(head) = self.membership.watched().head() else { return Next::Wait };
+        if !self.repeated.is_empty() {
+            return self.ask(head);
+        }
         match &mut self.phase {
-            Phase::Joining { since, ids } => {
-                let (since, ids) = (*since, std::mem::take(ids));
-                let start = match since {
+            Phase::Joining { since, .. } => {
+                let since = *since;
+                // What is pending is read after this position was seen, so every change after it follows.
+                self.cursor = match since {
                     None => head,
                     Some(Since::Offset(position)) if self.is_in_tail(position, head) => {
                         Some(position)
                     }
-                    Some(since) => {
-                        self.phase = Phase::Joining { since: Some(since), ids };
-                        return self.read(since, head);
-                    }
+                    Some(since) => return self.read(since, head),
                 };
-                self.cursor = start;
-                self.phase = Phase::CatchingUp;
-                self.say_subscribed(&ids, start, head, true, out);
+                if prompts::may_stand_on(&self.target.channel) {
+                    return self.ask(head);
+                }
+                self.joined((self.cursor, head), true, None, out);
             }
             Phase::Everyone { joined } if !*joined => {
                 *joined = true;
@@ -195,8 +210,25 @@ impl Subscription {
         if is_all { Next::Wait } else { Next::Again }
     }
 
-    /// A page that was asked for came.
-    pub(crate) fn on_page(&mut self, page: &Page, out: &mut Vec<Bytes>) -> Next {
+    /// What waits for an answer came.
+    pub(crate) fn on_pending(&mut self, pending: &Pending, out: &mut Vec<Bytes>) -> Next {
+        self.reading = Reading::No;
+        let from = (self.cursor, pending.head);
+        if matches!(self.phase, Phase::Joining { .. }) {
+            self.joined(from, true, Some(pending), out);
+        }
+        let ids = std::mem::take(&mut self.repeated);
+        self.say_subscribed(&ids, from, true, Some(pending), out);
+        Next::Again
+    }
+
+    /// A page that was asked for came; with what waits for an answer, where delivery starts with it.
+    pub(crate) fn on_page(
+        &mut self,
+        page: &Page,
+        pending: Option<&Pending>,
+        out: &mut Vec<Bytes>,
+    ) -> Next {
         let news = std::mem::replace(&mut self.reading, Reading::No) == Reading::YesAndNews;
         if matches!(self.phase, Phase::Everyone { .. }) {
             if page.reset.is_some() {
@@ -207,18 +239,16 @@ impl Subscription {
             return if news || !page.entries.is_empty() { Next::Again } else { Next::Wait };
         }
         let was_joining = matches!(self.phase, Phase::Joining { .. });
-        if let Phase::Joining { ids, .. } = &mut self.phase {
-            let ids = std::mem::take(ids);
-            self.phase = Phase::CatchingUp;
-            self.say_subscribed(&ids, page.start, page.head, page.reset.is_none(), out);
-        }
+        let head = pending.map_or(page.head, |pending| pending.head);
+        self.joined((page.start, head), page.reset.is_none(), pending, out);
         if let Some(reason) = page.reset {
             self.phase = Phase::CatchingUp;
             let frame = RelayFrame::Reset {
                 channel: self.target.named(),
                 reason: reason.as_str(),
                 offset: page.start.map(|offset| offset.to_string()),
-                head: page.head.map(|offset| offset.to_string()),
+                head: head.map(|offset| offset.to_string()),
+                pending: pending.map(|pending| &*pending.prompts),
             };
             out.push(frame.to_text().into());
         }
@@ -242,7 +272,14 @@ impl Subscription {
 
     fn read(&mut self, since: Since, head: Option<Offset>) -> Next {
         self.reading = Reading::Yes;
-        Next::Read(Request { name: self.membership.watched().name.clone(), since, head })
+        let name = self.membership.watched().name.clone();
+        let is_join = matches!(self.phase, Phase::Joining { .. });
+        Next::Read(Request { name, since, head, is_join })
+    }
+
+    fn ask(&mut self, head: Option<Offset>) -> Next {
+        self.reading = Reading::Yes;
+        Next::Ask(Question { channel: self.target.channel.clone(), head })
     }
 
     fn say_each(&self, entries: &[Arc<Encoded>], out: &mut Vec<Bytes>) {
@@ -267,12 +304,27 @@ impl Subscription {
         }
     }
 
+    /// The first answer, where it is still to be given.
+    fn joined(
+        &mut self,
+        from: (Option<Offset>, Option<Offset>),
+        recovered: bool,
+        pending: Option<&Pending>,
+        out: &mut Vec<Bytes>,
+    ) {
+        if let Phase::Joining { ids, .. } = &mut self.phase {
+            let ids = std::mem::take(ids);
+            self.phase = Phase::CatchingUp;
+            self.say_subscribed(&ids, from, recovered, pending, out);
+        }
+    }
+
     fn say_subscribed(
         &self,
         ids: &[Option<CorrelationId>],
-        offset: Option<Offset>,
-        head: Option<Offset>,
+        (offset, head): (Option<Offset>, Option<Offset>),
         recovered: bool,
+        pending: Option<&Pending>,
         out: &mut Vec<Bytes>,
     ) {
         for id in ids {
@@ -282,6 +334,7 @@ impl Subscription {
                 offset: offset.map(|offset| offset.to_string()),
                 head: head.map(|offset| offset.to_string()),
                 recovered,
+                pending: pending.map(|pending| &*pending.prompts),
             };
             out.push(frame.to_text().into());
         }

@@ -1,0 +1,155 @@
+//! Frames that ask something of an agent: commands, answers to its prompts, requests.
+
+use serde::{Deserialize, Serialize};
+
+use super::fields::{Fields, agent};
+use super::{Answer, Asked, Cancels, ClientFrame, Command, Refusal, Request, bad};
+use crate::channel::shortened;
+use crate::limits::{
+    CANCEL_WAIT, COMMAND_WAIT_DEFAULT, COMMAND_WAIT_MAX, PROMPT_ID_BYTES_MAX,
+    REQUEST_TIMEOUT_DEFAULT, REQUEST_TIMEOUT_MAX,
+};
+use crate::{Channel, ErrorCode, Kind, check_command_name, check_data};
+
+/// The command that a Cancel is.
+const CANCEL: &str = "cancel_agent";
+/// Commands that say what the relay has settled: a frame of that type settles it, a `command` would only
+/// pretend to.
+const SETTLED: [&str; 4] = ["permission_response", "budget_continue", "budget_stop", "request"];
+
+impl Fields<'_> {
+    pub(super) fn cancel_agent(&self) -> Result<ClientFrame, Refusal> {
+        #[derive(Serialize)]
+        struct Data<'a> {
+            agent_id: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reason: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            run_id: Option<&'a str>,
+        }
+        let agent_id = self.required_string("agent_id")?;
+        let channel = agent(&agent_id)?;
+        let cancels = Cancels { run_id: self.string("run_id")?, reason: self.reason()? };
+        let (reason, run_id) = (cancels.reason.as_deref(), cancels.run_id.as_deref());
+        let data = Data { agent_id: &agent_id, reason, run_id };
+        let data = serde_json::to_string(&data).expect("strings serialise");
+        self.sent(channel, CANCEL.to_owned(), data, Some(cancels))
+    }
+
+    pub(super) fn command(&self) -> Result<ClientFrame, Refusal> {
+        let channel = self.address()?.ok_or_else(|| {
+            bad("say whom the command is for: `agent_id` or `channel` is missing")
+        })?;
+        let name = self.required_string("name")?;
+        check_command_name(&name).map_err(|error| bad(error.to_string()))?;
+        if SETTLED.contains(&name.as_str()) {
+            return Err(bad(format!("`{name}` is no command: send a frame of that type")));
+        }
+        let data = self.raw("data").map_or("{}", |raw| raw.get());
+        check_data(data).map_err(|error| bad(format!("`data`: {error}")))?;
+        let cancels = (name == CANCEL).then(|| cancels(data)).transpose()?;
+        self.sent(channel, name, data.to_owned(), cancels)
+    }
+
+    /// A Cancel is for what runs now: only one that names its run may wait for it.
+    fn sent(
+        &self,
+        channel: Channel,
+        name: String,
+        data: String,
+        cancels: Option<Cancels>,
+    ) -> Result<ClientFrame, Refusal> {
+        let may_wait = cancels.as_ref().is_none_or(|cancels| cancels.run_id.is_some());
+        let wanted = self.truth("may_wait")?.unwrap_or(true);
+        let expires_in = self.millis("expires_in_ms", COMMAND_WAIT_MAX)?;
+        let default = if may_wait { COMMAND_WAIT_DEFAULT } else { CANCEL_WAIT };
+        Ok(ClientFrame::Command(Command {
+            channel,
+            name,
+            data,
+            command_id: self.command_id()?,
+            expires_in: expires_in.unwrap_or(default),
+            may_wait: may_wait && wanted,
+            cancels,
+        }))
+    }
+
+    pub(super) fn permission_response(&self) -> Result<ClientFrame, Refusal> {
+        let allowed = self.truth("allowed")?.ok_or_else(|| bad("`allowed` is missing"))?;
+        let always = self.truth(self.either("alwaysAllow", "always_allow"))?.unwrap_or(false);
+        let request_id = self.prompt_id(self.either("requestId", "request_id"))?;
+        self.answer(request_id, Asked::Permission, allowed, always)
+    }
+
+    pub(super) fn budget(&self, goes_on: bool) -> Result<ClientFrame, Refusal> {
+        let request_id = self.prompt_id(self.either("request_id", "requestId"))?;
+        self.answer(request_id, Asked::Budget, goes_on, false)
+    }
+
+    fn prompt_id(&self, name: &str) -> Result<String, Refusal> {
+        let id = self.required_string(name)?;
+        if (1..=PROMPT_ID_BYTES_MAX).contains(&id.len()) {
+            return Ok(id);
+        }
+        Err(bad(format!("`{name}` must have 1 to {PROMPT_ID_BYTES_MAX} bytes")))
+    }
+
+    fn answer(
+        &self,
+        request_id: String,
+        asked: Asked,
+        allowed: bool,
+        always: bool,
+    ) -> Result<ClientFrame, Refusal> {
+        Ok(ClientFrame::Answer(Answer {
+            request_id,
+            asked,
+            allowed,
+            always,
+            reason: self.reason()?,
+            digest: self.string("digest")?,
+            command_id: self.command_id()?,
+        }))
+    }
+
+    pub(super) fn request(&self) -> Result<ClientFrame, Refusal> {
+        if self.default.is_none() && self.given("id").is_none() {
+            return Err(bad("`id` is missing: the response could not be told from others"));
+        }
+        let method = self.required_string("method")?;
+        check_command_name(&method).map_err(|error| bad(format!("`method`: {error}")))?;
+        let timeout = self.millis("timeout_ms", REQUEST_TIMEOUT_MAX)?;
+        let params = self.raw("params").map_or("{}", |raw| raw.get());
+        check_data(params).map_err(|error| bad(format!("`params`: {error}")))?;
+        let service = method.split('.').next().unwrap_or(&method);
+        let channel = match self.address()? {
+            // The grant is asked for the method, so the method must lead where it says.
+            Some(channel) if channel.kind() == Kind::Service && channel.id() != service => {
+                let message = format!("`{channel}` does not serve `{}`", shortened(&method));
+                return Err(bad(message).about(channel.as_str()));
+            }
+            Some(channel) => channel,
+            None => Channel::new(Kind::Service, service).map_err(|error| bad(error.to_string()))?,
+        };
+        Ok(ClientFrame::Request(Request {
+            channel,
+            method,
+            params: params.to_owned(),
+            timeout: timeout.unwrap_or(REQUEST_TIMEOUT_DEFAULT),
+            command_id: self.command_id()?,
+        }))
+    }
+}
+
+/// What a `command` of a Cancel's name cancels.
+fn cancels(data: &str) -> Result<Cancels, Refusal> {
+    #[derive(Deserialize)]
+    struct Data {
+        run_id: Option<String>,
+        reason: Option<String>,
+    }
+    let Data { run_id, reason } = serde_json::from_str(data).map_err(|error| {
+        Refusal::new(ErrorCode::BadRequest, format!("`data` of a `{CANCEL}`: {error}"))
+    })?;
+    Ok(Cancels { run_id, reason })
+}

@@ -1,0 +1,84 @@
+//! A Cancel reaches the agents that were spawned under the one it names, and theirs.
+//!
+//! Each gets a command of its own, whose id follows from the first one's: a Cancel that is sent again, after
+//! a replica died in the middle, too, reaches each of them once.
+
+use std::collections::HashSet;
+
+use futures_util::{StreamExt, stream};
+use journal::{NewCommand, SendError, Unavailable};
+use protocol::frame::Cancels;
+use protocol::limits::{CANCEL_WAIT, CANCELLED_MAX};
+use protocol::{Channel, Kind};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::Commands;
+
+/// How many are reached at a time.
+const AT_ONCE: usize = 8;
+
+impl Commands {
+    /// Cancels the children of the agent that `cancel` is for, those of the run only where it names one; how
+    /// many agents were there to hear it.
+    pub(super) async fn cancel_children(
+        &self,
+        cancel: &NewCommand,
+        cancels: &Cancels,
+    ) -> Result<u64, Unavailable> {
+        if cancel.channel.kind() != Kind::Agent {
+            return Ok(0);
+        }
+        // An agent that is its own grandparent is cancelled once.
+        let mut seen: HashSet<Box<str>> = HashSet::from([cancel.channel.id().into()]);
+        let mut generation =
+            self.journal.children(&cancel.channel, cancels.run_id.as_deref()).await?;
+        let mut reached = 0;
+        loop {
+            generation.retain(|child| seen.insert(child.clone()));
+            if generation.is_empty() {
+                return Ok(reached);
+            }
+            if seen.len() > CANCELLED_MAX {
+                tracing::warn!(channel = %cancel.channel, "a cancel reaches not all that were spawned");
+                return Ok(reached);
+            }
+            let cancelled = stream::iter(std::mem::take(&mut generation))
+                .map(|child| self.cancel_child(cancel, cancels, child))
+                .buffer_unordered(AT_ONCE);
+            for one in cancelled.collect::<Vec<_>>().await {
+                let (listeners, children) = one?;
+                reached += listeners;
+                generation.extend(children);
+            }
+        }
+    }
+
+    /// Cancels whatever a child runs: how many heard it, and the child's own children.
+    async fn cancel_child(
+        &self,
+        cancel: &NewCommand,
+        cancels: &Cancels,
+        child: Box<str>,
+    ) -> Result<(u64, Vec<Box<str>>), Unavailable> {
+        let Ok(channel) = Channel::agent(&child) else { return Ok((0, Vec::new())) };
+        let mut data = json!({"agent_id": child});
+        if let Some(reason) = &cancels.reason {
+            data["reason"] = json!(reason);
+        }
+        let new = NewCommand {
+            channel,
+            data: data.to_string().into(),
+            command_id: Uuid::new_v5(&cancel.command_id, child.as_bytes()),
+            expires_in: CANCEL_WAIT,
+            may_wait: false,
+            ..cancel.clone()
+        };
+        let listeners = match self.journal.send(&new).await {
+            Ok(sent) => sent.listeners,
+            Err(SendError::Unavailable(error)) => return Err(error),
+            Err(_) => 0,
+        };
+        Ok((listeners, self.journal.children(&new.channel, None).await?))
+    }
+}

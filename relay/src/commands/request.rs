@@ -1,0 +1,193 @@
+//! A request: a command whose reply is waited for, up to a deadline. It always ends in one [`Reply`].
+//!
+//! The reply stands in the journal. So it is the same for whoever asks again with the same `command_id`,
+//! through whichever replica, and dropping the waiting touches nothing.
+
+use std::time::Duration;
+
+use journal::{Fate, NewCommand, SendError, Sent, Status};
+use protocol::frame::{ErrorBody, Outcome, Refusal, RelayFrame, Request};
+use protocol::{Channel, ErrorCode, Kind};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::replies::Waiter;
+use super::{Commands, PATIENCE, check_as_stamped, not_found, not_sent, raw, unavailable};
+use crate::auth::Principal;
+
+/// What a request's entry is called; what is wanted stands in its data.
+const NAME: &str = "request";
+/// The pace of looking where no ring was heard.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What the deadline's own step may take.
+const GIVE_UP_WITHIN: Duration = Duration::from_secs(1);
+
+/// What came of a request.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) command_id: Uuid,
+    pub(crate) outcome: Result<Box<RawValue>, Failure>,
+}
+
+/// Why there is no result: the relay's reason, or the worker's.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Box<str>,
+    pub(crate) message: Box<str>,
+    pub(crate) retryable: bool,
+}
+
+impl Reply {
+    /// The reply as a frame that answers `id`.
+    pub(crate) fn frame<'a>(&'a self, id: Option<&'a RawValue>) -> RelayFrame<'a> {
+        let outcome = match &self.outcome {
+            Ok(result) => Outcome::Result(result),
+            Err(failure) => Outcome::Error(failure.body()),
+        };
+        RelayFrame::Response { id, command_id: self.command_id, outcome }
+    }
+}
+
+impl Failure {
+    fn new(code: ErrorCode, message: impl Into<Box<str>>) -> Self {
+        Self { code: code.as_str().into(), message: message.into(), retryable: code.is_retryable() }
+    }
+
+    pub(crate) fn body(&self) -> ErrorBody<'_> {
+        let Self { code, message, retryable } = self;
+        ErrorBody { code, message, retryable: *retryable, resolution: None }
+    }
+
+    /// The status by HTTP. A worker's own code is one that we do not know.
+    pub(crate) fn http_status(&self) -> u16 {
+        let known = ErrorCode::ALL.iter().find(|code| code.as_str() == &*self.code);
+        known.unwrap_or(&ErrorCode::Rejected).http_status()
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, refusal.message)
+    }
+}
+
+impl Commands {
+    /// Carries the request to whoever serves it, and waits for the reply.
+    pub(crate) async fn request(&self, principal: &Principal, request: &Request) -> Reply {
+        let outcome = self.reply_to(principal, request).await;
+        Reply { command_id: request.command_id, outcome }
+    }
+
+    async fn reply_to(
+        &self,
+        principal: &Principal,
+        request: &Request,
+    ) -> Result<Box<RawValue>, Failure> {
+        let Request { channel, method, params, timeout, command_id } = request;
+        let deadline = Instant::now() + *timeout;
+        let is_service = channel.kind() == Kind::Service;
+        let grant = &principal.grant;
+        if !grant.may_request(method) || !(is_service || grant.may_command(channel)) {
+            return Err(not_found(channel).into());
+        }
+        if channel.kind() == Kind::Global {
+            let message =
+                format!("nobody is behind `{channel}`: ask a service, an agent or a session");
+            return Err(Failure::new(ErrorCode::BadRequest, message));
+        }
+        let data = format!("{{\"method\":\"{method}\",\"params\":{params}}}");
+        check_as_stamped(&data, principal.user.as_deref())?;
+        let new = NewCommand {
+            channel: channel.clone(),
+            name: NAME.into(),
+            data: data.into(),
+            command_id: *command_id,
+            by: principal.user.clone(),
+            expires_in: *timeout,
+            may_wait: false,
+            answer_to: Some(self.replies.address().into()),
+        };
+        let waiter = self.replies.wait_for(new.key());
+        // Boxed, like all that a request which only waits has no use for.
+        let sending = Box::pin(self.journal.send(&new));
+        let sent = tokio::time::timeout(PATIENCE.min(*timeout), sending).await;
+        let sent = sent.map_err(|_| unavailable("redis does not answer"))?;
+        let Sent { key, fate, .. } = sent.map_err(|error| refuse(&error, channel, method))?;
+        tracing::debug!(%channel, %command_id, method, "a request is under way");
+        let fate = self.wait(channel, key, fate, &waiter, deadline).await;
+        fate.map_or_else(|| Err(too_late(*timeout)), |fate| read(fate, *timeout))
+    }
+
+    /// The final fate; `None` where there is none in time.
+    async fn wait(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        mut fate: Fate,
+        waiter: &Waiter,
+        deadline: Instant,
+    ) -> Option<Fate> {
+        while !fate.status.is_final() {
+            let look_at = deadline.min(Instant::now() + LOOK_EVERY);
+            let _rung_or_not = tokio::time::timeout_at(look_at, waiter.rung()).await;
+            let looked = if Instant::now() >= deadline {
+                let gave_up = Box::pin(self.journal.give_up(channel, key));
+                let gave_up = tokio::time::timeout(GIVE_UP_WITHIN, gave_up).await;
+                return gave_up.ok()?.ok();
+            } else {
+                tokio::time::timeout_at(deadline, Box::pin(self.journal.fate(channel, key))).await
+            };
+            // Redis away, or come back without it: the deadline ends the waiting.
+            if let Ok(Ok(Some(now))) = looked {
+                fate = now;
+            }
+        }
+        Some(fate)
+    }
+}
+
+fn refuse(error: &SendError, channel: &Channel, method: &str) -> Failure {
+    match error {
+        SendError::NoAgent if channel.kind() == Kind::Service => {
+            Failure::new(ErrorCode::NoWorker, format!("nobody serves `{method}` at `{channel}`"))
+        }
+        SendError::Unavailable(error) => unavailable(error).into(),
+        _ => not_sent(error, channel).into(),
+    }
+}
+
+fn too_late(timeout: Duration) -> Failure {
+    let message = format!("no reply came within {} ms", timeout.as_millis());
+    Failure::new(ErrorCode::Timeout, message)
+}
+
+/// What the final fate means to whoever asked.
+fn read(fate: Fate, timeout: Duration) -> Result<Box<RawValue>, Failure> {
+    #[derive(Deserialize)]
+    struct Theirs {
+        code: Box<str>,
+        message: Box<str>,
+        #[serde(default)]
+        retryable: bool,
+    }
+    let detail = fate.detail.as_deref().unwrap_or("null");
+    match fate.status {
+        Status::Applied => raw(detail.into())
+            .ok_or_else(|| Failure::new(ErrorCode::Unavailable, "the reply cannot be read")),
+        Status::Rejected => {
+            if let Ok(Theirs { code, message, retryable }) = serde_json::from_str(detail) {
+                return Err(Failure { code, message, retryable });
+            }
+            Err(match serde_json::from_str::<Box<str>>(detail).as_deref() {
+                Ok("lost") => {
+                    Failure::new(ErrorCode::WorkerLost, "whoever had begun it died over it")
+                }
+                Ok(why) => Failure::new(ErrorCode::Rejected, why),
+                Err(_) => Failure::new(ErrorCode::Rejected, "it was rejected without a reason"),
+            })
+        }
+        Status::Accepted | Status::Delivered | Status::Expired => Err(too_late(timeout)),
+    }
+}

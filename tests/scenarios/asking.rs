@@ -1,0 +1,240 @@
+//! What is asked of an agent is done once or not at all, and whoever asks learns which.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tests::{Browser, Stage, until};
+
+fn cancel(agent_id: &str) -> Value {
+    json!({"type": "cancel_agent", "agent_id": agent_id})
+}
+
+fn command(agent_id: &str, name: &str) -> Value {
+    json!({"type": "command", "agent_id": agent_id, "name": name})
+}
+
+async fn both(stage: &Stage) -> [Browser; 2] {
+    [stage.browser_on(0).connect().await, stage.browser_on(1).connect().await]
+}
+
+/// F33: no agent, no promise; and no surprise for the agent that comes later.
+#[tokio::test]
+async fn what_must_not_wait_is_refused_at_once_and_never_done_later() {
+    let stage = Stage::with_replicas(2).await;
+    let begun = Instant::now();
+    for browser in &mut both(&stage).await {
+        let no_wait =
+            json!({"type": "command", "agent_id": "late", "name": "x", "may_wait": false});
+        let request = json!({"type": "request", "agent_id": "late", "method": "x"});
+        for frame in [cancel("late"), no_wait, request] {
+            let answer = browser.ask(frame).await;
+            let error = if answer["type"] == "response" { &answer["error"] } else { &answer };
+            let expected = (&json!("agent_unavailable"), &json!(true));
+            assert_eq!((&error["code"], &error["retryable"]), expected, "{answer}");
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "at once: {:?}", begun.elapsed());
+
+    let mut agent = stage.actor("late").await;
+    let ack = stage.browser().connect().await.ask(command("late", "first")).await;
+
+    assert_eq!((&ack["listeners"], &ack["queued"]), (&json!(1), &Value::Null), "{ack}");
+    assert_eq!(&*agent.next().await.name, "first");
+}
+
+/// A Cancel that is quicker than the run it is for.
+#[tokio::test]
+async fn a_cancel_that_names_its_run_waits_for_it() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().connect().await;
+
+    let frame = json!({"type": "cancel_agent", "agent_id": "a1", "run_id": "r1", "reason": "oops"});
+    let ack = browser.ask(frame).await;
+    let mut agent = stage.actor("a1").await;
+
+    let expected = json!({"status": "accepted", "listeners": 0, "queued": true});
+    for (field, value) in expected.as_object().unwrap() {
+        assert_eq!(&ack[field], value, "{ack}");
+    }
+    let heard = agent.next().await;
+    let data: Value = serde_json::from_str(&heard.data).unwrap();
+    assert_eq!(data, json!({"agent_id": "a1", "run_id": "r1", "reason": "oops"}));
+    assert!(agent.takes(&heard).await);
+}
+
+/// What waits does not wait for ever, and everybody hears of its end.
+#[tokio::test]
+async fn a_command_that_nobody_takes_in_time_expires_and_all_screens_say_so() {
+    let stage = Stage::with_replicas(2).await;
+    let mut screens = both(&stage).await;
+    for screen in &mut screens {
+        screen.subscribe("agent:a1").await;
+    }
+
+    let mut frame = command("a1", "go");
+    frame["expires_in_ms"] = json!(200);
+    let ack = screens[0].ask(frame.clone()).await;
+
+    assert_eq!((&ack["status"], &ack["queued"]), (&json!("accepted"), &json!(true)), "{ack}");
+    for screen in &mut screens {
+        let told = screen.wait_for("command_status", |f| f["event"] == "command_status").await;
+        let expected = json!({"command_id": ack["command_id"], "status": "expired"});
+        assert_eq!(told["data"], expected, "{told}");
+    }
+    let mut late = stage.actor("a1").await;
+    let heard = late.next().await;
+    assert!(!late.takes(&heard).await, "it is too late");
+    frame["command_id"] = ack["command_id"].clone();
+    let again = screens[1].ask(frame).await;
+    assert_eq!(again["status"], "expired", "{again}");
+}
+
+/// F34: sent five times through two replicas at once, and again after reconnecting.
+#[tokio::test]
+async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
+    let stage = Stage::with_replicas(2).await;
+    let mut agent = stage.actor("a1").await;
+    let id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
+    let mut frame = command("a1", "pay");
+    frame["command_id"] = json!(id);
+    let send = |replica: usize| {
+        let (door, frame) = (stage.browser_on(replica), frame.clone());
+        async move { door.connect().await.ask(frame).await }
+    };
+
+    let acks = join_all((0..5).map(|i| send(i % 2))).await;
+    let heard = agent.next().await;
+    let taken = agent.takes(&heard).await;
+    let delivered = send(0).await;
+    assert!(taken && agent.applies(&heard, json!("paid")).await);
+    let applied = [send(0).await, send(1).await];
+    send(0).await;
+    stage.browser().connect().await.ask(command("a1", "last")).await;
+
+    for ack in &acks {
+        let expected = (&json!("ack"), &json!(id), &json!("accepted"));
+        assert_eq!((&ack["type"], &ack["command_id"], &ack["status"]), expected, "{ack}");
+    }
+    assert_eq!(delivered["status"], "delivered", "{delivered}");
+    for ack in applied {
+        assert_eq!((&ack["status"], &ack["detail"]), (&json!("applied"), &json!("paid")), "{ack}");
+    }
+    assert_eq!(&*agent.next().await.name, "last", "the next after the first and only");
+}
+
+/// "Stop" means all of it, also when the one that began it has gone.
+#[tokio::test]
+async fn a_cancel_reaches_the_agents_that_were_spawned_under_it() {
+    let stage = Stage::with_replicas(1).await;
+    let parent = stage.actor("parent").await;
+    let mut family = [
+        stage.child("child", "parent", "r1").await,
+        stage.child("grandchild", "child", "c1").await,
+    ];
+    let mut other = stage.child("other", "parent", "r2").await;
+    // Its own grandparent: that must not go round for ever.
+    let _odd = stage.child("child", "grandchild", "g1").await;
+    family[0] = stage.child("child", "parent", "r1").await;
+    let mut browser = stage.browser().connect().await;
+
+    let mut frame = cancel("parent");
+    (frame["run_id"], frame["reason"]) = (json!("r1"), json!("enough"));
+    frame["command_id"] = json!("0b0d9c55-9a35-4f6a-8a5b-8f3d5d0f9a11");
+    let ack = browser.ask(frame.clone()).await;
+    let again = browser.ask(frame).await;
+    parent.leaves().await;
+    let all = browser.ask(cancel("parent")).await;
+
+    assert_eq!((&ack["listeners"], &again["listeners"]), (&json!(3), &json!(3)), "{ack} {again}");
+    assert_eq!((&all["type"], &all["listeners"]), (&json!("ack"), &json!(3)), "{all}");
+    for agent in &mut family {
+        for reason in [json!("enough"), Value::Null] {
+            let heard = agent.next().await;
+            let data: Value = serde_json::from_str(&heard.data).unwrap();
+            assert_eq!((&*heard.name, &data["reason"]), ("cancel_agent", &reason));
+            assert_eq!(data["run_id"], Value::Null, "whatever it runs");
+        }
+    }
+    let heard: Value = serde_json::from_str(&other.next().await.data).unwrap();
+    assert_eq!(heard, json!({"agent_id": "other"}), "only the Cancel of everything reaches it");
+}
+
+/// An agent that takes nothing is not buried.
+#[tokio::test]
+async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {
+    let stage = Stage::with_replicas(2).await;
+    let [mut here, mut there] = both(&stage).await;
+
+    let mut answer = json!(null);
+    for _ in 0..257 {
+        answer = here.ask(command("slow", "step")).await;
+    }
+
+    assert_eq!((&answer["code"], &answer["retryable"]), (&json!("busy"), &json!(true)), "{answer}");
+    let mut agent = stage.actor("slow").await;
+    let first = agent.next().await;
+    assert!(agent.takes(&first).await);
+    assert_eq!(there.ask(command("slow", "step")).await["type"], "ack", "one was taken");
+}
+
+/// The same by HTTP, for those who hold no socket.
+#[tokio::test]
+async fn commands_are_taken_by_http_as_well() {
+    let stage = Stage::with_replicas(2).await;
+    let mut agent = stage.actor("a1").await;
+    let id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
+    let body = json!({"agent_id": "a1", "name": "pay", "data": {"n": 1}, "command_id": id});
+
+    let replies = [
+        stage.replicas[0].post("/api/v1/commands", body.to_string()).await,
+        stage.replicas[1].post("/api/v1/commands", body.to_string()).await,
+    ];
+    let nobody = stage.replicas[0].post("/api/v1/commands", cancel("nobody").to_string()).await;
+    let wrong = stage.replicas[0].post("/api/v1/commands", r#"{"type":"ping"}"#).await;
+
+    for reply in replies {
+        let ack = reply.json();
+        assert_eq!((reply.status, &ack["command_id"]), (200, &json!(id)), "{ack}");
+        assert_eq!(ack["status"], "accepted", "{ack}");
+    }
+    assert_eq!(&*agent.next().await.name, "pay");
+    assert_eq!((nobody.status, nobody.error_code().as_str()), (503, "agent_unavailable"));
+    assert_eq!((wrong.status, wrong.error_code().as_str()), (400, "bad_request"));
+}
+
+/// Who is there, for the operator and for whoever may watch a channel.
+#[tokio::test]
+async fn who_is_alive_can_be_asked_for() {
+    let stage = Stage::options().with_secret().set().await;
+    let child = stage.child("b2", "a1", "r1").await.opens("session:42").await;
+    let _agent = stage.actor("a1").await;
+    child.asks("session:42", "p1", Duration::from_secs(60)).await;
+    let get = async |path: &str, token: tests::Token| {
+        let bearer = format!("Bearer {}", token.sign());
+        let headers = [("Authorization", bearer.as_str())];
+        let address = stage.replicas[1].address();
+        tests::http::call(&address, hyper::Method::GET, path, &headers, "").await.unwrap()
+    };
+    let ada = || tests::Token::of("ada").allowing("subscribe", &["session:42"]);
+
+    let agents = get("/api/v1/agents", ada().administering()).await.json();
+    let channel = get("/api/v1/channels/session:42", ada()).await.json();
+
+    let ids: Vec<&Value> =
+        agents["agents"].as_array().unwrap().iter().map(|a| &a["agent_id"]).collect();
+    assert_eq!(ids, ["a1", "b2"], "{agents}");
+    assert_eq!(agents["agents"][1]["parent"], json!({"agent_id": "a1", "run_id": "r1"}));
+    assert!(agents["agents"][1]["since"].is_u64(), "{agents}");
+    assert_eq!(channel["agents"], json!(["b2"]), "{channel}");
+    assert_eq!(channel["pending"][0]["request_id"], "p1", "{channel}");
+    assert!(channel["head"].is_string(), "{channel}");
+    assert_eq!(get("/api/v1/agents", ada()).await.error_code(), "not_found");
+    assert_eq!(get("/api/v1/channels/session:43", ada()).await.error_code(), "not_found");
+    child.leaves().await;
+    until("the one that left is gone", async || {
+        let agents = get("/api/v1/agents", ada().administering()).await.json();
+        (agents["agents"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
+}

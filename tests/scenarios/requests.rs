@@ -1,0 +1,270 @@
+//! A request always gets its reply, once: from its worker, or a reason why there is none.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hyper::Method;
+use serde_json::{Value, json};
+use tests::{Stage, Token};
+
+fn request(method: &str) -> Value {
+    json!({"type": "request", "method": method, "params": {"title": "New"}})
+}
+
+fn error(response: &Value) -> (&Value, &Value) {
+    assert_eq!(response["type"], "response", "{response}");
+    (&response["error"]["code"], &response["error"]["retryable"])
+}
+
+/// What a worker says is the reply, and nothing else of the connection waits for it.
+#[tokio::test]
+async fn a_request_is_answered_by_a_worker_while_everything_else_goes_on() {
+    let stage = Stage::options().with_secret().set().await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let token = Token::of("ada").allowing("request", &["sessions.*"]).sign();
+    let mut browser = stage.browser_on(1).token(&token).connect().await;
+
+    let mut frame = request("sessions.create");
+    (frame["id"], frame["timeout_ms"]) = (json!("r1"), json!(30_000));
+    browser.send(frame).await;
+    let asked = worker.next().await;
+    browser.settle().await;
+    assert!(worker.takes(&asked).await && worker.applies(&asked, json!({"id": 7})).await);
+    let response = browser.wait_for_type("response").await;
+
+    let data: Value = serde_json::from_str(&asked.data).unwrap();
+    assert_eq!(data, json!({"method": "sessions.create", "params": {"title": "New"}}));
+    assert_eq!(
+        (&*asked.name, asked.is_request, asked.by.as_deref()),
+        ("request", true, Some("ada"))
+    );
+    let expected = json!({"type": "response", "id": "r1", "command_id": &*asked.command_id, "result": {"id": 7}});
+    assert_eq!(response, expected);
+}
+
+/// Each reason why there is no result has its code.
+#[tokio::test]
+async fn every_request_without_a_result_says_why() {
+    let stage = Stage::options().with_secret().set().await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let token = Token::of("ada").allowing("request", &["sessions.*", "models.*"]);
+    let token = token.allowing("command", &["session:42"]).sign();
+    let mut browser = stage.browser().token(&token).connect().await;
+    let rejections = [
+        (json!({"code": "quota", "message": "none left", "retryable": true}), "quota", true),
+        (json!({"code": "quota", "message": "none left"}), "quota", false),
+        (json!("not today"), "rejected", false),
+        (Value::Null, "rejected", false),
+    ];
+
+    for (detail, code, is_retryable) in rejections {
+        let (response, ()) = tokio::join!(browser.ask(request("sessions.create")), async {
+            let asked = worker.next().await;
+            assert!(worker.takes(&asked).await && worker.rejects(&asked, detail).await);
+        });
+        assert_eq!(error(&response), (&json!(code), &json!(is_retryable)), "{response}");
+    }
+    let to = |channel: &str, method: &str| {
+        let mut frame = request(method);
+        frame["channel"] = json!(channel);
+        frame
+    };
+    for (frame, code, is_retryable) in [
+        (request("models.list"), "no_worker", true),
+        (to("session:42", "models.list"), "agent_unavailable", true),
+        (to("session:43", "models.list"), "not_found", false),
+        (request("files.read"), "not_found", false),
+    ] {
+        let response = browser.ask(frame).await;
+        assert_eq!(error(&response), (&json!(code), &json!(is_retryable)), "{response}");
+        assert!(response["command_id"].is_string(), "{response}");
+    }
+}
+
+/// A worker that dies over a request is reported; the request is not done twice.
+#[tokio::test]
+async fn a_worker_that_dies_over_a_request_is_reported_as_lost() {
+    let stage = Stage::with_replicas(1).await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let mut browser = stage.browser().connect().await;
+
+    let (response, successor) = tokio::join!(browser.ask(request("sessions.create")), async {
+        let asked = worker.next().await;
+        assert!(worker.takes(&asked).await);
+        drop(worker);
+        // The sooner of the two ways to know that it is dead: its successor is there.
+        let mut successor = stage.actor("w1").await.opens("service:sessions").await;
+        let again = successor.next().await;
+        assert!(!successor.takes(&again).await, "it may have been begun");
+        successor
+    });
+
+    assert_eq!(error(&response), (&json!("worker_lost"), &json!(true)), "{response}");
+    drop(successor);
+}
+
+/// The deadline is kept; what comes after it changes nothing.
+#[tokio::test]
+async fn a_request_whose_deadline_passes_is_answered_and_stays_answered() {
+    let stage = Stage::with_replicas(2).await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let mut browser = stage.browser_on(0).connect().await;
+
+    for is_begun in [true, false] {
+        let mut frame = request("sessions.create");
+        frame["timeout_ms"] = json!(300);
+        let (response, asked) = tokio::join!(browser.ask(frame.clone()), async {
+            let asked = worker.next().await;
+            assert!(!is_begun || worker.takes(&asked).await);
+            asked
+        });
+        let is_too_late = !worker.takes(&asked).await;
+        let is_said = worker.applies(&asked, json!("late")).await;
+        frame["command_id"] = response["command_id"].clone();
+        let again = stage.browser_on(1).connect().await.ask(frame).await;
+
+        assert_eq!(error(&response), (&json!("timeout"), &json!(true)), "{response}");
+        assert!(is_too_late && !is_said, "it is over");
+        assert_eq!(again["error"], response["error"], "the same reply");
+    }
+}
+
+/// The replica dies with the request under way: asked again elsewhere, there is one reply, and one doing.
+#[tokio::test]
+async fn a_request_in_flight_while_its_replica_is_killed_gets_one_reply_when_it_is_repeated() {
+    let mut stage = Stage::with_replicas(2).await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    for round in 0..3 {
+        let mut browser = stage.browser_on(0).connect().await;
+        let mut frame = request("sessions.create");
+        frame["command_id"] = json!(format!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7{round}"));
+        frame["timeout_ms"] = json!(30_000);
+        let mut first = frame.clone();
+        first["id"] = json!("r1");
+        browser.send(first).await;
+        let asked = worker.next().await;
+        assert!(worker.takes(&asked).await);
+
+        stage.replicas[0].kill9();
+        browser.wait_for_close().await;
+        let mut back = stage.browser_on(1).connect().await;
+        let is_early = round == 0;
+        if !is_early {
+            assert!(worker.applies(&asked, json!({"round": round})).await);
+        }
+        let (response, ()) = tokio::join!(back.ask(frame.clone()), async {
+            if is_early {
+                tests::wait::pause(Duration::from_millis(200)).await;
+                assert!(worker.applies(&asked, json!({"round": round})).await);
+            }
+        });
+        let again = back.ask(frame).await;
+        back.settle().await;
+
+        assert_eq!(response["result"], json!({"round": round}), "{response}");
+        assert_eq!(again["result"], response["result"], "{again}");
+        assert_eq!(back.count("response"), 2, "one for each asking");
+        assert_eq!(browser.count("response"), 0);
+        stage.replicas[0].restart().await;
+        stage.replicas[0].ready().await;
+    }
+    let (last, done) = tokio::join!(
+        stage.replicas[1].post("/api/v1/requests", request("sessions.last").to_string()),
+        worker.serves(json!(1))
+    );
+    assert_eq!(last.json()["result"], 1);
+    assert!(done.data.contains("sessions.last"), "nothing was offered twice: {done:?}");
+}
+
+/// A connection that closes takes its waiting along, and nothing else.
+#[tokio::test]
+async fn a_browser_that_leaves_does_not_stop_what_it_asked_for() {
+    let stage = Stage::with_replicas(2).await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let mut browser = stage.browser_on(0).connect().await;
+    let mut frame = request("sessions.create");
+    (frame["id"], frame["command_id"]) = (json!(1), json!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e"));
+    browser.send(frame.clone()).await;
+    let asked = worker.next().await;
+    assert!(worker.takes(&asked).await);
+
+    browser.vanish();
+    let said = worker.applies(&asked, json!("done")).await;
+    let response = stage.browser_on(1).connect().await.ask(frame).await;
+
+    assert!(said);
+    assert_eq!(response["result"], "done", "{response}");
+}
+
+/// The same `id` from two browsers never mixes; the same `command_id` of two users neither.
+#[tokio::test]
+async fn equal_ids_of_two_people_are_two_requests() {
+    let stage = Stage::options().with_secret().set().await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let mut frame = request("sessions.create");
+    frame["command_id"] = json!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e");
+    let ask = async |user: &str, replica: usize| {
+        let token = Token::of(user).allowing("request", &["*"]).sign();
+        stage.browser_on(replica).token(&token).connect().await.ask(frame.clone()).await
+    };
+
+    let (ada, ben, ()) = tokio::join!(ask("ada", 0), ask("ben", 1), async {
+        for _ in 0..2 {
+            let asked = worker.next().await;
+            assert!(worker.takes(&asked).await);
+            assert!(worker.applies(&asked, json!(asked.by.as_deref())).await);
+        }
+    });
+
+    assert_eq!((&ada["id"], &ada["result"]), (&json!("ask-1"), &json!("ada")), "{ada}");
+    assert_eq!((&ben["id"], &ben["result"]), (&json!("ask-1"), &json!("ben")), "{ben}");
+}
+
+/// What one connection makes a replica wait for is bounded, and the bound is said.
+#[tokio::test]
+async fn a_connection_has_so_many_requests_under_way_and_no_more() {
+    let stage = Stage::with_replicas(1).await;
+    let worker = stage.actor("w1").await.opens("service:sessions").await;
+    let mut browser = stage.browser().connect().await;
+
+    for id in 0..65 {
+        let mut frame = request("sessions.create");
+        (frame["id"], frame["timeout_ms"]) = (json!(id), json!(60_000));
+        browser.send(frame).await;
+    }
+    let refused = browser.wait_for_type("response").await;
+    browser.settle().await;
+
+    assert_eq!(error(&refused), (&json!("limit_exceeded"), &json!(false)), "{refused}");
+    assert_eq!((&refused["id"], browser.count("response")), (&json!(64), 1));
+    drop(worker);
+}
+
+/// The same by HTTP: it waits for the reply, and says no with a status.
+#[tokio::test]
+async fn requests_are_taken_by_http_as_well() {
+    let stage = Stage::with_replicas(2).await;
+    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let body = json!({"method": "sessions.create", "id": "x", "timeout_ms": 300});
+    let post = async |replica: usize, body: &Value| {
+        let address = stage.replicas[replica].address();
+        let path = "/api/v1/requests";
+        tests::http::call(&address, Method::POST, path, &[], body.to_string()).await.unwrap()
+    };
+
+    let (reply, asked) = tokio::join!(post(0, &body), worker.serves(json!([1])));
+    let late = post(0, &body).await;
+    let mut repeated = body.clone();
+    repeated["command_id"] = json!(&*asked.command_id);
+    let again = join_all((0..2).map(|replica| post(replica, &repeated))).await;
+    let nobody = post(1, &json!({"method": "models.list"})).await;
+
+    for reply in [&reply, &again[0], &again[1]] {
+        let expected =
+            json!({"type": "response", "id": "x", "command_id": &*asked.command_id, "result": [1]});
+        assert_eq!((reply.status, reply.json()), (200, expected));
+    }
+    assert_eq!((late.status, late.error_code().as_str()), (504, "timeout"));
+    assert_eq!((nobody.status, nobody.error_code().as_str()), (503, "no_worker"));
+    assert_eq!(nobody.header("retry-after"), "1");
+}
