@@ -278,11 +278,17 @@ async fn a_join_while_redis_is_away_is_answered_when_it_is_back() {
 
     stage.chaos().cut();
     browser.wait_for("degraded", |f| f["redis"] == "degraded").await;
+    for id in 0..100 {
+        browser.send(json!({"type": "subscribe", "id": id, "channel": SESSION})).await;
+        browser.send(json!({"type": "unsubscribe", "channel": SESSION})).await;
+    }
     browser.send(json!({"type": "subscribe", "id": "s", "channel": SESSION})).await;
     let plan = browser.subscribe("plan:7").await;
     stage.chaos().restore();
     let session = browser.wait_for("subscribed", |f| f["id"] == "s").await;
 
+    browser.settle().await;
     assert_eq!(plan["type"], "subscribed", "{plan}");
     assert_eq!(pending(&session), ["p1"], "{session}");
+    assert_eq!(browser.count("subscribed"), 2, "those that were given up are not answered");
 }

@@ -103,6 +103,38 @@ async fn a_worker_that_dies_over_a_request_is_reported_as_lost() {
     drop(successor);
 }
 
+/// kill -9 of a worker: what it had begun is reported, what it had not is done by another.
+#[tokio::test]
+async fn each_request_in_flight_while_its_worker_is_killed_gets_one_reply() {
+    let stage = Stage::with_replicas(2).await;
+    let mut doomed = stage.actor("w1").await.opens("service:sessions").await;
+    let mut other = stage.actor("w2").await.opens("service:sessions").await;
+    let mut browser = stage.browser_on(1).connect().await;
+    let mut frame = request("sessions.create");
+    (frame["id"], frame["timeout_ms"]) = (json!("begun"), json!(60_000));
+    browser.send(frame.clone()).await;
+    let begun = doomed.next().await;
+    assert!(doomed.takes(&begun).await);
+    frame["id"] = json!("waiting");
+    browser.send(frame).await;
+    doomed.next().await;
+
+    drop(doomed);
+    for _ in 0..2 {
+        let asked = other.next().await;
+        if other.takes(&asked).await {
+            assert!(other.applies(&asked, json!("by another")).await);
+        }
+    }
+    let waiting = browser.wait_for("a reply", |frame| frame["id"] == "waiting").await;
+    let begun = browser.wait_for("a reply", |frame| frame["id"] == "begun").await;
+    browser.settle().await;
+
+    assert_eq!(waiting["result"], "by another", "{waiting}");
+    assert_eq!(error(&begun), (&json!("worker_lost"), &json!(true)), "{begun}");
+    assert_eq!(browser.count("response"), 2);
+}
+
 /// The deadline is kept; what comes after it changes nothing.
 #[tokio::test]
 async fn a_request_whose_deadline_passes_is_answered_and_stays_answered() {

@@ -74,7 +74,7 @@ pub(super) struct Reading {
 /// What waits for an answer, which a subscription wants to know.
 #[derive(Debug)]
 pub(super) struct Asking {
-    slot: u32,
+    pub(super) slot: u32,
     serial: u64,
     pub(super) question: Question,
 }

@@ -3,6 +3,7 @@
 //! subscribe, read, publish and command.
 
 mod ask;
+mod askings;
 mod body;
 mod connection;
 mod health;

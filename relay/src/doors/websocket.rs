@@ -16,7 +16,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, RequestExt};
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
+use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use journal::Page;
 use protocol::frame::{self, Addressing, RelayFrame, Subscribe, Target};
@@ -25,7 +25,8 @@ use protocol::{Channel, CloseCode, ErrorCode, Format};
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::connection::{Asking, Connection, Reading};
+use super::askings::Askings;
+use super::connection::{Connection, Reading};
 use super::refuse::Refused;
 use super::traffic::Traffic;
 use super::{House, Query, SUBPROTOCOL, authenticate};
@@ -235,13 +236,12 @@ async fn write(
     let mut readings: VecDeque<Reading> = VecDeque::new();
     // One page at a time, so that a connection's memory does not grow with its subscriptions.
     let mut reading: Option<PendingPage> = None;
-    // All at a time: an answer is small and shared, and no subscription shall wait for another's.
-    let mut askings = Vec::new();
-    let mut asking = FuturesUnordered::new();
+    let mut wanted = Vec::new();
+    let mut askings = Askings::default();
     let mut unflushed = false;
     loop {
-        connection.take(&mut out, &mut readings, &mut askings);
-        asking.extend(askings.drain(..).map(|one| ask(house, one)));
+        connection.take(&mut out, &mut readings, &mut wanted);
+        wanted.drain(..).for_each(|asking| askings.push(house, asking));
         if reading.is_none()
             && let Some(next) = readings.pop_front()
         {
@@ -272,7 +272,7 @@ async fn write(
                 reading = None;
                 connection.on_page(&done, &page, pending.as_deref(), &mut out);
             }
-            Some((done, pending)) = asking.next() => {
+            (done, pending) = askings.next() => {
                 connection.on_pending(&done, &pending, &mut out);
             }
         }
@@ -302,17 +302,6 @@ async fn read_page(house: Arc<House>, reading: Reading) -> (Reading, Page, Optio
         match house.events.read(&reading.request).await {
             Ok((page, pending)) => return (reading, page, pending),
             Err(error) => tracing::debug!(%error, "a page cannot be read now"),
-        }
-        tokio::time::sleep(READ_AGAIN).await;
-    }
-}
-
-/// The same for what waits for an answer.
-async fn ask(house: &House, asking: Asking) -> (Asking, Arc<Pending>) {
-    loop {
-        match house.events.ask(&asking.question).await {
-            Ok(pending) => return (asking, pending),
-            Err(error) => tracing::debug!(%error, "what is pending cannot be read now"),
         }
         tokio::time::sleep(READ_AGAIN).await;
     }
