@@ -21,7 +21,6 @@ mod tokens;
 use std::future::pending;
 use std::time::Duration;
 
-use publisher_sdk::vocabulary::{CommandState, CommandStatus};
 use publisher_sdk::{Agent, FlushError, OpenError};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +41,11 @@ pub enum DemoError {
     /// There is no such session or plan.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Another agent of its id has taken over, or it was declared lost.
+    #[error(
+        "another agent of this id has taken over, or this one was declared lost: start it again"
+    )]
+    Fenced,
     /// Not everything it said could be written.
     #[error(transparent)]
     Flush(#[from] FlushError),
@@ -52,6 +56,7 @@ impl DemoError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Open(error) => error.is_retryable(),
+            Self::Fenced => false,
             Self::Flush(error) => error.is_retryable(),
         }
     }
@@ -76,6 +81,7 @@ pub async fn run_agent(
     tokio::select! {
         () = perform(&stage) => {}
         () = decline_commands(&agent) => {}
+        () = agent.fenced() => return Err(DemoError::Fenced),
     }
     drop(stage);
     Ok(agent.close().await?)
@@ -102,15 +108,8 @@ async fn decline_commands(agent: &Agent) {
         if command.name == "cancel_agent" {
             continue;
         }
-        let declined = CommandStatus::new(command.command_id, CommandState::Rejected)
-            .detail("the demo agent can be cancelled, and nothing else");
-        let told =
-            agent.channel(command.channel.as_str()).map(|channel| channel.send_event(&declined));
-        tracing::info!(
-            name = command.name,
-            told = matches!(told, Ok(Ok(()))),
-            "a command was declined"
-        );
+        tracing::info!(name = command.name, "a command is declined");
+        command.rejected("the demo agent can be cancelled, and nothing else");
     }
     pending().await
 }

@@ -11,7 +11,7 @@ use publisher_sdk::vocabulary::{
     Complete, ErrorEvent, ExecutionUpdate, Outcome, PlanCompleted, PlanFailed, StatusChanged,
     StepOutput, StepState, StepStatus, TextComplete, ToolResult, ToolStart,
 };
-use publisher_sdk::{Agent, PublishError, Publisher, Run};
+use publisher_sdk::{Agent, PublishError, Publisher, Reason, Run};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -53,7 +53,7 @@ impl From<PublishError> for Stop {
 impl Stage {
     /// One run, from `agent_spawned` to `agent_completed`, `agent_failed` or `agent_cancelled`.
     pub(crate) async fn play(&self, script: &Script) -> Result<(), PublishError> {
-        let mut run = self.session.begin_run(format!("run-{:.8}", Uuid::new_v4().simple()));
+        let run = self.session.begin_run(format!("run-{:.8}", Uuid::new_v4().simple()));
         self.patiently(run.announce(&json!({"task": script.task}))).await?;
         let mut performance = Performance { stage: self, script, run: &run, turn: 0, step: 0 };
         let played = performance.play().await;
@@ -123,10 +123,11 @@ impl Stage {
 }
 
 fn cancelled_by(run: &Run) -> String {
-    let cancellation = run.cancellation().unwrap_or_default();
-    let by = cancellation.by.map(|by| format!(" by {by}")).unwrap_or_default();
-    let reason = cancellation.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-    format!("cancelled{by}{reason}")
+    let cancellation = run.cancellation();
+    let (by, detail) = cancellation.map_or((None, None), |why| (why.by, why.detail));
+    let by = by.map(|by| format!(" by {by}")).unwrap_or_default();
+    let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+    format!("cancelled{by}{detail}")
 }
 
 /// A run being played.
@@ -243,7 +244,7 @@ impl Performance<'_> {
             biased;
             _ = self.run.cancelled() => Err(Stop::Cancelled),
             () = self.stage.shutdown.cancelled() => {
-                self.run.cancel("the agent is shutting down");
+                self.run.cancel(Reason::Shutdown.saying("the agent is shutting down"));
                 Err(Stop::Cancelled)
             }
             () = tokio::time::sleep(Duration::from_millis(ms)) => Ok(()),

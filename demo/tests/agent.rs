@@ -5,12 +5,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use journal::{Journal, Name, NewEntry, Since};
+use journal::{Journal, Name, NewCommand, Since};
 use publisher_sdk::Agent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 struct Show {
     journal: Journal,
@@ -64,9 +65,17 @@ impl Show {
     }
 
     async fn command(&self, channel: &str, name: &str, data: Value) {
-        let name_of = Name::commands(channel.parse().unwrap());
-        let data = json!({"command_id": name, "by": "ann", "data": data}).to_string();
-        self.journal.append(&name_of, vec![NewEntry::new(name, data)]).await.unwrap();
+        let command = NewCommand {
+            channel: channel.parse().unwrap(),
+            name: name.into(),
+            data: data.to_string().into(),
+            command_id: Uuid::from_u128(7),
+            by: Some("ann".into()),
+            expires_in: Duration::from_secs(60),
+            may_wait: false,
+            answer_to: None,
+        };
+        self.journal.send(&command).await.unwrap();
     }
 
     async fn end(self) {
@@ -185,7 +194,7 @@ async fn a_cancel_stops_the_run_within_one_token() {
     assert!(statuses[1..].iter().all(|(_, data)| data["status"] == "cancelled"));
     let agent = show.events("agent:demo").await;
     let (_, agent) = agent.iter().find(|(name, _)| name == "agent_cancelled").unwrap();
-    assert_eq!((&agent["by"], &agent["reason"]), (&json!("ann"), &json!("enough")));
+    assert_eq!((&agent["by"], &agent["reason"]), (&json!("ann"), &json!("user")));
 
     show.until("session:demo", "message.created", 2).await;
     show.end().await;
@@ -203,7 +212,7 @@ async fn on_shutdown_the_run_is_cancelled_and_everything_is_written() {
     let page = journal.read(&name, Since::Start, 100).await.unwrap();
     let last: Value = serde_json::from_str(&page.entries.last().unwrap().data).unwrap();
     assert_eq!(&*page.entries.last().unwrap().name, "agent_cancelled");
-    assert_eq!(last["reason"], "the agent is shutting down");
+    assert_eq!(last["reason"], "shutdown");
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,11 +221,12 @@ async fn a_command_the_agent_does_not_know_is_declined_aloud() {
     show.until("session:demo", "message.created", 1).await;
 
     show.command("session:demo", "sing", json!({})).await;
-    show.until("session:demo", "command_status", 1).await;
+    show.until("session:demo", "command_status", 2).await;
 
     let session = show.events("session:demo").await;
-    let (_, status) = session.iter().find(|(name, _)| name == "command_status").unwrap();
-    assert_eq!((&status["command_id"], &status["status"]), (&json!("sing"), &json!("rejected")));
+    let (_, status) = session.iter().rfind(|(name, _)| name == "command_status").unwrap();
+    let id = json!(Uuid::from_u128(7));
+    assert_eq!((&status["command_id"], &status["status"]), (&id, &json!("rejected")));
     show.end().await;
 }
 

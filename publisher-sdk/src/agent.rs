@@ -2,35 +2,51 @@
 //!
 //! [`AgentOptions`] → **agent** → [`Publisher`] ▼, [`Commands`] ▲, [`Run`]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use journal::{Journal, Unavailable};
+use futures_util::FutureExt;
+use journal::{Journal, Lease, LeaseError, Parent, Unavailable};
 use protocol::{Channel, Kind};
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::inbox::{Inbox, Membership};
+use crate::closing::Closing;
+use crate::commands::desk::Outlet;
+use crate::commands::inbox::{Inbox, JoinError, Membership};
 use crate::commands::listener;
 use crate::events::buffer::Buffer;
 use crate::events::writer;
-use crate::lifecycle::{self, Stage};
+use crate::lifecycle::{self, Stage, Voice};
 use crate::options::CONNECT_TIMEOUT;
-use crate::run::Runs;
+use crate::presence::{Presence, RETRY_PAUSE};
+use crate::runs::{Current, Runs};
 use crate::{
-    AgentOptions, Commands, ConnectError, FlushError, OpenError, PublishError, Publisher, Run,
+    AgentOptions, Commands, ConnectError, FlushError, OpenError, PublishError, Publisher, Reason,
+    Run,
 };
 
 /// How long [`Agent::close`] waits: as long as an orchestrator usually leaves a process for its
 /// end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long runs may take to end by themselves when the process is asked to end.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// An agent. Cheap to clone; all clones are the same agent.
 ///
+/// It holds a *lease*, its proof of life, on its own channel and on each session it has open. A
+/// process that dies or stands still for 15 seconds is declared lost: everybody who watches hears
+/// `agent_lost`, and the agent, should it go on, is [fenced](Self::fenced). A second agent of the
+/// same id takes over at once, and the first one is fenced.
+///
 /// It lives as long as a clone, a [`Publisher`] or a [`Run`] of it does. When the last one is
-/// dropped, what still waits to be written is written, as long as the runtime lives;
-/// [`close`](Self::close) waits for it.
+/// dropped, what still waits to be written is written and the leases are released, as long as the
+/// runtime lives; [`close`](Self::close) waits for it.
 #[derive(Clone, Debug)]
 pub struct Agent {
     inner: Arc<Inner>,
@@ -38,14 +54,24 @@ pub struct Agent {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    /// `agent:{id}`
-    pub(crate) channel: Channel,
-    pub(crate) buffer: Arc<Buffer>,
+    pub(crate) voice: Voice,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) runs: Arc<Runs>,
-    ended: CancellationToken,
+    parent: Option<Parent>,
+    is_closing: AtomicBool,
+    runtime: Handle,
     /// Keeps the agent listening on its own channel.
     own: OnceLock<Membership>,
+}
+
+/// What an agent is started with.
+pub(crate) struct Start {
+    pub(crate) channel: Channel,
+    pub(crate) journal: Journal,
+    pub(crate) window: Duration,
+    pub(crate) buffer_bytes: usize,
+    pub(crate) parent: Option<Parent>,
+    pub(crate) deadline: Instant,
 }
 
 impl Agent {
@@ -62,50 +88,61 @@ impl Agent {
         AgentOptions::default()
     }
 
-    /// Returns when the agent listens.
-    pub(crate) async fn start(
-        channel: Channel,
-        journal: Journal,
-        window: Duration,
-        buffer_bytes: usize,
-        deadline: Instant,
-    ) -> Result<Self, Option<Unavailable>> {
+    /// Returns when the agent is known to be alive, and listens.
+    pub(crate) async fn start(start: Start) -> Result<Self, Option<Unavailable>> {
+        let Start { channel, journal, window, buffer_bytes, parent, deadline } = start;
+        let lease = first_lease(&journal, &channel, parent.as_ref(), deadline).await?;
+        let fenced = CancellationToken::new();
+        let buffer = Arc::new(Buffer::new(window, buffer_bytes, fenced.clone()));
+        let events = journal.as_producer(lease.holder());
+        let presence = Presence::new(journal.clone(), lease, fenced.clone());
         let (follower, updates) = journal.follow();
-        let buffer = Arc::new(Buffer::new(window, buffer_bytes));
         let runs = Arc::<Runs>::default();
-        let inbox = Inbox::new(journal.clone(), follower, Arc::clone(&runs), Arc::clone(&buffer));
-        let inbox = Arc::new(inbox);
-        let ended = CancellationToken::new();
-        tokio::spawn(writer::write(Arc::clone(&buffer), journal));
-        tokio::spawn(listener::listen(updates, Arc::clone(&inbox), ended.clone()));
-        // From here on, whoever drops this ends both tasks.
-        let inner = Arc::new(Inner { channel, buffer, inbox, runs, ended, own: OnceLock::new() });
-        let own = inner.inbox.join(&inner.channel, deadline).await?;
+        let inbox = Arc::new(Inbox::new(journal, follower, presence, Arc::clone(&runs)));
+        tokio::spawn(writer::write(Arc::clone(&buffer), events));
+        tokio::spawn(listener::listen(updates, Arc::clone(&inbox)));
+        tokio::spawn(mind_the_fence(Arc::clone(&inbox), Arc::clone(&runs)));
+        // From here on, whoever drops this ends everything.
+        let inner = Arc::new(Inner {
+            voice: Voice { channel: channel.clone(), buffer },
+            inbox,
+            runs,
+            parent,
+            is_closing: AtomicBool::new(false),
+            runtime: Handle::current(),
+            own: OnceLock::new(),
+        });
+        let outlet = Outlet::Queue(Arc::clone(&inner.inbox.queue));
+        let own =
+            inner.inbox.join(&channel, outlet, deadline).await.map_err(|error| match error {
+                JoinError::Late(source) => source,
+                _ => None,
+            })?;
         inner.own.get_or_init(|| own);
         Ok(Self { inner })
     }
 
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
     /// The id under which commands reach the agent.
     pub fn id(&self) -> &str {
-        self.inner.channel.id()
+        self.inner.voice.channel.id()
     }
 
     /// Opens the session `id`: publishes on `session:{id}`, and takes the commands sent there for
-    /// as long as the handle or a clone of it lives. Returns when it listens.
+    /// as long as the handle or a clone of it lives; also those that were sent while no agent was
+    /// there, and have not expired. Returns when the agent is known to be there, and listens.
     ///
     /// # Errors
     /// [`OpenError`]; [`NotListening`](OpenError::NotListening) when Redis is away for 10 seconds.
     pub async fn session(&self, id: &str) -> Result<Publisher, OpenError> {
         let channel = Channel::session(id)?;
-        if self.inner.buffer.is_closed() {
-            return Err(OpenError::Closed);
-        }
-        match self.inner.inbox.join(&channel, Instant::now() + CONNECT_TIMEOUT).await {
-            Ok(membership) => {
-                Ok(Publisher::new(Arc::clone(&self.inner), channel, Some(Arc::new(membership))))
-            }
-            Err(source) => Err(OpenError::NotListening { channel, source }),
-        }
+        let outlet = Outlet::Queue(Arc::clone(&self.inner.inbox.queue));
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let membership = self.inner.open(&channel, outlet, deadline).await?;
+        Ok(Publisher::new(Arc::clone(&self.inner), channel, Some(Arc::new(membership))))
     }
 
     /// Publishes on any channel, `plan:7` for example, and takes no commands there.
@@ -122,7 +159,7 @@ impl Agent {
 
     /// Publishes on the agent's own channel, `agent:{id}`.
     pub fn own_channel(&self) -> Publisher {
-        Publisher::new(Arc::clone(&self.inner), self.inner.channel.clone(), None)
+        Publisher::new(Arc::clone(&self.inner), self.inner.voice.channel.clone(), None)
     }
 
     /// The commands sent to the agent and to its open sessions.
@@ -130,11 +167,23 @@ impl Agent {
         Commands::new(Arc::clone(&self.inner.inbox.queue))
     }
 
-    /// Begins a run: until it ends, a `cancel_agent` for this agent cancels it. Says nothing yet,
-    /// see
-    /// [`Run::announce`].
+    /// Begins a run: until it ends, a `cancel_agent` for this agent cancels it; one that named it
+    /// up to ten minutes before has done so. Says nothing yet, see [`Run::announce`].
     pub fn begin_run(&self, id: impl Into<String>) -> Run {
-        Run::begin(&self.inner, &self.inner.channel, id.into())
+        Run::begin(&self.inner, &self.inner.voice.channel, id.into())
+    }
+
+    /// Whether the agent was declared lost, or a newer one of its id has taken over. That is the end
+    /// of this `Agent`: its runs are cancelled with [`Reason::Lost`], what it publishes is refused
+    /// with [`PublishError::Fenced`], and no command reaches it. Connect again to go on, as a new
+    /// incarnation.
+    pub fn is_fenced(&self) -> bool {
+        self.inner.inbox.presence.fenced().is_cancelled()
+    }
+
+    /// Waits until the agent is [fenced](Self::is_fenced). Cancel-safe.
+    pub async fn fenced(&self) {
+        self.inner.inbox.presence.fenced().cancelled().await;
     }
 
     /// Says `agent_spawned {agent_id, …fields}` on the agent's own channel, then on
@@ -144,7 +193,7 @@ impl Agent {
     /// # Errors
     /// [`PublishError`].
     pub async fn spawned(&self, fields: &impl Serialize) -> Result<(), PublishError> {
-        self.inner.say(Stage::Spawned, lifecycle::fields(fields)?).await
+        self.inner.voice.say(Stage::Spawned, lifecycle::fields(fields)?).await
     }
 
     /// Says `agent_completed {agent_id, …fields}`, as [`spawned`](Self::spawned) does.
@@ -152,7 +201,7 @@ impl Agent {
     /// # Errors
     /// [`PublishError`].
     pub async fn completed(&self, fields: &impl Serialize) -> Result<(), PublishError> {
-        self.inner.say(Stage::Completed, lifecycle::fields(fields)?).await
+        self.inner.voice.say(Stage::Completed, lifecycle::fields(fields)?).await
     }
 
     /// Says `agent_failed {agent_id, error, …fields}`, as [`spawned`](Self::spawned) does.
@@ -162,15 +211,21 @@ impl Agent {
     pub async fn failed(&self, error: &str, fields: &impl Serialize) -> Result<(), PublishError> {
         let mut fields = lifecycle::fields(fields)?;
         fields.insert("error".to_owned(), error.into());
-        self.inner.say(Stage::Failed, fields).await
+        self.inner.voice.say(Stage::Failed, fields).await
     }
 
-    /// Says `agent_cancelled {agent_id, …fields}`, as [`spawned`](Self::spawned) does.
+    /// Says `agent_cancelled {agent_id, reason, …fields}`, as [`spawned`](Self::spawned) does.
     ///
     /// # Errors
     /// [`PublishError`].
-    pub async fn cancelled(&self, fields: &impl Serialize) -> Result<(), PublishError> {
-        self.inner.say(Stage::Cancelled, lifecycle::fields(fields)?).await
+    pub async fn cancelled(
+        &self,
+        reason: Reason,
+        fields: &impl Serialize,
+    ) -> Result<(), PublishError> {
+        let mut fields = lifecycle::fields(fields)?;
+        fields.extend(crate::Cancellation::from(reason).fields());
+        self.inner.voice.say(Stage::Cancelled, fields).await
     }
 
     /// Waits until everything said so far, on every channel, is in the journal. While Redis is away
@@ -180,41 +235,173 @@ impl Agent {
     /// [`FlushError::Failed`] counts the events that were sent without waiting since the last flush
     /// and were lost.
     pub async fn flush(&self) -> Result<(), FlushError> {
-        self.inner.buffer.flush().await
+        self.inner.voice.buffer.flush().await
     }
 
     /// How many events that nobody waited for have been lost since the agent began. Each loss is
     /// logged, and the next [`flush`](Self::flush) reports it.
     pub fn lost_count(&self) -> u64 {
-        self.inner.buffer.failed()
+        self.inner.voice.buffer.failed()
     }
 
-    /// Ends the agent: it takes no commands and no events any more, and what it has said is written
-    /// out. Waits at most 10 seconds.
+    /// Ends the agent. It takes no commands and no events any more; announced runs that are still
+    /// open say `agent_cancelled` with the reason `shutdown`; what was said and reported is written
+    /// out, handlers under way end, and the leases are released: the agent is gone, and not lost.
+    /// Waits at most 10 seconds.
     ///
     /// # Errors
     /// As [`flush`](Self::flush), and [`FlushError::Unfinished`] where Redis is away; the writing
     /// goes on as long as the runtime lives.
     pub async fn close(self) -> Result<(), FlushError> {
-        self.inner.end();
-        match timeout(CLOSE_TIMEOUT, self.inner.buffer.flush()).await {
-            Ok(flushed) => flushed,
-            Err(_) => Err(FlushError::Unfinished { count: self.inner.buffer.unsettled() }),
-        }
+        self.inner.close().await
+    }
+
+    /// From now on, when the process is asked to end (SIGTERM, SIGINT), every run is cancelled with
+    /// the reason `shutdown`, has 3 seconds to end by itself, and the agent is
+    /// [closed](Self::close). The handle gives the outcome; then it is time to exit. It does not
+    /// keep the agent alive.
+    ///
+    /// # Errors
+    /// Where the system lets nobody listen for signals.
+    pub fn shutdown_on_signal(&self) -> std::io::Result<JoinHandle<Result<(), FlushError>>> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let agent = Arc::downgrade(&self.inner);
+        let stopped = self.inner.inbox.stopped.clone();
+        Ok(tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                () = stopped.cancelled() => return Ok(()),
+            }
+            let Some(agent) = agent.upgrade() else { return Ok(()) };
+            tracing::info!(agent_id = agent.voice.channel.id(), "asked to end");
+            agent.runs.cancel_all(Reason::Shutdown);
+            // Whoever has not ended then is ended.
+            let _ended = timeout(GRACE, agent.runs.all_ended()).await;
+            agent.close().await
+        }))
     }
 }
 
 impl Inner {
-    fn end(&self) {
-        // First the inbox: it tells those whose commands nobody has taken.
-        self.inbox.end();
-        self.ended.cancel();
-        self.buffer.close();
+    /// Joins a channel, in the words of who opens it.
+    pub(crate) async fn open(
+        &self,
+        channel: &Channel,
+        outlet: Outlet,
+        deadline: Instant,
+    ) -> Result<Membership, OpenError> {
+        self.inbox.join(channel, outlet, deadline).await.map_err(|error| {
+            let channel = channel.clone();
+            match error {
+                JoinError::Late(source) => OpenError::NotListening { channel, source },
+                JoinError::Taken => OpenError::AlreadyServed(channel),
+                JoinError::Fenced => OpenError::Fenced,
+                JoinError::Closed => OpenError::Closed,
+            }
+        })
+    }
+
+    /// Writes into the leases which runs are open: on the own channel, and on the one it was begun
+    /// on.
+    pub(crate) async fn note_runs(&self, begun_on: &Channel) -> Result<(), LeaseError> {
+        note_runs(&self.inbox.presence, &self.runs, begun_on).boxed().await
+    }
+
+    /// The run's end was said: when it is written, the run is noted no longer.
+    pub(crate) fn unnote_run(&self, run: &Current) {
+        if !self.runs.is_noted(run.key) {
+            return;
+        }
+        let (buffer, runs) = (Arc::clone(&self.voice.buffer), Arc::clone(&self.runs));
+        let (presence, run) = (Arc::clone(&self.inbox.presence), run.clone());
+        self.inbox.in_background(async move {
+            buffer.written().await;
+            runs.unnote(run.key);
+            if let Err(error) = note_runs(&presence, &runs, &run.channel).await {
+                tracing::debug!(run = &*run.id, %error, "a run's end is not noted");
+            }
+        });
+    }
+
+    async fn close(&self) -> Result<(), FlushError> {
+        let Some(closing) = self.begin_closing() else {
+            return self.voice.buffer.flush().await;
+        };
+        match timeout(CLOSE_TIMEOUT, self.runtime.spawn(closing.close())).await {
+            Ok(closed) => closed.unwrap_or(Err(FlushError::Stopped)),
+            Err(_) => Err(FlushError::Unfinished { count: self.voice.buffer.unsettled() }),
+        }
+    }
+
+    /// `None` where it has begun.
+    fn begin_closing(&self) -> Option<Closing> {
+        let is_first = !self.is_closing.swap(true, Ordering::SeqCst);
+        is_first.then(|| Closing {
+            voice: self.voice.clone(),
+            inbox: Arc::clone(&self.inbox),
+            runs: Arc::clone(&self.runs),
+            parent: self.parent.clone(),
+        })
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.end();
+        if let Some(closing) = self.begin_closing() {
+            closing.begin();
+            self.runtime.spawn(closing.close());
+        }
+    }
+}
+
+async fn note_runs(presence: &Presence, runs: &Runs, begun_on: &Channel) -> Result<(), LeaseError> {
+    let own = presence.own();
+    presence.note_runs(own, || runs.noted(own)).await?;
+    if begun_on != own {
+        presence.note_runs(begun_on, || runs.noted(begun_on)).await?;
+    }
+    Ok(())
+}
+
+/// Takes the lease that makes the agent known, and declares whose child it is.
+async fn first_lease(
+    journal: &Journal,
+    channel: &Channel,
+    parent: Option<&Parent>,
+    deadline: Instant,
+) -> Result<Lease, Option<Unavailable>> {
+    let mut last = None;
+    let leasing = async {
+        loop {
+            let leased = async {
+                if let Some(parent) = parent {
+                    journal.adopt(parent, channel.id()).await?;
+                }
+                journal.lease(channel, channel.id(), None, parent).await
+            };
+            match leased.await {
+                Ok(lease) => return lease,
+                Err(LeaseError::Unavailable(unavailable)) => last = Some(unavailable),
+                // A newer one has come in between: this one is newer still.
+                Err(_) => {}
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    };
+    timeout_at(deadline, leasing).await.map_err(|_| last)
+}
+
+/// When the agent is no longer who it was: nothing of it goes on.
+async fn mind_the_fence(inbox: Arc<Inbox>, runs: Arc<Runs>) {
+    let fenced = inbox.presence.fenced().clone();
+    if inbox.stopped.run_until_cancelled(fenced.cancelled()).await.is_some() {
+        tracing::warn!(
+            agent_id = %inbox.presence.holder().agent,
+            "fenced: a newer agent of this id has taken over, or this one was declared lost"
+        );
+        runs.cancel_all(Reason::Lost);
+        inbox.stop();
     }
 }

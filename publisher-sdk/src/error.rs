@@ -8,7 +8,12 @@ use journal::{AppendError, Unavailable};
 use protocol::{Channel, ChannelError, DataError, NameError};
 use thiserror::Error;
 
+use crate::commands::inbox::JoinError;
 use crate::options::{BATCH_WINDOW_MAX, BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, CONNECT_TIMEOUT};
+
+/// What an agent is told that is no longer who it was.
+const FENCED: &str = "a newer agent of this id has taken over, or this one was declared lost: what it \
+    says is refused, connect again";
 
 /// Why there is no agent.
 #[derive(Debug, Error)]
@@ -93,6 +98,12 @@ pub enum OpenError {
         /// What was tried; `None` where the link is down.
         source: Option<Unavailable>,
     },
+    /// The agent serves it already; two handlers would be one too many.
+    #[error("this agent serves `{0}` already")]
+    AlreadyServed(Channel),
+    /// The agent was declared lost, or a newer one of its id has taken over.
+    #[error("{FENCED}")]
+    Fenced,
     /// The agent has been closed.
     #[error("the agent has been closed")]
     Closed,
@@ -138,12 +149,24 @@ pub enum PublishError {
         /// How much may wait.
         limit: usize,
     },
+    /// The agent was declared lost, or a newer one of its id has taken over.
+    #[error("{FENCED}")]
+    Fenced,
     /// The agent has been closed, or its runtime is shutting down.
     #[error("the agent has been closed")]
     Closed,
     /// The journal did not take it.
     #[error(transparent)]
-    Journal(#[from] AppendError),
+    Journal(AppendError),
+}
+
+impl From<AppendError> for PublishError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Fenced => Self::Fenced,
+            error => Self::Journal(error),
+        }
+    }
 }
 
 impl PublishError {
@@ -161,6 +184,51 @@ impl PublishError {
         match self {
             Self::Journal(error) => error.had_no_effect(),
             _ => true,
+        }
+    }
+}
+
+/// Why there is no answer to a question.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// The question's id breaks the grammar.
+    #[error("`{0}` is no id of a question: use 1 to 128 characters of A-Z a-z 0-9 . _ : -")]
+    Id(String),
+    /// The question is too large or nests too deeply.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A question of this id stands on another channel.
+    #[error("a question of this id stands on `{0}`: give each an id of its own")]
+    Elsewhere(Channel),
+    /// The answer might not be heard.
+    #[error("the channel could not be joined within {CONNECT_TIMEOUT:?}: Redis is away, try again")]
+    NotListening {
+        /// What was tried; `None` where the link is down.
+        source: Option<Unavailable>,
+    },
+    /// The agent was declared lost, or a newer one of its id has taken over.
+    #[error("{FENCED}")]
+    Fenced,
+    /// The agent has been closed. The question stands.
+    #[error("the agent has been closed")]
+    Closed,
+}
+
+impl AskError {
+    /// Whether the same call, tried again later, can succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotListening { .. })
+    }
+}
+
+impl From<JoinError> for AskError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Late(source) => Self::NotListening { source },
+            JoinError::Fenced => Self::Fenced,
+            // Nobody asks on a service.
+            JoinError::Closed | JoinError::Taken => Self::Closed,
         }
     }
 }

@@ -12,7 +12,7 @@
 //!     let agent = Agent::options().id("helper").attach(Journal::in_memory()).await?;
 //!     let session = agent.session("42").await?;
 //!
-//!     let mut run = session.begin_run("run-1");
+//!     let run = session.begin_run("run-1");
 //!     run.announce(&serde_json::json!({"task": "Say hello"})).await?;
 //!     for token in ["Hel", "lo, ", "world"] {
 //!         if run.is_cancelled() {
@@ -32,25 +32,38 @@
 //! - ▼ [`Publisher`] publishes on one channel: any event, the [vocabulary] with its types, text
 //!   deltas in batches. What is said on a channel stands in the order in which it was said.
 //! - ▲ [`Commands`] are what people ask of the agent, each once; a [`Run`] is what their Cancel
-//!   cancels.
+//!   cancels. A [`PermissionRequest`] or [`BudgetRequest`] is what the agent asks of people. Requests
+//!   to a [service](Agent::serve) go to one of its workers.
+//! - An agent is known to be alive, or declared lost: a run always has an end that everybody hears
+//!   of, whatever becomes of the process.
 //! - The agent and the relay never meet: both speak to the [`Journal`], and neither waits for the
 //!   other. A browser that leaves changes nothing here.
 
 mod agent;
+mod closing;
 mod commands;
 mod error;
 mod events;
 mod lifecycle;
 mod options;
+mod presence;
+mod prompts;
 mod publisher;
+mod reason;
 mod run;
+mod runs;
+mod service;
 
 pub use agent::Agent;
+pub use commands::report::RequestError;
 pub use commands::{Command, Commands};
-pub use error::{ConnectError, FlushError, OpenError, PublishError};
+pub use error::{AskError, ConnectError, FlushError, OpenError, PublishError};
 pub use events::vocabulary;
 pub use journal::Journal;
 pub use options::AgentOptions;
+pub use prompts::{Budget, BudgetRequest, Permission, PermissionRequest};
 pub use protocol::{Channel, Offset};
 pub use publisher::Publisher;
-pub use run::{Cancellation, Run};
+pub use reason::{Cancellation, Reason};
+pub use run::{Run, ScopeError};
+pub use service::{Request, Service, ServiceOptions};

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::PublishError;
-use crate::agent::Inner;
+use crate::events::buffer::Buffer;
 
 /// A moment of an agent's life.
 #[derive(Clone, Copy, Debug)]
@@ -41,19 +41,27 @@ pub(crate) fn fields(fields: &impl Serialize) -> Result<Map<String, Value>, Publ
     }
 }
 
-impl Inner {
+/// What an agent tells of its life.
+#[derive(Clone, Debug)]
+pub(crate) struct Voice {
+    /// `agent:{id}`
+    pub(crate) channel: Channel,
+    pub(crate) buffer: Arc<Buffer>,
+}
+
+impl Voice {
     /// Says it on both channels and waits. However early the caller stops waiting, both are
     /// written.
     pub(crate) async fn say(
-        self: &Arc<Self>,
+        &self,
         stage: Stage,
         fields: Map<String, Value>,
     ) -> Result<(), PublishError> {
         let entry = self.entry(stage, fields)?;
-        let agent = Arc::clone(self);
+        let voice = self.clone();
         let saying = tokio::spawn(async move {
-            agent.buffer.publish(&agent.channel, entry.clone()).await?;
-            agent.buffer.publish(&Channel::global_events(), entry).await
+            voice.buffer.publish(&voice.channel, entry.clone()).await?;
+            voice.buffer.publish(&Channel::global_events(), entry).await
         });
         saying.await.unwrap_or(Err(PublishError::Closed)).map(drop)
     }
@@ -64,8 +72,13 @@ impl Inner {
             self.buffer.send(&self.channel, entry.clone())?;
             self.buffer.send(&Channel::global_events(), entry)
         });
-        if let Err(error) = said {
-            tracing::warn!(channel = %self.channel, %error, "`{}` could not be said", stage.event());
+        match said {
+            // Whoever declared the agent lost has said so.
+            Ok(()) | Err(PublishError::Fenced) => {}
+            Err(error) => {
+                let event = stage.event();
+                tracing::warn!(channel = %self.channel, %error, "`{event}` could not be said");
+            }
         }
     }
 

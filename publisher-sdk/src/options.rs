@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use journal::{Journal, Unavailable};
+use futures_util::FutureExt;
+use journal::{Journal, Parent, Unavailable};
 use protocol::Channel;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::{Agent, ConnectError};
+use crate::agent::Start;
+use crate::{Agent, ConnectError, Run};
 
 /// How long [`AgentOptions::connect`] and [`Agent::session`] wait for Redis.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,18 +29,25 @@ pub struct AgentOptions {
     id: Option<String>,
     batch_window: Duration,
     buffer_bytes: usize,
+    parent: Option<Parent>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { id: None, batch_window: Duration::from_millis(50), buffer_bytes: 8 * 1024 * 1024 }
+        Self {
+            id: None,
+            batch_window: Duration::from_millis(50),
+            buffer_bytes: 8 * 1024 * 1024,
+            parent: None,
+        }
     }
 }
 
 impl AgentOptions {
     /// The id under which commands reach the agent, on `agent:{id}`. Default: a new UUID.
     ///
-    /// Two agents with one id both hear its commands: give each process its own.
+    /// Of two agents with one id, the newer takes over and the older is
+    /// [fenced](Agent::fenced): give each process its own.
     pub fn id(self, id: impl Into<String>) -> Self {
         Self { id: Some(id.into()), ..self }
     }
@@ -55,6 +64,20 @@ impl AgentOptions {
     /// What is sent without waiting is refused when they are full; what is awaited waits for room.
     pub fn buffer(self, bytes: usize) -> Self {
         Self { buffer_bytes: bytes, ..self }
+    }
+
+    /// The agent was spawned by the agent of `run`, for that run: a Cancel that cancels the run
+    /// reaches this agent as well.
+    pub fn child_of(self, run: &Run) -> Self {
+        let parent = Parent { agent_id: run.agent_id().into(), run_id: Some(run.id().into()) };
+        Self { parent: Some(parent), ..self }
+    }
+
+    /// The agent was spawned by the agent `id`, in whichever process that is: a Cancel of that agent
+    /// reaches this one as well.
+    pub fn child_of_agent(self, id: impl Into<String>) -> Self {
+        let parent = Parent { agent_id: id.into().into(), run_id: None };
+        Self { parent: Some(parent), ..self }
     }
 
     /// Connects to the Redis at `url` (`redis://…`, or `rediss://…` for TLS) and begins to listen
@@ -75,8 +98,10 @@ impl AgentOptions {
         }
     }
 
-    /// The same with a journal that is already there, for an agent that shares its process with a
-    /// relay, and for tests.
+    /// The same with a journal that is already there: for an agent that shares its process with
+    /// other agents or with a relay, and for tests. Agents that share a [`Journal`] share its
+    /// connections, and all their leases are renewed in one pipeline, every 5 seconds: a process of
+    /// many agents opens one.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -93,9 +118,15 @@ impl AgentOptions {
         deadline: Instant,
         at: String,
     ) -> Result<Agent, ConnectError> {
-        Agent::start(agent, journal, self.batch_window, self.buffer_bytes, deadline)
-            .await
-            .map_err(|source| ConnectError::Unreachable { at, source })
+        let start = Start {
+            channel: agent,
+            journal,
+            window: self.batch_window,
+            buffer_bytes: self.buffer_bytes,
+            parent: self.parent,
+            deadline,
+        };
+        Agent::start(start).boxed().await.map_err(|source| ConnectError::Unreachable { at, source })
     }
 
     /// Everything that can be found wrong without Redis; the agent's channel.
@@ -105,6 +136,9 @@ impl AgentOptions {
         }
         if !(BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&self.buffer_bytes) {
             return Err(ConnectError::Buffer { given: self.buffer_bytes });
+        }
+        if let Some(parent) = &self.parent {
+            Channel::agent(&parent.agent_id)?;
         }
         Ok(match &self.id {
             Some(id) => Channel::agent(id)?,

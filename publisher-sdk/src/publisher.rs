@@ -41,6 +41,10 @@ impl Publisher {
         Self { agent, channel, _membership: membership }
     }
 
+    pub(crate) fn agent(&self) -> &Arc<Inner> {
+        &self.agent
+    }
+
     /// Where this publishes.
     pub fn channel(&self) -> &Channel {
         &self.channel
@@ -59,7 +63,7 @@ impl Publisher {
         name: &str,
         data: &T,
     ) -> Result<Offset, PublishError> {
-        self.agent.buffer.publish(&self.channel, entry(name, data)?).await
+        self.agent.voice.buffer.publish(&self.channel, entry(name, data)?).await
     }
 
     /// The same for an event of the [vocabulary](crate::vocabulary).
@@ -75,7 +79,7 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`]; [`Full`](PublishError::Full) where the agent's buffer has no room.
     pub fn send<T: Serialize + ?Sized>(&self, name: &str, data: &T) -> Result<(), PublishError> {
-        self.agent.buffer.send(&self.channel, entry(name, data)?)
+        self.agent.voice.buffer.send(&self.channel, entry(name, data)?)
     }
 
     /// The same for an event of the [vocabulary](crate::vocabulary).
@@ -106,7 +110,7 @@ impl Publisher {
         {
             return Err(PublishError::Turn { bytes: turn.len(), limit: TURN_BYTES_MAX });
         }
-        self.agent.buffer.text(&self.channel, turn, text)
+        self.agent.voice.buffer.text(&self.channel, turn, text)
     }
 
     /// Begins a run that belongs to this session: a Cancel sent to the agent cancels it, and so
@@ -120,7 +124,7 @@ impl Publisher {
     /// # Errors
     /// As [`Agent::flush`](crate::Agent::flush).
     pub async fn flush(&self) -> Result<(), FlushError> {
-        self.agent.buffer.flush().await
+        self.agent.voice.buffer.flush().await
     }
 }
 

@@ -1,44 +1,35 @@
-//! Runs: what an agent is working on, and what a Cancel cancels.
+//! A run: what an agent is working on, what a Cancel cancels, and what always says how it ended.
 //!
-//! [`inbox`](crate::commands) → **runs** → whoever waits for [`Run::cancelled`]
-//!
-//! A Cancel reaches the runs that are current when it arrives, and nothing else: not the next run,
-//! not the run of another agent or of another session.
+//! [`runs`](crate::runs) → **run** → [`lifecycle`](crate::lifecycle)
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::fmt;
+use std::sync::Arc;
 
-use protocol::{Channel, Kind};
+use journal::LeaseError;
+use protocol::Channel;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::PublishError;
 use crate::agent::Inner;
 use crate::lifecycle::{self, Stage};
-
-/// Who cancelled a run, and why.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Cancellation {
-    /// The token's subject. `None` where the relay asks for no tokens, and where the agent itself
-    /// cancelled [`Run::token`].
-    pub by: Option<String>,
-    /// What they wrote.
-    pub reason: Option<String>,
-}
+use crate::runs::Current;
+use crate::{Cancellation, PublishError, Reason};
 
 /// Something the agent is working on, from [`Agent::begin_run`](crate::Agent::begin_run) until it
 /// is completed, failed, stopped or dropped.
 ///
-/// A run that was [announced](Self::announce) always says how it ended: dropped, it says
-/// `agent_failed`, or `agent_cancelled` if it was.
+/// A run that was [announced](Self::announce) always says how it ended, once: dropped, by an error
+/// or a panic for example, it says `agent_failed`, or `agent_cancelled` if it was; when the agent
+/// closes, `agent_cancelled` with the reason `shutdown`; and when the process is killed, whoever
+/// notices says `agent_lost`.
 ///
 /// ```
 /// # use publisher_sdk::{Agent, Run};
 /// # async fn next_token() -> Option<&'static str> { None }
 /// # async fn example(agent: Agent) -> Result<(), publisher_sdk::PublishError> {
-/// let mut run = agent.begin_run("run-1");
+/// let run = agent.begin_run("run-1");
 /// run.announce(&serde_json::json!({"task": "Tidy up"})).await?;
 /// loop {
 ///     tokio::select! {
@@ -55,16 +46,27 @@ pub struct Cancellation {
 #[must_use = "a run ends when it is dropped"]
 pub struct Run {
     agent: Arc<Inner>,
-    key: u64,
     current: Current,
-    /// `agent_spawned` was said, so an end must be.
-    is_announced: bool,
+}
+
+/// How a [scope](Run::scope) ended that did not complete.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ScopeError<E: fmt::Display + fmt::Debug> {
+    /// Somebody cancelled the run; the work was dropped where it stood.
+    #[error("the run was cancelled")]
+    Cancelled(Cancellation),
+    /// The work failed.
+    #[error("the run failed: {0}")]
+    Failed(E),
+    /// The run's end could not be said.
+    #[error(transparent)]
+    Unsaid(PublishError),
 }
 
 impl Run {
     pub(crate) fn begin(agent: &Arc<Inner>, channel: &Channel, id: String) -> Self {
-        let (key, current) = agent.runs.begin(channel, id);
-        Self { agent: Arc::clone(agent), key, current, is_announced: false }
+        Self { agent: Arc::clone(agent), current: agent.runs.begin(channel, id) }
     }
 
     /// The id it was begun with: `runId` in its events, `run_id` in a Cancel that means only this
@@ -73,16 +75,19 @@ impl Run {
         &self.current.id
     }
 
-    /// Is cancelled with the run. Cancelling it cancels the run.
-    pub fn token(&self) -> CancellationToken {
-        self.current.token.clone()
+    pub(crate) fn agent_id(&self) -> &str {
+        self.agent.voice.channel.id()
     }
 
-    /// Cancels the run from the agent's own side, because it shuts down for example.
-    pub fn cancel(&self, reason: impl Into<String>) {
-        let reason = Some(reason.into());
-        self.current.cancellation.get_or_init(|| Cancellation { by: None, reason });
-        self.current.token.cancel();
+    /// Is cancelled with the run. Cancelling it cancels nothing else.
+    pub fn token(&self) -> CancellationToken {
+        self.current.token.child_token()
+    }
+
+    /// Cancels the run from the agent's own side: `run.cancel(Reason::Timeout)`, or
+    /// `run.cancel(Reason::Budget.saying("1,000 tokens"))`.
+    pub fn cancel(&self, why: impl Into<Cancellation>) {
+        self.current.cancel(why.into());
     }
 
     /// Whether somebody has cancelled the run.
@@ -93,55 +98,117 @@ impl Run {
     /// Waits until somebody cancels the run. Cancel-safe.
     pub async fn cancelled(&self) -> Cancellation {
         self.current.token.cancelled().await;
-        self.cancellation().unwrap_or_default()
+        self.cancellation().unwrap_or_else(|| Reason::Shutdown.into())
     }
 
     /// Who cancelled the run, and why; `None` as long as nobody has.
     pub fn cancellation(&self) -> Option<Cancellation> {
-        self.is_cancelled().then(|| self.current.cancellation.get().cloned().unwrap_or_default())
+        self.is_cancelled().then(|| self.current.cancellation.get().cloned()).flatten()
     }
 
     /// Says that the run begins: `agent_spawned {agent_id, runId, …fields}`, on the agent's own
-    /// channel and on `global:events`.
+    /// channel and on `global:events`. Before that, the run is noted in the agent's leases, so that
+    /// its end is told even if the process is killed.
     ///
     /// # Errors
     /// [`PublishError`]; then the run goes on, unannounced.
-    pub async fn announce(&mut self, fields: &impl Serialize) -> Result<(), PublishError> {
+    pub async fn announce(&self, fields: &impl Serialize) -> Result<(), PublishError> {
         let fields = self.fields(lifecycle::fields(fields)?);
-        self.agent.say(Stage::Spawned, fields).await?;
-        self.is_announced = true;
-        Ok(())
+        self.agent.runs.note(&self.current);
+        let announced = async {
+            self.agent.note_runs(&self.current.channel).await.map_err(|error| match error {
+                LeaseError::Fenced => PublishError::Fenced,
+                _ => PublishError::Closed,
+            })?;
+            self.agent.voice.say(Stage::Spawned, fields).await
+        };
+        let announced = announced.await;
+        if announced.is_err() {
+            self.agent.unnote_run(&self.current);
+        }
+        announced
+    }
+
+    /// Does `work` within the run, and ends the run as the work ends: `Ok` completes it, `Err` fails
+    /// it, a Cancel drops the work where it stands and stops it, a panic fails it.
+    ///
+    /// # Errors
+    /// [`ScopeError`].
+    ///
+    /// ```
+    /// # async fn answer() -> Result<u32, std::io::Error> { Ok(42) }
+    /// # async fn example(agent: publisher_sdk::Agent) -> Result<(), Box<dyn std::error::Error>> {
+    /// let run = agent.begin_run("run-1");
+    /// run.announce(&()).await?;
+    /// let answer = run.scope(answer()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn scope<T, E: fmt::Display + fmt::Debug>(
+        self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ScopeError<E>> {
+        let done = self.current.token.clone().run_until_cancelled_owned(work).await;
+        match done {
+            Some(Ok(result)) => {
+                self.complete().await.map_err(ScopeError::Unsaid)?;
+                Ok(result)
+            }
+            Some(Err(error)) => {
+                self.fail(&error.to_string()).await.map_err(ScopeError::Unsaid)?;
+                Err(ScopeError::Failed(error))
+            }
+            None => {
+                let why = self.cancellation().unwrap_or_else(|| Reason::Shutdown.into());
+                match self.stop().await {
+                    // Whoever declared the agent lost has said so.
+                    Ok(()) | Err(PublishError::Fenced) => Err(ScopeError::Cancelled(why)),
+                    Err(error) => Err(ScopeError::Unsaid(error)),
+                }
+            }
+        }
     }
 
     /// Ends the run, done: `agent_completed {agent_id, runId}`.
     ///
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
-    pub async fn complete(mut self) -> Result<(), PublishError> {
-        self.is_announced = false;
-        let fields = self.fields(Map::new());
-        self.agent.say(Stage::Completed, fields).await
+    pub async fn complete(self) -> Result<(), PublishError> {
+        self.end(Stage::Completed, Map::new()).await
     }
 
     /// Ends the run, not done: `agent_failed {agent_id, runId, error}`.
     ///
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
-    pub async fn fail(mut self, error: &str) -> Result<(), PublishError> {
-        self.is_announced = false;
-        let fields = self.fields(failed(error));
-        self.agent.say(Stage::Failed, fields).await
+    pub async fn fail(self, error: &str) -> Result<(), PublishError> {
+        self.end(Stage::Failed, failed(error)).await
     }
 
-    /// Ends the run, cancelled: `agent_cancelled {agent_id, runId, reason?, by?}` with who
-    /// cancelled it and why.
+    /// Ends the run, cancelled: `agent_cancelled {agent_id, runId, reason, by?, detail?}` with who
+    /// cancelled it and why; where nobody did, the agent itself stopped it: `shutdown`.
     ///
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
-    pub async fn stop(mut self) -> Result<(), PublishError> {
-        self.is_announced = false;
-        let fields = self.fields(cancelled(self.cancellation()));
-        self.agent.say(Stage::Cancelled, fields).await
+    pub async fn stop(self) -> Result<(), PublishError> {
+        let why = self.cancellation().unwrap_or_else(|| Reason::Shutdown.into());
+        self.end(Stage::Cancelled, why.fields()).await
+    }
+
+    async fn end(self, stage: Stage, fields: Map<String, Value>) -> Result<(), PublishError> {
+        if !self.agent.runs.end(self.current.key) {
+            // The agent was closed, and has said so.
+            return Ok(());
+        }
+        let (agent, current) = (Arc::clone(&self.agent), self.current.clone());
+        let fields = self.fields(fields);
+        // However early the caller stops waiting: what is said is noted, too.
+        let ending = tokio::spawn(async move {
+            let said = agent.voice.say(stage, fields).await;
+            agent.unnote_run(&current);
+            said
+        });
+        ending.await.unwrap_or(Err(PublishError::Closed))
     }
 
     fn fields(&self, mut fields: Map<String, Value>) -> Map<String, Value> {
@@ -152,134 +219,19 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.agent.runs.end(self.key);
-        if self.is_announced {
-            let (stage, fields) = match self.cancellation() {
-                Some(cancellation) => (Stage::Cancelled, cancelled(Some(cancellation))),
-                None => (Stage::Failed, failed("the run ended without a result")),
-            };
-            self.agent.say_without_waiting(stage, self.fields(fields));
+        if !self.agent.runs.end(self.current.key) || !self.agent.runs.is_noted(self.current.key) {
+            return;
         }
+        let (stage, fields) = match self.cancellation() {
+            Some(why) => (Stage::Cancelled, why.fields()),
+            None if std::thread::panicking() => (Stage::Failed, failed("the agent panicked")),
+            None => (Stage::Failed, failed("the run ended without a result")),
+        };
+        self.agent.voice.say_without_waiting(stage, self.fields(fields));
+        self.agent.unnote_run(&self.current);
     }
 }
 
 fn failed(error: &str) -> Map<String, Value> {
     Map::from_iter([("error".to_owned(), error.into())])
-}
-
-fn cancelled(cancellation: Option<Cancellation>) -> Map<String, Value> {
-    let Cancellation { by, reason } = cancellation.unwrap_or_default();
-    let by = by.map(|by| ("by".to_owned(), by.into()));
-    let reason = reason.map(|reason| ("reason".to_owned(), reason.into()));
-    by.into_iter().chain(reason).collect()
-}
-
-/// The runs that are current.
-#[derive(Debug, Default)]
-pub(crate) struct Runs {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    next_key: u64,
-    current: HashMap<u64, Current>,
-}
-
-#[derive(Clone, Debug)]
-struct Current {
-    id: Arc<str>,
-    /// The session it was begun on, or the agent's own channel.
-    channel: Channel,
-    token: CancellationToken,
-    cancellation: Arc<OnceLock<Cancellation>>,
-}
-
-impl Runs {
-    fn begin(&self, channel: &Channel, id: String) -> (u64, Current) {
-        let current = Current {
-            id: id.into(),
-            channel: channel.clone(),
-            token: CancellationToken::new(),
-            cancellation: Arc::default(),
-        };
-        let mut state = self.state();
-        state.next_key += 1;
-        let key = state.next_key;
-        state.current.insert(key, current.clone());
-        (key, current)
-    }
-
-    fn end(&self, key: u64) {
-        self.state().current.remove(&key);
-    }
-
-    /// Cancels the current runs that a Cancel on `channel` means: sent to the agent, all; sent to a
-    /// session, those begun on it. Whether there was one.
-    pub(crate) fn cancel(
-        &self,
-        channel: &Channel,
-        run_id: Option<&str>,
-        cancellation: &Cancellation,
-    ) -> bool {
-        let state = self.state();
-        let meant = state.current.values().filter(|run| {
-            (channel.kind() == Kind::Agent || run.channel == *channel)
-                && run_id.is_none_or(|id| id == &*run.id)
-        });
-        let mut any = false;
-        for run in meant {
-            // The first one is remembered.
-            run.cancellation.get_or_init(|| cancellation.clone());
-            run.token.cancel();
-            any = true;
-        }
-        any
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics with this lock held")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cancel_reaches_the_runs_it_means_and_no_other() {
-        let runs = Runs::default();
-        let agent = Channel::agent("a").unwrap();
-        let (one, two) = (Channel::session("1").unwrap(), Channel::session("2").unwrap());
-        let nobody = Cancellation::default();
-        assert!(!runs.cancel(&agent, None, &nobody), "nothing is current");
-
-        let (_, a) = runs.begin(&one, "run-a".to_owned());
-        let (_, b) = runs.begin(&two, "run-b".to_owned());
-        let (key, c) = runs.begin(&agent, "run-c".to_owned());
-        let state = || [&a, &b, &c].map(|run| run.token.is_cancelled());
-        assert_eq!(state(), [false; 3], "an earlier cancel does nothing later on");
-
-        assert!(!runs.cancel(&agent, Some("run-x"), &nobody));
-        assert!(!runs.cancel(&one, Some("run-b"), &nobody));
-        assert!(runs.cancel(&one, None, &nobody));
-        assert_eq!(state(), [true, false, false]);
-        assert!(runs.cancel(&agent, Some("run-b"), &nobody));
-        assert_eq!(state(), [true, true, false]);
-        runs.end(key);
-        runs.cancel(&agent, None, &nobody);
-        assert_eq!(state(), [true, true, false], "what has ended is not cancelled");
-    }
-
-    #[test]
-    fn whoever_cancels_first_is_remembered() {
-        let runs = Runs::default();
-        let agent = Channel::agent("a").unwrap();
-        let (_, run) = runs.begin(&agent, "run".to_owned());
-        for by in ["ann", "ben"] {
-            let cancellation = Cancellation { by: Some(by.to_owned()), reason: None };
-            runs.cancel(&agent, None, &cancellation);
-        }
-        assert_eq!(run.cancellation.get().and_then(|c| c.by.as_deref()), Some("ann"));
-    }
 }

@@ -4,24 +4,57 @@ mod stage;
 
 use std::time::Duration;
 
-use journal::{Name, NewEntry};
-use publisher_sdk::Agent;
-use serde_json::json;
-use stage::{agent, command, event, events, next, nobody_listens};
+use journal::{Name, NewEntry, Status};
+use publisher_sdk::{Agent, Reason, RequestError};
+use serde_json::{Value, json};
+use stage::{
+    agent, command, ended, events, fate, new_command, next, nobody_is_on, request, statuses, until,
+};
 use tokio::time::timeout;
+
+fn said(statuses: &[(&str, Value)]) -> Vec<(String, Value)> {
+    statuses.iter().map(|(status, detail)| ((*status).to_owned(), detail.clone())).collect()
+}
 
 #[tokio::test]
 async fn a_command_arrives_with_who_asked_and_with_its_arguments() {
     let (agent, journal) = agent().await;
     let mut commands = agent.commands();
 
-    command(&journal, "agent:a", "set_model", "c1", json!({"model": "large"})).await;
+    let id = command(&journal, "agent:a", "set_model", json!({"model": "large"})).await;
 
     let command = next(&mut commands).await;
-    assert_eq!((command.name.as_str(), command.command_id.as_str()), ("set_model", "c1"));
+    assert_eq!((command.name.as_str(), command.command_id), ("set_model", id.to_string()));
     assert_eq!(command.by.as_deref(), Some("ann"));
     assert_eq!(command.channel.as_str(), "agent:a");
-    assert_eq!(command.read::<serde_json::Value>().unwrap(), json!({"model": "large"}));
+    assert_eq!(serde_json::from_str::<Value>(&command.data).unwrap(), json!({"model": "large"}));
+}
+
+#[tokio::test]
+async fn whoever_watches_sees_what_becomes_of_a_command() {
+    let (agent, journal) = agent().await;
+    let mut commands = agent.commands();
+
+    let done = command(&journal, "agent:a", "a", json!({})).await;
+    next(&mut commands).await.applied();
+    let refused = command(&journal, "agent:a", "b", json!({})).await;
+    next(&mut commands).await.rejected("not today");
+    let dropped = command(&journal, "agent:a", "c", json!({})).await;
+    drop(next(&mut commands).await);
+    let panicked = command(&journal, "agent:a", "d", json!({})).await;
+    let taken = next(&mut commands).await;
+    let panicking = tokio::spawn(async move { assert!(taken.is_request(), "on purpose") });
+    assert!(panicking.await.is_err());
+
+    let delivered = ("delivered", Value::Null);
+    for (id, last) in [
+        (done, ("applied", Value::Null)),
+        (refused, ("rejected", json!("not today"))),
+        (dropped, ("rejected", json!("the agent dropped it"))),
+        (panicked, ("rejected", json!("the agent panicked over it"))),
+    ] {
+        assert_eq!(ended(&journal, "agent:a", id).await, said(&[delivered.clone(), last]));
+    }
 }
 
 #[tokio::test]
@@ -31,17 +64,19 @@ async fn an_agent_hears_its_sessions_as_long_as_it_holds_them() {
     let session = agent.session("s").await.unwrap();
     let again = agent.session("s").await.unwrap();
 
-    command(&journal, "session:s", "one", "c1", json!({})).await;
+    command(&journal, "session:s", "one", json!({})).await;
     assert_eq!(next(&mut commands).await.channel.as_str(), "session:s");
     drop(session);
-    command(&journal, "session:s", "two", "c2", json!({})).await;
+    command(&journal, "session:s", "two", json!({})).await;
     assert_eq!(next(&mut commands).await.name, "two");
     drop(again);
-    command(&journal, "session:s", "three", "c3", json!({})).await;
-    command(&journal, "agent:a", "four", "c4", json!({})).await;
+    nobody_is_on(&journal, "session:s").await;
+    command(&journal, "session:s", "three", json!({})).await;
+    command(&journal, "agent:a", "four", json!({})).await;
 
     assert_eq!(next(&mut commands).await.name, "four");
-    nobody_listens(&journal, "session:s").await;
+    let _session = agent.session("s").await.unwrap();
+    assert_eq!(next(&mut commands).await.name, "three", "it waited for an agent");
 }
 
 #[tokio::test]
@@ -53,39 +88,51 @@ async fn an_agent_that_is_gone_listens_no_longer() {
     drop((agent, session));
 
     assert!(timeout(Duration::from_secs(5), commands.next()).await.unwrap().is_none());
-    nobody_listens(&journal, "agent:a").await;
-    nobody_listens(&journal, "session:s").await;
+    nobody_is_on(&journal, "agent:a").await;
+    nobody_is_on(&journal, "session:s").await;
 }
 
 #[tokio::test]
 async fn the_same_command_happens_once() {
     let (agent, journal) = agent().await;
     let mut commands = agent.commands();
+    let [one, two, three] = ["one", "two", "three"].map(|n| new_command("agent:a", n, &json!({})));
 
-    for (name, id) in [("one", "c1"), ("one", "c1"), ("two", "c2"), ("one", "c1"), ("three", "c3")]
-    {
-        command(&journal, "agent:a", name, id, json!({})).await;
+    let mut keys = Vec::new();
+    for new in [&one, &one, &two, &one, &three] {
+        keys.push(journal.send(new).await.unwrap().key);
     }
 
     for expected in ["one", "two", "three"] {
-        assert_eq!(next(&mut commands).await.name, expected);
+        let command = next(&mut commands).await;
+        assert_eq!(command.name, expected);
+        command.applied();
     }
+    assert_eq!(fate(&journal, "agent:a", keys[0]).await.0, Status::Applied);
 }
 
 #[tokio::test]
-async fn what_was_sent_before_an_agent_listened_is_not_done_even_if_it_comes_again() {
+async fn a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_nothing() {
     let (first, journal) = agent().await;
-    for n in 0..50 {
-        command(&journal, "agent:a", "old", &format!("c{n}"), json!({})).await;
-    }
-    first.close().await.unwrap();
-    let agent = Agent::options().id("a").attach(journal.clone()).await.unwrap();
-    let mut commands = agent.commands();
+    let mut commands = first.commands();
+    let done = command(&journal, "agent:a", "done", json!({})).await;
+    next(&mut commands).await.applied();
+    let begun = command(&journal, "agent:a", "begun", json!({})).await;
+    let _begun = next(&mut commands).await;
+    command(&journal, "agent:a", "waits", json!({})).await;
+    ended(&journal, "agent:a", done).await;
 
-    command(&journal, "agent:a", "old", "c7", json!({})).await;
-    command(&journal, "agent:a", "new", "c99", json!({})).await;
+    // As after a crash: nobody has said good-bye.
+    let second = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+    command(&journal, "agent:a", "new", json!({})).await;
 
+    let mut commands = second.commands();
+    assert_eq!(next(&mut commands).await.name, "waits");
     assert_eq!(next(&mut commands).await.name, "new");
+    assert_eq!(
+        ended(&journal, "agent:a", begun).await.last(),
+        Some(&("rejected".into(), json!("lost")))
+    );
 }
 
 #[tokio::test]
@@ -105,79 +152,131 @@ async fn a_command_that_cannot_be_read_does_not_stop_the_next() {
 }
 
 #[tokio::test]
-async fn a_command_that_finds_no_room_is_rejected_aloud() {
+async fn a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later() {
     let (agent, journal) = agent().await;
-    for n in 0..257 {
-        command(&journal, "agent:a", "work", &format!("c{n}"), json!({})).await;
-    }
+    let mut brief = new_command("agent:a", "brief", &json!({}));
+    brief.expires_in = Duration::from_millis(30);
+    let key = journal.send(&brief).await.unwrap().key;
+    let patient = command(&journal, "agent:a", "patient", json!({})).await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert!(statuses(&journal, "agent:a", patient).await.is_empty(), "it is not taken unwanted");
 
-    let status = event(&journal, "agent:a", "command_status").await;
-
-    assert_eq!(status["command_id"], "c256");
-    assert_eq!(status["status"], "rejected");
     let mut commands = agent.commands();
-    for n in 0..256 {
-        assert_eq!(next(&mut commands).await.command_id, format!("c{n}"));
-    }
+    assert_eq!(next(&mut commands).await.name, "patient");
+
+    assert_eq!(fate(&journal, "agent:a", key).await.0, Status::Expired);
 }
 
 #[tokio::test]
-async fn what_nobody_took_is_rejected_aloud_when_the_agent_ends() {
+async fn a_wish_for_a_command_that_is_given_up_loses_none() {
     let (agent, journal) = agent().await;
-    let session = agent.session("s").await.unwrap();
     let mut commands = agent.commands();
-    command(&journal, "session:s", "first", "c1", json!({})).await;
-    assert_eq!(next(&mut commands).await.name, "first");
-    command(&journal, "session:s", "second", "c2", json!({})).await;
-    command(&journal, "agent:a", "marker", "c3", json!({})).await;
-    assert_eq!(next(&mut commands).await.name, "second");
+    assert!(timeout(Duration::from_millis(20), commands.next()).await.is_err());
+    let mut sent = Vec::new();
+    for n in 0..50 {
+        sent.push(command(&journal, "agent:a", "work", json!(n)).await);
+    }
 
-    drop(session);
-    agent.close().await.unwrap();
+    let mut seen = Vec::new();
+    let mut patience = 0;
+    while seen.len() < sent.len() {
+        if let Ok(Some(command)) = timeout(Duration::from_micros(patience), commands.next()).await {
+            seen.push(command.read::<usize>().unwrap());
+            command.applied();
+        }
+        patience = (patience + 50) % 2_000;
+    }
 
-    let status = event(&journal, "agent:a", "command_status").await;
-    assert_eq!(status["command_id"], "c3");
-    assert!(events(&journal, "session:s").await.is_empty(), "what was taken is not rejected");
-    assert!(commands.next().await.is_none());
+    assert_eq!(seen, (0..50).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn many_more_commands_than_fit_in_memory_are_all_done_in_order() {
+    let (agent, journal) = agent().await;
+    let handled = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let handler = std::sync::Arc::clone(&handled);
+    let service = agent.service("sums").at_once(1);
+    let mut keys = Vec::new();
+    for n in 0..3_000 {
+        keys.push(request(&journal, "service:sums", "sums.add", json!(n)).await);
+    }
+
+    let _service = service
+        .serve(move |request| {
+            handler.lock().unwrap().push(request.read::<u64>().unwrap());
+            async { Ok(Value::Null) }
+        })
+        .await
+        .unwrap();
+
+    until("all are handled", async || (handled.lock().unwrap().len() == 3_000).then_some(())).await;
+    assert_eq!(*handled.lock().unwrap(), (0..3_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_request_is_answered_with_a_result_or_with_a_typed_error() {
+    let (agent, journal) = agent().await;
+    let _session = agent.session("s").await.unwrap();
+    let mut commands = agent.commands();
+    let asked = request(&journal, "session:s", "model", json!({"n": 1})).await;
+    let command = next(&mut commands).await;
+    assert!(command.is_request());
+    assert_eq!(command.read::<Value>().unwrap(), json!({"method": "model", "params": {"n": 1}}));
+    command.reply(&json!({"name": "large"}));
+    let refused = request(&journal, "agent:a", "model", json!({})).await;
+    next(&mut commands).await.refuse(&RequestError::new("busy", "later").retryable());
+    let dropped = request(&journal, "agent:a", "model", json!({})).await;
+    drop(next(&mut commands).await);
+
+    assert_eq!(
+        fate(&journal, "session:s", asked).await,
+        (Status::Applied, json!({"name": "large"}))
+    );
+    let busy = json!({"code": "busy", "message": "later", "retryable": true});
+    assert_eq!(fate(&journal, "agent:a", refused).await, (Status::Rejected, busy));
+    let dropped = fate(&journal, "agent:a", dropped).await;
+    assert_eq!((dropped.0, &dropped.1["code"]), (Status::Rejected, &json!("rejected")));
+    assert!(events(&journal, "agent:a").await.is_empty(), "a request is nobody else's business");
 }
 
 #[tokio::test]
 async fn cancel_cancels_and_says_who_and_why() {
     let (agent, journal) = agent().await;
     let mut commands = agent.commands();
-    let mut run = agent.begin_run("run-1");
+    let run = agent.begin_run("run-1");
     run.announce(&json!({"task": "x"})).await.unwrap();
     let token = run.token();
 
-    command(
-        &journal,
-        "agent:a",
-        "cancel_agent",
-        "c1",
-        json!({"agent_id": "a", "reason": "enough"}),
-    )
-    .await;
+    let data = json!({"agent_id": "a", "reason": "enough"});
+    let id = command(&journal, "agent:a", "cancel_agent", data).await;
 
     let cancellation = timeout(Duration::from_secs(5), run.cancelled()).await.unwrap();
-    assert_eq!(cancellation.by.as_deref(), Some("ann"));
-    assert_eq!(cancellation.reason.as_deref(), Some("enough"));
+    assert_eq!((cancellation.reason, cancellation.by.as_deref()), (Reason::User, Some("ann")));
+    assert_eq!(cancellation.detail.as_deref(), Some("enough"));
     assert!(token.is_cancelled());
-    assert_eq!(next(&mut commands).await.name, "cancel_agent", "it can be seen, too");
+    let statuses = ended(&journal, "agent:a", id).await;
+    assert_eq!(statuses, said(&[("delivered", Value::Null), ("applied", Value::Null)]));
+    let seen = next(&mut commands).await;
+    assert_eq!(seen.name, "cancel_agent", "it can be seen, too");
+    seen.rejected("what is done is done");
     run.stop().await.unwrap();
     let said = events(&journal, "global:events").await;
-    let expected = json!({"agent_id": "a", "runId": "run-1", "by": "ann", "reason": "enough"});
+    let expected = json!({
+        "agent_id": "a", "runId": "run-1", "reason": "user", "by": "ann", "detail": "enough"
+    });
     assert_eq!(said.last().unwrap(), &("agent_cancelled".to_owned(), expected));
+    assert_eq!(ended(&journal, "agent:a", id).await, statuses, "nothing more is said of it");
 }
 
 #[tokio::test]
 async fn cancel_cancels_though_nobody_takes_commands() {
     let (agent, journal) = agent().await;
     let run = agent.begin_run("run-1");
-    for n in 0..300 {
-        command(&journal, "agent:a", "work", &format!("w{n}"), json!({})).await;
+    for n in 0..200 {
+        command(&journal, "agent:a", "work", json!(n)).await;
     }
 
-    command(&journal, "agent:a", "cancel_agent", "c1", json!({"agent_id": "a"})).await;
+    command(&journal, "agent:a", "cancel_agent", json!({"agent_id": "a"})).await;
 
     timeout(Duration::from_secs(5), run.cancelled()).await.unwrap();
 }
@@ -185,29 +284,72 @@ async fn cancel_cancels_though_nobody_takes_commands() {
 #[tokio::test]
 async fn a_cancel_for_one_run_leaves_the_others_alone() {
     let (agent, journal) = agent().await;
-    let mut commands = agent.commands();
     let (one, two) = (agent.begin_run("run-1"), agent.begin_run("run-2"));
 
-    command(&journal, "agent:a", "cancel_agent", "c1", json!({"run_id": "run-3"})).await;
-    command(&journal, "agent:a", "cancel_agent", "c2", json!({"run_id": "run-2"})).await;
-    next(&mut commands).await;
-    next(&mut commands).await;
+    let early = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-3"})).await;
+    let id = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-2"})).await;
+    ended(&journal, "agent:a", id).await;
 
     assert!(two.is_cancelled());
     assert!(!one.is_cancelled());
+    let token = two.token();
+    two.complete().await.unwrap();
+    let late = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-2"})).await;
+    let late = ended(&journal, "agent:a", late).await;
+    assert_eq!(late.last(), Some(&("rejected".into(), json!("the run has ended"))));
+    assert!(token.is_cancelled() && !one.is_cancelled());
+    assert_eq!(statuses(&journal, "agent:a", early).await, said(&[("delivered", Value::Null)]));
+}
+
+#[tokio::test]
+async fn a_cancel_that_names_a_run_is_applied_when_the_run_begins_also_by_a_later_agent() {
+    let (agent, journal) = agent().await;
+    let early = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-1"})).await;
+    until("it is delivered", async || {
+        (!statuses(&journal, "agent:a", early).await.is_empty()).then_some(())
+    })
+    .await;
+
+    let run = agent.begin_run("run-1");
+
+    assert!(run.is_cancelled());
+    assert_eq!(ended(&journal, "agent:a", early).await.last().unwrap().0, "applied");
+    let never = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-2"})).await;
+    until("it is delivered", async || {
+        (!statuses(&journal, "agent:a", never).await.is_empty()).then_some(())
+    })
+    .await;
+    drop(run);
+    agent.close().await.unwrap();
+    let never = ended(&journal, "agent:a", never).await;
+    assert_eq!(never.last().unwrap(), &("rejected".into(), json!("no such run has begun")));
+
+    let before = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-3"})).await;
+    let stray = command(&journal, "agent:a", "cancel_agent", json!({})).await;
+    let agent = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+    let other = agent.begin_run("run-4");
+    until("it is delivered", async || {
+        (!statuses(&journal, "agent:a", before).await.is_empty()).then_some(())
+    })
+    .await;
+    assert!(agent.begin_run("run-3").is_cancelled());
+    assert_eq!(ended(&journal, "agent:a", before).await.last().unwrap().0, "applied");
+    let stray = ended(&journal, "agent:a", stray).await;
+    assert_eq!(stray.last().unwrap().1, json!("it was sent before the agent was there"));
+    assert!(!other.is_cancelled(), "it was not meant");
 }
 
 #[tokio::test]
 async fn a_cancel_without_a_current_run_does_nothing_later_on() {
     let (agent, journal) = agent().await;
-    let mut commands = agent.commands();
     let finished = agent.begin_run("run-1");
     let token = finished.token();
     finished.complete().await.unwrap();
 
-    command(&journal, "agent:a", "cancel_agent", "c1", json!({"agent_id": "a"})).await;
-    assert_eq!(next(&mut commands).await.name, "cancel_agent");
+    let id = command(&journal, "agent:a", "cancel_agent", json!({"agent_id": "a"})).await;
 
+    let status = ended(&journal, "agent:a", id).await;
+    assert_eq!(status.last(), Some(&("rejected".into(), json!("nothing runs"))));
     assert!(!token.is_cancelled());
     assert!(!agent.begin_run("run-2").is_cancelled());
     assert!(!agent.begin_run("run-1").is_cancelled());
@@ -216,12 +358,11 @@ async fn a_cancel_without_a_current_run_does_nothing_later_on() {
 #[tokio::test]
 async fn a_cancel_sent_to_a_session_cancels_the_runs_begun_there() {
     let (agent, journal) = agent().await;
-    let mut commands = agent.commands();
     let (one, two) = (agent.session("1").await.unwrap(), agent.session("2").await.unwrap());
     let (mine, other) = (one.begin_run("run"), two.begin_run("run"));
 
-    command(&journal, "session:1", "cancel_agent", "c1", json!({})).await;
-    next(&mut commands).await;
+    let id = command(&journal, "session:1", "cancel_agent", json!({})).await;
+    ended(&journal, "session:1", id).await;
 
     assert!(mine.is_cancelled());
     assert!(!other.is_cancelled());
@@ -232,37 +373,8 @@ async fn a_malformed_cancel_cancels_nothing_and_is_rejected_aloud() {
     let (agent, journal) = agent().await;
     let run = agent.begin_run("run-1");
 
-    command(&journal, "agent:a", "cancel_agent", "c1", json!({"run_id": 1})).await;
+    let id = command(&journal, "agent:a", "cancel_agent", json!({"run_id": 1})).await;
 
-    assert_eq!(event(&journal, "agent:a", "command_status").await["command_id"], "c1");
+    assert_eq!(ended(&journal, "agent:a", id).await.last().unwrap().0, "rejected");
     assert!(!run.is_cancelled());
-}
-
-#[tokio::test]
-async fn an_announced_run_always_says_how_it_ended() {
-    let (agent, journal) = agent().await;
-    let begin = async |id: &str| {
-        let mut run = agent.begin_run(id);
-        run.announce(&()).await.unwrap();
-        run
-    };
-
-    begin("1").await.complete().await.unwrap();
-    begin("2").await.fail("no luck").await.unwrap();
-    drop(begin("3").await);
-    let cancelled = begin("4").await;
-    cancelled.cancel("shutting down");
-    drop(cancelled);
-    drop(agent.begin_run("5"));
-    agent.flush().await.unwrap();
-
-    let ends = |said: Vec<(String, serde_json::Value)>| {
-        let ends = said.into_iter().filter(|(name, _)| name != "agent_spawned");
-        ends.map(|(name, data)| format!("{} {name}", data["runId"].as_str().unwrap())).collect()
-    };
-    let expected = ["1 agent_completed", "2 agent_failed", "3 agent_failed", "4 agent_cancelled"];
-    let own: Vec<String> = ends(events(&journal, "agent:a").await);
-    assert_eq!(own, expected);
-    let global: Vec<String> = ends(events(&journal, "global:events").await);
-    assert_eq!(global, expected);
 }

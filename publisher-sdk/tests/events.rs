@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use journal::Journal;
 use publisher_sdk::vocabulary::{TextComplete, ToolStart};
-use publisher_sdk::{Agent, FlushError, OpenError, PublishError};
+use publisher_sdk::{Agent, FlushError, OpenError, PublishError, Reason};
 use serde_json::{Value, json};
 use stage::{agent, event, events, said, times};
 use tokio::time::sleep;
@@ -250,13 +250,13 @@ async fn an_agents_life_is_told_on_its_own_channel_and_on_the_firehose() {
     agent.spawned(&json!({"task": "x", "agent_id": "somebody else"})).await.unwrap();
     agent.completed(&()).await.unwrap();
     agent.failed("boom", &json!({"runId": "r"})).await.unwrap();
-    agent.cancelled(&json!({"by": "ann"})).await.unwrap();
+    agent.cancelled(Reason::User, &json!({"by": "ann"})).await.unwrap();
 
     let expected: Vec<(String, Value)> = [
         ("agent_spawned", json!({"agent_id": "a", "task": "x"})),
         ("agent_completed", json!({"agent_id": "a"})),
         ("agent_failed", json!({"agent_id": "a", "error": "boom", "runId": "r"})),
-        ("agent_cancelled", json!({"agent_id": "a", "by": "ann"})),
+        ("agent_cancelled", json!({"agent_id": "a", "reason": "user", "by": "ann"})),
     ]
     .map(|(name, data)| (name.to_owned(), data))
     .into();

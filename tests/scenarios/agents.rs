@@ -74,7 +74,7 @@ async fn an_agents_life_is_on_its_own_channel_and_on_the_firehose() {
     let mut own = stage.browser_on(0).subscribed_to("agent:a1").await;
     let agent = stage.agent("a1").await;
 
-    let mut run = agent.begin_run("r1");
+    let run = agent.begin_run("r1");
     run.announce(&json!({"task": "tidy"})).await.unwrap();
     run.complete().await.unwrap();
 

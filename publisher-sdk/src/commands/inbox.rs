@@ -1,169 +1,233 @@
-//! Where commands come in: each once, a Cancel first of all to its runs.
+//! Where commands come in: a desk per channel, and what does not wait in any.
 //!
-//! [`listener`](super::listener) → **inbox** → [`Commands`](crate::Commands), [`Runs`]
+//! [`listener`](super::listener) → **inbox** → [`desk`](super::desk), [`cancel`](super::cancel),
+//! [`prompts`](crate::prompts)
 //!
-//! Following begins at the head: what was sent before belongs to whoever listened then. The ids of
-//! what a journal retains at that moment count as seen, so a journal that is read again from its
-//! oldest entry (after a reset) repeats nothing.
+//! A channel is followed from the start of its commands: what was sent while no agent was there is
+//! found, and whether it was done already is asked of its state, never guessed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use journal::{Follower, Journal, Name, NewEntry, Since, Unavailable};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use journal::{Follower, Journal, LeaseError, Name, Since, Take, Unavailable};
 use protocol::{Channel, Entry, Offset};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
+use super::desk::{Desk, Head, Outlet};
 use super::queue::Queue;
-use super::seen::Seen;
+use super::report::Report;
 use super::{CANCEL, Command};
-use crate::events::buffer::Buffer;
-use crate::events::vocabulary::{CommandState, CommandStatus, Event};
-use crate::run::{Cancellation, Runs};
-
-/// How many retained commands are read at a time.
-const PAGE_ENTRIES: usize = 1_000;
+use crate::presence::{Presence, RETRY_PAUSE};
+use crate::prompts::{Prompts, Told};
+use crate::runs::Runs;
 
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    journal: Journal,
+    pub(crate) journal: Journal,
     follower: Follower,
-    followed: Mutex<HashMap<Channel, Followed>>,
+    /// Each with how many hold it.
+    desks: Mutex<HashMap<Channel, (usize, Arc<Desk>)>>,
     pub(crate) queue: Arc<Queue>,
-    runs: Arc<Runs>,
-    /// Where senders are told that a command was not taken.
-    buffer: Arc<Buffer>,
+    pub(super) runs: Arc<Runs>,
+    pub(crate) prompts: Prompts,
+    pub(crate) presence: Arc<Presence>,
+    /// Nothing is taken any more.
+    pub(crate) stopped: CancellationToken,
+    /// Reports and releases under way.
+    tasks: TaskTracker,
+    runtime: Handle,
 }
 
-/// A channel whose commands come in here.
-#[derive(Debug)]
-struct Followed {
-    members: usize,
-    seen: Seen,
-    head: watch::Sender<Head>,
-}
-
-/// Where following began.
-#[derive(Clone, Copy, Debug)]
-enum Head {
-    Unknown,
-    Known(Option<Offset>),
-}
-
-/// Commands of a channel come in as long as one of these is held.
+/// Commands of a channel come in, and its lease is held, as long as one of these is.
 #[derive(Debug)]
 pub(crate) struct Membership {
     inbox: Arc<Inbox>,
-    channel: Channel,
+    desk: Arc<Desk>,
+}
+
+impl Membership {
+    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.desk.channel
+    }
+
+    pub(super) fn forget(&self, key: Uuid) {
+        self.desk.forget(key);
+    }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.inbox.leave(&self.channel);
+        self.inbox.leave(&self.desk);
     }
 }
 
-/// What a command looks like in its journal.
-#[derive(Deserialize)]
-struct Fields<'a> {
-    command_id: String,
-    by: Option<String>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-}
-
-/// The arguments of `cancel_agent`.
-#[derive(Default, Deserialize)]
-struct Cancel {
-    #[serde(alias = "runId")]
-    run_id: Option<String>,
-    reason: Option<String>,
+/// Why a channel was not joined.
+#[derive(Debug)]
+pub(crate) enum JoinError {
+    /// Redis did not answer in time; what was tried, if that is known.
+    Late(Option<Unavailable>),
+    /// The agent is no longer who it was.
+    Fenced,
+    /// It serves the channel already.
+    Taken,
+    /// It has been closed.
+    Closed,
 }
 
 impl Inbox {
+    /// Must be called within a runtime.
     pub(crate) fn new(
         journal: Journal,
         follower: Follower,
+        presence: Arc<Presence>,
         runs: Arc<Runs>,
-        buffer: Arc<Buffer>,
     ) -> Self {
-        let (followed, queue) = (Mutex::default(), Arc::default());
-        Self { journal, follower, followed, queue, runs, buffer }
+        Self {
+            journal,
+            follower,
+            desks: Mutex::default(),
+            queue: Arc::default(),
+            runs,
+            prompts: Prompts::default(),
+            presence,
+            stopped: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            runtime: Handle::current(),
+        }
     }
 
-    /// From when this returns, whatever is sent to `channel` comes in.
-    pub(crate) async fn join(
+    /// From when this returns the channel's lease is held, and its commands come in. Boxed, so that an
+    /// application's futures stay small.
+    pub(crate) fn join<'a>(
+        self: &'a Arc<Self>,
+        channel: &'a Channel,
+        outlet: Outlet,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Membership, JoinError>> {
+        self.join_in_time(channel, outlet, deadline).boxed()
+    }
+
+    async fn join_in_time(
         self: &Arc<Self>,
         channel: &Channel,
+        outlet: Outlet,
         deadline: Instant,
-    ) -> Result<Membership, Option<Unavailable>> {
-        let name = Name::commands(channel.clone());
-        let mut head = {
-            let mut followed = self.followed();
-            let followed = followed.entry(channel.clone()).or_insert_with(|| {
-                self.follower.follow(&name, None);
-                Followed {
-                    members: 0,
-                    seen: Seen::default(),
-                    head: watch::Sender::new(Head::Unknown),
-                }
+    ) -> Result<Membership, JoinError> {
+        if self.stopped.is_cancelled() {
+            return Err(self.ended());
+        }
+        let desk = {
+            let mut desks = self.desks();
+            let (members, desk) = desks.entry(channel.clone()).or_insert_with(|| {
+                let left = self.stopped.child_token();
+                let desk = Arc::new(Desk::new(channel.clone(), outlet, left));
+                self.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
+                self.runtime.spawn(Arc::clone(&desk).work(Arc::clone(self)));
+                (0, desk)
             });
-            followed.members += 1;
-            followed.head.subscribe()
+            if *members > 0 && desk.is_service() {
+                return Err(JoinError::Taken);
+            }
+            *members += 1;
+            Arc::clone(desk)
         };
-        let membership = Membership { inbox: Arc::clone(self), channel: channel.clone() };
-        let live = head.wait_for(|head| matches!(head, Head::Known(_)));
-        let Ok(Ok(Head::Known(head))) =
-            timeout_at(deadline, live).await.map(|live| live.map(|h| *h))
-        else {
-            return Err(None);
-        };
-        if let Some(head) = head {
-            let remembering = self.remember(&name, head);
-            timeout_at(deadline, remembering).await.map_err(|_| None)?.map_err(Some)?;
-        }
-        Ok(membership)
-    }
-
-    /// Marks everything up to `head` as seen.
-    async fn remember(&self, name: &Name, head: Offset) -> Result<(), Unavailable> {
-        let mut since = Since::Start;
-        loop {
-            let page = self.journal.read(name, since, PAGE_ENTRIES).await?;
-            let old = |entry: &Entry| entry.offset.epoch == head.epoch && entry.offset.n <= head.n;
-            if let Some(followed) = self.followed().get_mut(&name.channel) {
-                for entry in page.entries.iter().filter(|entry| old(entry)) {
-                    if let Ok(fields) = serde_json::from_str::<Fields<'_>>(&entry.data) {
-                        followed.seen.is_new(&fields.command_id);
+        let mut head = desk.head.subscribe();
+        let membership = Membership { inbox: Arc::clone(self), desk };
+        let mut last = None;
+        let joining = async {
+            loop {
+                match self.presence.take(channel).await {
+                    Ok(()) => break,
+                    Err(LeaseError::Unavailable(unavailable)) => {
+                        last = Some(unavailable);
+                        sleep(RETRY_PAUSE).await;
                     }
+                    Err(_) => return Err(self.ended()),
                 }
             }
-            match page.end() {
-                Some(end) if page.has_more() && end.epoch == head.epoch && end.n < head.n => {
-                    since = Since::Offset(end);
+            last = None;
+            let live = head.wait_for(|head| matches!(head, Head::Known(_))).await;
+            live.map(drop).map_err(|_| JoinError::Late(None))
+        };
+        match timeout_at(deadline, joining).await {
+            Ok(joined) => joined.map(|()| membership),
+            Err(_) => Err(JoinError::Late(last)),
+        }
+    }
+
+    fn ended(&self) -> JoinError {
+        if self.presence.fenced().is_cancelled() { JoinError::Fenced } else { JoinError::Closed }
+    }
+
+    /// One more who holds the desk; `None` where nobody does any more.
+    pub(super) fn hold(self: &Arc<Self>, desk: &Arc<Desk>) -> Option<Membership> {
+        let mut desks = self.desks();
+        let (members, held) = desks.get_mut(&desk.channel)?;
+        if !Arc::ptr_eq(held, desk) {
+            return None;
+        }
+        *members += 1;
+        Some(Membership { inbox: Arc::clone(self), desk: Arc::clone(desk) })
+    }
+
+    fn leave(self: &Arc<Self>, desk: &Arc<Desk>) {
+        let channel = &desk.channel;
+        let mut desks = self.desks();
+        let Some((members, _)) = desks.get_mut(channel) else { return };
+        *members -= 1;
+        if *members > 0 {
+            return;
+        }
+        desks.remove(channel);
+        desk.left.cancel();
+        self.follower.unfollow(&Name::commands(channel.clone()));
+        // The own lease is released last, when all has been said.
+        if channel != self.presence.own() {
+            let (inbox, channel) = (Arc::clone(self), channel.clone());
+            self.in_background(async move {
+                let is_wanted = || inbox.desks().contains_key(&channel);
+                inbox.presence.leave(&channel, is_wanted).await;
+            });
+        }
+    }
+
+    pub(super) fn follow_since(&self, channel: &Channel, since: Offset) {
+        let desks = self.desks();
+        if desks.contains_key(channel) {
+            let name = Name::commands(channel.clone());
+            self.follower.follow(&name, Some(Since::Offset(since)));
+        }
+    }
+
+    /// Takes a command, however long Redis is away; `None` where the desk is left meanwhile.
+    pub(super) async fn take(&self, desk: &Desk, key: Uuid, is_idempotent: bool) -> Option<Take> {
+        let holder = self.presence.holder();
+        loop {
+            match self.journal.take(&desk.channel, key, holder, is_idempotent).await {
+                Ok(Take::Fenced) => {
+                    self.presence.fenced().cancel();
+                    return Some(Take::Fenced);
                 }
-                _ => return Ok(()),
+                Ok(taken) => return Some(taken),
+                Err(_) => desk.left.run_until_cancelled(sleep(RETRY_PAUSE)).await?,
             }
         }
     }
 
-    fn leave(&self, channel: &Channel) {
-        let mut all = self.followed();
-        if let Some(followed) = all.get_mut(channel) {
-            followed.members -= 1;
-            if followed.members == 0 {
-                all.remove(channel);
-                self.follower.unfollow(&Name::commands(channel.clone()));
-            }
-        }
-    }
-
-    /// The channel is followed from `head` on.
+    /// The channel is followed; `head` is its newest command.
     pub(super) fn went_live(&self, channel: &Channel, head: Option<Offset>) {
-        if let Some(followed) = self.followed().get(channel) {
-            followed.head.send_if_modified(|known| {
+        if let Some((_, desk)) = self.desks().get(channel) {
+            desk.head.send_if_modified(|known| {
                 let first = matches!(known, Head::Unknown);
                 if first {
                     *known = Head::Known(head);
@@ -174,71 +238,53 @@ impl Inbox {
     }
 
     /// An entry of the channel's commands journal.
-    pub(super) fn take_in(&self, channel: &Channel, entry: &Entry) {
-        let Ok(fields) = serde_json::from_str::<Fields<'_>>(&entry.data) else {
-            tracing::warn!(%channel, offset = %entry.offset, "a command cannot be read and is not done");
+    pub(super) fn take_in(self: &Arc<Self>, channel: &Channel, entry: &Entry) {
+        let Some(desk) = self.desks().get(channel).map(|(_, desk)| Arc::clone(desk)) else {
             return;
         };
-        let is_new = self
-            .followed()
-            .get_mut(channel)
-            .is_some_and(|followed| followed.seen.is_new(&fields.command_id));
-        if !is_new {
-            tracing::debug!(%channel, command_id = fields.command_id, "a command came again");
+        let Some(command) = journal::Command::read(channel, entry) else {
+            let offset = entry.offset;
+            tracing::warn!(%channel, %offset, "a command cannot be read and is not done");
             return;
-        }
-        let command = Command {
-            name: entry.name.to_string(),
-            command_id: fields.command_id,
-            by: fields.by,
-            channel: channel.clone(),
-            data: fields.data.map_or("null", RawValue::get).into(),
         };
-        let is_done = if command.name == CANCEL {
-            let Ok(cancel) = command.read::<Option<Cancel>>() else {
-                // Never guess: without its `run_id` it would cancel everything.
-                return self.reject(&command, "`run_id` and `reason` must be strings");
-            };
-            self.cancel(&command, cancel.unwrap_or_default())
+        let is_cancel = &*command.name == CANCEL && !command.is_request && !desk.is_service();
+        if command.key.is_none() {
+            // It tells of a state, or comes from a relay that keeps none.
+            let is_new = !desk.is_old(command.offset) && desk.is_first(&command.command_id);
+            if let Some(told) = Told::read(&command) {
+                self.prompts.tell(self.presence.holder(), told);
+            } else if is_cancel && is_new {
+                self.cancel(&desk, command);
+            } else if is_new && !desk.is_service() {
+                self.queue.show(Command::new(command, Report::none()));
+            }
+        } else if is_cancel {
+            self.cancel(&desk, command);
         } else {
-            false
-        };
-        if let Err(command) = self.queue.put(command, is_done)
-            && !is_done
-        {
-            self.reject(&command, "the agent has too many commands waiting");
+            desk.admit(command);
         }
     }
 
-    /// Whether a run was there to be cancelled.
-    fn cancel(&self, command: &Command, cancel: Cancel) -> bool {
-        let cancellation = Cancellation { by: command.by.clone(), reason: cancel.reason };
-        self.runs.cancel(&command.channel, cancel.run_id.as_deref(), &cancellation)
-    }
-
-    /// Nothing comes in any more.
-    pub(crate) fn end(&self) {
+    /// Nothing is taken any more. What is under way goes on.
+    pub(crate) fn stop(&self) {
+        self.stopped.cancel();
         for command in self.queue.close() {
-            self.reject(&command, "the agent ended before it took the command");
+            command.rejected("the agent ended before it took the command");
         }
     }
 
-    /// Tells the sender, and everybody who watches, that the command is not done.
-    fn reject(&self, command: &Command, detail: &str) {
-        let status = CommandStatus::new(&command.command_id, CommandState::Rejected).detail(detail);
-        let told = serde_json::to_string(&status).is_ok_and(|data| {
-            self.buffer.send(&command.channel, NewEntry::new(CommandStatus::NAME, data)).is_ok()
-        });
-        tracing::warn!(
-            channel = %command.channel,
-            command_id = command.command_id,
-            name = command.name,
-            sender_told = told,
-            "a command is not done: {detail}"
-        );
+    /// Waits until all that is under way has been done.
+    pub(crate) async fn settled(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
-    fn followed(&self) -> MutexGuard<'_, HashMap<Channel, Followed>> {
-        self.followed.lock().expect("no code panics with this lock held")
+    /// Goes on after the caller has ended; closing the agent waits for it.
+    pub(crate) fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.runtime);
+    }
+
+    fn desks(&self) -> MutexGuard<'_, HashMap<Channel, (usize, Arc<Desk>)>> {
+        self.desks.lock().expect("no code panics with this lock held")
     }
 }

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use journal::{Update, Updates};
-use tokio_util::sync::CancellationToken;
 
 use super::inbox::Inbox;
 
-/// Listens until `ended`.
-pub(crate) async fn listen(mut updates: Updates, inbox: Arc<Inbox>, ended: CancellationToken) {
-    while let Some(Some(update)) = ended.run_until_cancelled(updates.next()).await {
+/// Listens until the inbox takes nothing any more.
+pub(crate) async fn listen(mut updates: Updates, inbox: Arc<Inbox>) {
+    let stopped = inbox.stopped.clone();
+    while let Some(Some(update)) = stopped.run_until_cancelled(updates.next()).await {
         match update {
             Update::Link { up: true } => tracing::debug!("listening for commands"),
             Update::Link { up: false } => tracing::warn!("commands do not arrive: redis is away"),
@@ -23,7 +23,7 @@ pub(crate) async fn listen(mut updates: Updates, inbox: Arc<Inbox>, ended: Cance
             }
             // Agents wait for no answers.
             Update::Rung { .. } => {}
-            // Everything retained follows; what was taken before is known by its id.
+            // Everything retained follows; whether it was done is asked of its state.
             Update::Reset { name, reason, .. } => tracing::warn!(
                 channel = %name.channel,
                 reason = reason.as_str(),
@@ -31,5 +31,5 @@ pub(crate) async fn listen(mut updates: Updates, inbox: Arc<Inbox>, ended: Cance
             ),
         }
     }
-    inbox.end();
+    inbox.stop();
 }

@@ -1,28 +1,51 @@
 //! ▲ Up: what people ask of the agent, on its way to whoever does it.
 //!
-//! [`journal`] → **[`listener`] → [`inbox`]** → [`Commands`], and a Cancel also →
-//! [`Run`](crate::Run)
+//! [`journal`] → **[`listener`] → [`inbox`] → [`desk`]** → [`Commands`],
+//! [`service`](crate::service); a Cancel → [`Run`](crate::Run); an answer →
+//! [`prompts`](crate::prompts)
 //!
-//! No command is lost in silence: each is handed out once, or its sender is told `command_status`
-//! `rejected` with the reason, or (where nobody can be told, because it cannot be read) it is
-//! logged.
+//! A command is done at most once, over every crash: it is taken, in one atomic step that only one
+//! agent can make, before it is handed out. What nobody takes stays in its journal, for an agent
+//! that comes later, until it expires. What was taken is reported: `applied`, or `rejected` with the
+//! reason.
 
+mod cancel;
+pub(crate) mod desk;
 pub(crate) mod inbox;
 pub(crate) mod listener;
-mod queue;
+pub(crate) mod queue;
+pub(crate) mod report;
 mod seen;
 
 use std::sync::Arc;
 
 use protocol::Channel;
 use queue::Queue;
+use report::{Report, RequestError};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The name of the command that cancels runs.
 pub(crate) const CANCEL: &str = "cancel_agent";
 
-/// Something that a person asks of the agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Something that a person asks of the agent. It is this agent's alone: say what came of it.
+///
+/// Dropped without a word, it is reported as `rejected`. Reports are made in the background and
+/// reach everybody who watches the channel as `command_status`; a request's reply reaches who asked.
+///
+/// ```
+/// # async fn example(agent: publisher_sdk::Agent) {
+/// let mut commands = agent.commands();
+/// while let Some(command) = commands.next().await {
+///     match command.name.as_str() {
+///         "pause" => command.applied(),
+///         "model" if command.is_request() => command.reply(&serde_json::json!({"name": "large"})),
+///         _ => command.rejected("this agent can be paused, and nothing else"),
+///     }
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct Command {
     /// What to do, for example `cancel_agent`.
@@ -35,9 +58,21 @@ pub struct Command {
     pub channel: Channel,
     /// With which arguments: JSON. See [`read`](Self::read).
     pub data: Box<str>,
+    report: Report,
 }
 
 impl Command {
+    pub(super) fn new(command: journal::Command, report: Report) -> Self {
+        Self {
+            name: command.name.into(),
+            command_id: command.command_id.into(),
+            by: command.by.map(Into::into),
+            channel: command.channel,
+            data: command.data,
+            report,
+        }
+    }
+
     /// The arguments as a type.
     ///
     /// # Errors
@@ -45,14 +80,46 @@ impl Command {
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.data)
     }
+
+    /// Whether somebody waits for a [`reply`](Self::reply).
+    pub fn is_request(&self) -> bool {
+        self.report.is_request()
+    }
+
+    /// Says that it is done. Does not wait. A `cancel_agent` has been reported already.
+    pub fn applied(self) {
+        self.report.applied(None);
+    }
+
+    /// Says that it is not done, and why, in words for a person. Does not wait.
+    pub fn rejected(self, why: &str) {
+        self.report.rejected(why);
+    }
+
+    /// Answers a request. Does not wait. A `result` that cannot be written as JSON is an error of
+    /// the agent's and answered as such.
+    pub fn reply(self, result: &impl Serialize) {
+        match serde_json::to_value(result) {
+            Ok(result) => self.report.applied(Some(&result)),
+            Err(error) => self.refuse(&RequestError::new("bad_reply", error.to_string())),
+        }
+    }
+
+    /// Answers a request with an error. Does not wait.
+    pub fn refuse(self, error: &RequestError) {
+        self.report.refused(error);
+    }
+
+    pub(crate) fn into_report(self) -> Report {
+        self.report
+    }
 }
 
 /// The agent's commands, as they come. Made by [`Agent::commands`](crate::Agent::commands).
 ///
-/// 256 commands wait here for whoever takes them. A command that finds no room is not done and not
-/// kept: its sender gets `command_status` `rejected` on the channel it was sent to. The same
-/// happens to what nobody has taken when the agent ends. `cancel_agent` has cancelled its runs
-/// before it stands here.
+/// A command is taken when somebody waits for it in [`next`](Self::next); until then it stays in its
+/// journal, over a restart of the agent too, and expires in its time. `cancel_agent` does not wait:
+/// it has cancelled its runs, and has been reported, before it stands here.
 #[derive(Debug)]
 pub struct Commands {
     queue: Arc<Queue>,
@@ -63,8 +130,9 @@ impl Commands {
         Self { queue }
     }
 
-    /// The next command; `None` when the agent has ended. Cancel-safe. Where several wait, each
-    /// command goes to one of them.
+    /// The next command; `None` when the agent has ended or was
+    /// [fenced](crate::Agent::fenced). Cancel-safe. Where several wait, each command goes to one of
+    /// them.
     pub async fn next(&mut self) -> Option<Command> {
         self.queue.next().await
     }

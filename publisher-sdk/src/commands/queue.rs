@@ -1,58 +1,124 @@
-//! Commands that wait for whoever takes them: bounded, and what finds no room comes back.
+//! Where commands are handed out: as many are taken as somebody waits for, and no more.
+//!
+//! [`desk`](super::desk) → **queue** → [`Commands`](crate::Commands)
+//!
+//! A command that nobody asks for stays in its journal: other agents may take it, it may expire, and
+//! whoever sent it sees that.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
 use super::Command;
 
-/// As many as a commands journal retains: a queue that is full has stood still for long.
-pub(super) const WAITING_MAX: usize = 256;
+/// How many commands that have taken effect wait to be seen; beyond, they are not shown.
+const SHOWN_MAX: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
+    /// Rings for those who wait for a command.
     bell: Notify,
+    /// Rings for those who wait for somebody to want one.
+    demand: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Waiting>,
+    ready: VecDeque<Command>,
+    /// How many wait in [`Queue::next`].
+    wanted: usize,
+    /// How many commands are being taken.
+    taking: usize,
     is_closed: bool,
 }
 
+/// Somebody wants a command: the place where it is to be put.
 #[derive(Debug)]
-struct Waiting {
-    command: Command,
-    /// It has taken effect already; it waits only to be seen.
-    is_done: bool,
+pub(super) struct Place {
+    queue: Arc<Queue>,
+}
+
+impl Place {
+    /// Gives the command back where the queue has ended.
+    pub(super) fn put(self, command: Command) -> Result<(), Box<Command>> {
+        let mut state = self.queue.state();
+        if state.is_closed {
+            return Err(Box::new(command));
+        }
+        state.ready.push_back(command);
+        self.queue.bell.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.queue.state().taking -= 1;
+        self.queue.demand.notify_waiters();
+    }
+}
+
+/// One who waits.
+struct Want<'a>(&'a Queue);
+
+impl<'a> Want<'a> {
+    fn begin(queue: &'a Queue) -> Self {
+        queue.state().wanted += 1;
+        queue.demand.notify_waiters();
+        Self(queue)
+    }
+}
+
+impl Drop for Want<'_> {
+    fn drop(&mut self) {
+        self.0.state().wanted -= 1;
+    }
 }
 
 impl Queue {
-    /// Gives the command back where there is no room.
-    pub(super) fn put(&self, command: Command, is_done: bool) -> Result<(), Command> {
-        let mut state = self.state();
-        if state.is_closed || state.waiting.len() >= WAITING_MAX {
-            return Err(command);
+    /// Waits until somebody wants a command that is not under way already; `None` where the queue
+    /// has ended. Cancel-safe.
+    pub(super) async fn place(self: &Arc<Self>) -> Option<Place> {
+        loop {
+            // Before the look: a demand between the two is heard.
+            let demanded = self.demand.notified();
+            {
+                let mut state = self.state();
+                if state.is_closed {
+                    return None;
+                }
+                if state.wanted > state.ready.len() + state.taking {
+                    state.taking += 1;
+                    return Some(Place { queue: Arc::clone(self) });
+                }
+            }
+            demanded.await;
         }
-        state.waiting.push_back(Waiting { command, is_done });
-        self.bell.notify_one();
-        Ok(())
+    }
+
+    /// A command that has taken effect already, for whoever wants to see it.
+    pub(super) fn show(&self, command: Command) {
+        let mut state = self.state();
+        if !state.is_closed && state.ready.len() < SHOWN_MAX {
+            state.ready.push_back(command);
+            self.bell.notify_one();
+        }
     }
 
     pub(super) async fn next(&self) -> Option<Command> {
+        let _want = Want::begin(self);
         loop {
-            // Before the look: a close between the two is heard.
             let rung = self.bell.notified();
             {
                 let mut state = self.state();
-                if let Some(waiting) = state.waiting.pop_front() {
-                    if !state.waiting.is_empty() {
+                if let Some(command) = state.ready.pop_front() {
+                    if !state.ready.is_empty() {
                         // One ring may stand for several commands: the next taker must not sleep.
                         self.bell.notify_one();
                     }
-                    return Some(waiting.command);
+                    return Some(command);
                 }
                 if state.is_closed {
                     return None;
@@ -62,13 +128,16 @@ impl Queue {
         }
     }
 
-    /// Ends the queue; gives back what nobody took and nobody has done.
+    /// Ends the queue; gives back what nobody took.
     pub(super) fn close(&self) -> Vec<Command> {
-        let mut state = self.state();
-        state.is_closed = true;
+        let left = {
+            let mut state = self.state();
+            state.is_closed = true;
+            state.ready.drain(..).collect()
+        };
         self.bell.notify_waiters();
-        let left = state.waiting.drain(..).filter(|waiting| !waiting.is_done);
-        left.map(|waiting| waiting.command).collect()
+        self.demand.notify_waiters();
+        left
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

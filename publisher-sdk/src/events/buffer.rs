@@ -17,6 +17,7 @@ use journal::{AppendError, Appended, NewEntry};
 use protocol::{Channel, Offset};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::batch::{self, Batch, Ticket, delta_cost, event_cost};
 use crate::{FlushError, PublishError};
@@ -39,6 +40,8 @@ pub(crate) struct Buffer {
     pub(super) bell: Notify,
     window: Duration,
     began: Instant,
+    /// The agent is no longer who it was.
+    fenced: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -87,7 +90,7 @@ impl Lane {
 }
 
 impl Buffer {
-    pub(crate) fn new(window: Duration, limit: usize) -> Self {
+    pub(crate) fn new(window: Duration, limit: usize, fenced: CancellationToken) -> Self {
         Self {
             state: Mutex::default(),
             room: Semaphore::new(limit),
@@ -95,6 +98,7 @@ impl Buffer {
             bell: Notify::new(),
             window,
             began: Instant::now(),
+            fenced,
         }
     }
 
@@ -111,10 +115,10 @@ impl Buffer {
         entry: NewEntry,
     ) -> Result<Offset, PublishError> {
         let room = self.room.acquire_many(event_cost(&entry) as u32).await;
-        room.map_err(|_| PublishError::Closed)?.forget();
+        room.map_err(|_| self.refusal())?.forget();
         let (answer, answered) = oneshot::channel();
         self.put_in(channel, entry, Some(answer))?;
-        answered.await.unwrap_or(Err(PublishError::Closed))
+        answered.await.unwrap_or_else(|_| Err(self.refusal()))
     }
 
     /// Puts in a turn's next text, without waiting.
@@ -133,7 +137,7 @@ impl Buffer {
         let mut state = self.state();
         if state.is_closed {
             self.room.add_permits(taken);
-            return Err(PublishError::Closed);
+            return Err(self.refusal());
         }
         let State { lanes, generation, unsettled, tick_at, .. } = &mut *state;
         let lane = lanes.entry(channel.clone()).or_default();
@@ -161,6 +165,20 @@ impl Buffer {
 
     /// Writes out everything that was put in so far and waits for it.
     pub(crate) async fn flush(&self) -> Result<(), FlushError> {
+        self.written().await;
+        let mut state = self.state();
+        if state.is_stopped && !state.unsettled.is_empty() {
+            return Err(FlushError::Stopped);
+        }
+        let count = std::mem::take(&mut state.failed.since_flush);
+        match state.failed.last.take() {
+            Some(last) => Err(FlushError::Failed { count, last }),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for those who do not ask what was lost.
+    pub(crate) async fn written(&self) {
         let flushed = {
             let mut state = self.state();
             state.seal();
@@ -175,15 +193,32 @@ impl Buffer {
         };
         self.bell.notify_one();
         let Err(_) = flushed.await;
-        let mut state = self.state();
-        if state.is_stopped && !state.unsettled.is_empty() {
-            return Err(FlushError::Stopped);
+    }
+
+    /// What waits is refused, and so is what comes: the agent is no longer who it was.
+    pub(super) fn fence(&self) {
+        self.close();
+        let mut refused = Vec::new();
+        for (channel, lane) in &mut self.state().lanes {
+            while !lane.batch.is_empty() {
+                lane.unanswered += 1;
+                let tickets = lane.batch.take().into_iter().map(|(_, ticket)| ticket).collect();
+                refused.push((channel.clone(), tickets));
+            }
         }
-        let count = std::mem::take(&mut state.failed.since_flush);
-        match state.failed.last.take() {
-            Some(last) => Err(FlushError::Failed { count, last }),
-            None => Ok(()),
+        for (channel, tickets) in refused {
+            self.settled(&channel, tickets, Err(AppendError::Fenced));
         }
+        self.bell.notify_one();
+    }
+
+    pub(super) fn fenced(&self) -> &CancellationToken {
+        &self.fenced
+    }
+
+    /// Why nothing is taken in.
+    fn refusal(&self) -> PublishError {
+        if self.fenced.is_cancelled() { PublishError::Fenced } else { PublishError::Closed }
     }
 
     /// Takes nothing in from now on; what is in is still written.
@@ -193,10 +228,6 @@ impl Buffer {
         state.seal();
         self.room.close();
         self.bell.notify_one();
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.state().is_closed
     }
 
     /// How many entries have been put in and are not settled.
@@ -211,10 +242,13 @@ impl Buffer {
 
     fn take_room(&self, bytes: usize) -> Result<(), PublishError> {
         let refused = |closed: bool| {
-            if closed { PublishError::Closed } else { PublishError::Full { limit: self.limit } }
+            if closed { self.refusal() } else { PublishError::Full { limit: self.limit } }
         };
         // More than u32 can say is more than any buffer holds.
         let bytes = u32::try_from(bytes).map_err(|_| refused(false))?;
+        if self.fenced.is_cancelled() {
+            return Err(self.refusal());
+        }
         match self.room.try_acquire_many(bytes) {
             Ok(permit) => {
                 permit.forget();
@@ -231,8 +265,8 @@ impl Buffer {
         answer: Option<Answer>,
     ) -> Result<(), PublishError> {
         let mut state = self.state();
-        if state.is_closed {
-            return Err(PublishError::Closed);
+        if state.is_closed || self.fenced.is_cancelled() {
+            return Err(self.refusal());
         }
         let generation = state.generation;
         *state.unsettled.entry(generation).or_default() += 1;
@@ -308,6 +342,9 @@ impl Buffer {
             let answered = answered.map_err(PublishError::from);
             let told = ticket.answer.is_some_and(|answer| answer.send(answered).is_ok());
             unnoticed += u64::from(!told);
+        }
+        if matches!(outcome, Err(AppendError::Fenced)) {
+            self.fenced.cancel();
         }
         if let Err(error) = &outcome {
             tracing::warn!(%channel, events = count, %error, "events could not be published");

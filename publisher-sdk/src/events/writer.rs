@@ -25,11 +25,13 @@ enum Step {
     Settled(Channel, Vec<Ticket>, Result<Vec<Appended>, AppendError>),
 }
 
-/// Writes until the buffer is closed and empty.
+/// Writes until the buffer is closed and empty; refuses all that waits once the agent is fenced.
 pub(crate) async fn write(buffer: Arc<Buffer>, journal: Journal) {
     let stopping = Stopping(buffer);
     let buffer = &stopping.0;
     let mut steps: FuturesUnordered<BoxFuture<'static, Step>> = FuturesUnordered::new();
+    let fenced = buffer.fenced().clone();
+    let mut is_refusing = false;
     while !buffer.is_finished() {
         let tick = buffer.tick();
         while let Some((channel, entries)) = buffer.next_append() {
@@ -49,6 +51,10 @@ pub(crate) async fn write(buffer: Arc<Buffer>, journal: Journal) {
                     buffer.settled(&channel, tickets, outcome);
                 }
             },
+            () = fenced.cancelled(), if !is_refusing => {
+                is_refusing = true;
+                buffer.fence();
+            }
             () = buffer.bell.notified() => {}
             () = until(tick) => {}
         }

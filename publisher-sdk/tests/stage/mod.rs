@@ -6,10 +6,14 @@
 
 use std::time::Duration;
 
-use journal::{Journal, Name, NewEntry, Since};
+use journal::{Journal, Name, NewCommand, Since, Status};
 use protocol::Channel;
 use publisher_sdk::{Agent, Command, Commands};
 use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The agent `a` over a new journal.
 pub(crate) async fn agent() -> (Agent, Journal) {
@@ -61,28 +65,89 @@ pub(crate) async fn event(journal: &Journal, channel: &str, name: &str) -> Value
     }
 }
 
-/// What a relay appends for a command of user `ann`.
-pub(crate) async fn command(journal: &Journal, channel: &str, name: &str, id: &str, data: Value) {
+/// A command of user `ann`, as a relay sends it; it waits a minute for whoever takes it.
+pub(crate) fn new_command(channel: &str, name: &str, data: &Value) -> NewCommand {
+    NewCommand {
+        channel: channel.parse().unwrap(),
+        name: name.into(),
+        data: data.to_string().into(),
+        command_id: Uuid::new_v4(),
+        by: Some("ann".into()),
+        expires_in: Duration::from_secs(60),
+        may_wait: true,
+        answer_to: None,
+    }
+}
+
+/// Sends a command of user `ann`; its id.
+pub(crate) async fn command(journal: &Journal, channel: &str, name: &str, data: Value) -> Uuid {
+    let command = new_command(channel, name, &data);
+    journal.send(&command).await.unwrap();
+    command.command_id
+}
+
+/// Sends a request of user `ann`; where its answer is found.
+pub(crate) async fn request(journal: &Journal, channel: &str, method: &str, params: Value) -> Uuid {
+    let data = json!({"method": method, "params": params});
+    let mut command = new_command(channel, "request", &data);
+    command.answer_to = Some("nobody".into());
+    journal.send(&command).await.unwrap().key
+}
+
+/// Waits until the command or request `key` is over; what became of it, and the detail.
+pub(crate) async fn fate(journal: &Journal, channel: &str, key: Uuid) -> (Status, Value) {
     let channel: Channel = channel.parse().unwrap();
-    let data = json!({"command_id": id, "by": "ann", "data": data}).to_string();
-    journal.append(&Name::commands(channel), vec![NewEntry::new(name, data)]).await.unwrap();
+    let ended = until("the command is over", async || {
+        let fate = journal.fate(&channel, key).await.unwrap().expect("it is remembered");
+        fate.status.is_final().then_some(fate)
+    });
+    let fate = ended.await;
+    let detail = fate.detail.map_or(Value::Null, |detail| serde_json::from_str(&detail).unwrap());
+    (fate.status, detail)
+}
+
+/// What was said of the command `id` on `channel` so far: status and detail.
+pub(crate) async fn statuses(journal: &Journal, channel: &str, id: Uuid) -> Vec<(String, Value)> {
+    let said = events(journal, channel).await.into_iter();
+    let said =
+        said.filter(|(name, data)| name == "command_status" && data["command_id"] == json!(id));
+    said.map(|(_, data)| (data["status"].as_str().unwrap().to_owned(), data["detail"].clone()))
+        .collect()
+}
+
+/// Waits until the last word of the command `id` is said; all that was said of it.
+pub(crate) async fn ended(journal: &Journal, channel: &str, id: Uuid) -> Vec<(String, Value)> {
+    until("the command's last word", async || {
+        let said = statuses(journal, channel, id).await;
+        said.last().is_some_and(|(status, _)| status != "delivered").then_some(said)
+    })
+    .await
 }
 
 /// The next command, which must be there soon.
 pub(crate) async fn next(commands: &mut Commands) -> Command {
-    let next = tokio::time::timeout(Duration::from_secs(5), commands.next());
+    let next = tokio::time::timeout(PATIENCE, commands.next());
     next.await.expect("a command").expect("the agent lives")
 }
 
-/// Waits until whoever sends a command to `channel` is told that no agent hears it.
-pub(crate) async fn nobody_listens(journal: &Journal, channel: &str) {
-    let name = Name::commands(channel.parse().unwrap());
-    let waiting = async {
-        let probe = || vec![NewEntry::new("probe", "{}")];
-        while journal.append(&name, probe()).await.unwrap()[0].listeners > 0 {
+/// Waits until no agent is known to be on `channel`.
+pub(crate) async fn nobody_is_on(journal: &Journal, channel: &str) {
+    let channel: Channel = channel.parse().unwrap();
+    until("the lease is released", async || {
+        journal.agents_on(&channel).await.unwrap().is_empty().then_some(())
+    })
+    .await;
+}
+
+/// Probes until the probe yields something.
+pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let probing = async {
+        loop {
+            if let Some(found) = probe().await {
+                return found;
+            }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let waited = tokio::time::timeout(Duration::from_secs(5), waiting).await;
-    waited.expect("the commands are followed no longer");
+    tokio::time::timeout(PATIENCE, probing).await.unwrap_or_else(|_| panic!("in vain: {what}"))
 }

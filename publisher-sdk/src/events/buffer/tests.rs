@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_millis(50);
 const LIMIT: usize = 64 * 1024;
 
 fn buffer() -> Buffer {
-    Buffer::new(WINDOW, LIMIT)
+    Buffer::new(WINDOW, LIMIT, CancellationToken::new())
 }
 
 fn session() -> Channel {

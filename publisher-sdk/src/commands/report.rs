@@ -1,0 +1,136 @@
+//! What came of a command: said once, whatever its owner does with it.
+//!
+//! [`Command`](super::Command), [`service`](crate::service) → **report** → [`journal`]
+
+use journal::{Fate, Status};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::inbox::Membership;
+use crate::presence::RETRY_PAUSE;
+
+/// Why a request is not answered with a result.
+///
+/// ```
+/// use publisher_sdk::RequestError;
+///
+/// let error = RequestError::new("quota_exceeded", "three sessions are open already").retryable();
+/// assert!(error.retryable);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RequestError {
+    /// A word that a program can compare, for example `bad_request`.
+    pub code: String,
+    /// In words for a person.
+    pub message: String,
+    /// Whether the same request, made again later, can succeed.
+    #[serde(default)]
+    pub retryable: bool,
+}
+
+impl RequestError {
+    /// An error that the same request would meet again.
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), retryable: false }
+    }
+
+    /// The same request, made again later, can succeed.
+    #[must_use]
+    pub fn retryable(self) -> Self {
+        Self { retryable: true, ..self }
+    }
+}
+
+/// The report that is owed for a command that was taken. Dropped, it says that nothing was done.
+#[derive(Debug)]
+pub(crate) struct Report(Option<Owed>);
+
+#[derive(Debug)]
+struct Owed {
+    /// The channel's lease is held until the report is made: without it, it is nobody's to make.
+    membership: Membership,
+    key: Uuid,
+    is_request: bool,
+}
+
+impl Report {
+    pub(super) fn owed(membership: Membership, key: Uuid, is_request: bool) -> Self {
+        Self(Some(Owed { membership, key, is_request }))
+    }
+
+    /// Nobody waits for a report.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn is_request(&self) -> bool {
+        self.0.as_ref().is_some_and(|owed| owed.is_request)
+    }
+
+    /// Done. `result`: a request's reply.
+    pub(crate) fn applied(mut self, result: Option<&Value>) {
+        let detail = result.map(|result| result.to_string().into());
+        self.make(Status::Applied, |_| detail);
+    }
+
+    /// Not done.
+    pub(crate) fn rejected(mut self, why: &str) {
+        self.reject(why);
+    }
+
+    /// A request, not done.
+    pub(crate) fn refused(mut self, error: &RequestError) {
+        self.make(Status::Rejected, |is_request| {
+            Some(if is_request { json(error) } else { json(&error.message) })
+        });
+    }
+
+    fn reject(&mut self, why: &str) {
+        self.make(Status::Rejected, |is_request| {
+            Some(if is_request { json(&RequestError::new("rejected", why)) } else { json(why) })
+        });
+    }
+
+    /// Made in the background, however long Redis is away; closing the agent waits for it.
+    fn make(&mut self, status: Status, detail: impl FnOnce(bool) -> Option<Box<str>>) {
+        let Some(Owed { membership, key, is_request }) = self.0.take() else { return };
+        let fate = Fate { status, detail: detail(is_request) };
+        let inbox = std::sync::Arc::clone(membership.inbox());
+        let making = async move {
+            let (inbox, channel) = (membership.inbox(), membership.channel());
+            let holder = inbox.presence.holder();
+            loop {
+                match inbox.journal.finish(channel, key, holder, &fate).await {
+                    Ok(true) => break,
+                    Ok(false) => {
+                        tracing::debug!(%channel, %key, "a report came too late");
+                        break;
+                    }
+                    Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+                }
+            }
+            membership.forget(key);
+        };
+        let fenced = inbox.presence.fenced().clone();
+        inbox.in_background(async move {
+            // Whoever declared the agent lost has answered.
+            fenced.run_until_cancelled(making).await;
+        });
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.reject(if std::thread::panicking() {
+            "the agent panicked over it"
+        } else {
+            "the agent dropped it"
+        });
+    }
+}
+
+fn json(value: &(impl Serialize + ?Sized)) -> Box<str> {
+    serde_json::to_string(value).expect("plain data is JSON").into()
+}

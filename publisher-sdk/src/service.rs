@@ -1,0 +1,229 @@
+//! ▲ Services: workers that answer requests, each request by one of them.
+//!
+//! [`desk`](crate::commands) → **service** → a handler → [`report`](crate::commands)
+//!
+//! A worker takes a request when it has a free hand, so requests go to whoever has one. A worker that
+//! dies before it began leaves the request to the others.
+
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use protocol::{Channel, Kind};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::agent::Inner;
+use crate::commands::desk::Outlet;
+use crate::commands::inbox::{Inbox, Membership};
+use crate::options::CONNECT_TIMEOUT;
+use crate::{Agent, Command, OpenError, RequestError};
+
+/// How many requests a worker answers at a time, unless it says otherwise.
+const AT_ONCE: usize = 16;
+
+/// Something that somebody asks of a service, and waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Request {
+    /// What is asked for, `sessions.create` for example.
+    pub method: String,
+    /// With which arguments: JSON. See [`read`](Self::read).
+    pub params: Box<str>,
+    /// Who asks: the token's subject. `None` where the relay asks for no tokens.
+    pub by: Option<String>,
+    /// The request's own id; made again with the same one, it is answered once.
+    pub command_id: String,
+}
+
+impl Request {
+    /// The arguments as a type.
+    ///
+    /// # Errors
+    /// `bad_request`, ready to be handed on with `?`.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, RequestError> {
+        serde_json::from_str(&self.params)
+            .map_err(|error| RequestError::new("bad_request", error.to_string()))
+    }
+}
+
+/// How a service shall be served. Made by [`Agent::service`].
+#[derive(Clone, Debug)]
+pub struct ServiceOptions {
+    agent: Agent,
+    name: String,
+    at_once: usize,
+    is_idempotent: bool,
+}
+
+/// A service that is being served, until this is dropped: then nothing is taken any more, and what was
+/// begun is answered.
+#[derive(Debug)]
+#[must_use = "the service is served until this is dropped"]
+pub struct Service {
+    pool: Arc<Pool>,
+    _membership: Membership,
+    _agent: Arc<Inner>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.pool.hands.close();
+    }
+}
+
+impl Agent {
+    /// Serves `service:{name}` with the defaults of [`service`](Self::service).
+    ///
+    /// # Errors
+    /// As [`ServiceOptions::serve`].
+    ///
+    /// ```
+    /// # async fn example(agent: publisher_sdk::Agent) -> Result<(), publisher_sdk::OpenError> {
+    /// use publisher_sdk::RequestError;
+    ///
+    /// let _sessions = agent
+    ///     .serve("sessions", async |request| match request.method.as_str() {
+    ///         "sessions.create" => Ok(serde_json::json!({"id": "42"})),
+    ///         other => Err(RequestError::new("no_method", format!("there is no `{other}`"))),
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn serve<F>(
+        &self,
+        name: &str,
+        handler: impl Fn(Request) -> F + Send + Sync + 'static,
+    ) -> Result<Service, OpenError>
+    where
+        F: Future<Output = Result<Value, RequestError>> + Send + 'static,
+    {
+        self.service(name).serve(handler).await
+    }
+
+    /// How the service `name` shall be served: how many requests at a time, whether twice does harm.
+    pub fn service(&self, name: &str) -> ServiceOptions {
+        let (agent, name) = (self.clone(), name.to_owned());
+        ServiceOptions { agent, name, at_once: AT_ONCE, is_idempotent: false }
+    }
+}
+
+impl ServiceOptions {
+    /// How many requests are answered at a time, at least 1. Default: 16. More wait for this worker or
+    /// another.
+    #[must_use]
+    pub fn at_once(self, requests: usize) -> Self {
+        Self { at_once: requests.clamp(1, Semaphore::MAX_PERMITS), ..self }
+    }
+
+    /// Handling a request twice does no harm: where this worker dies over one, another handles it
+    /// again. Otherwise the answer is then that the worker was lost.
+    #[must_use]
+    pub fn idempotent(self) -> Self {
+        Self { is_idempotent: true, ..self }
+    }
+
+    /// Serves: each request goes to one call of `handler` on one of all workers. A handler that
+    /// panics answers `handler_panicked`, and nothing else is disturbed.
+    ///
+    /// # Errors
+    /// [`OpenError`]; [`AlreadyServed`](OpenError::AlreadyServed) where this agent does.
+    pub async fn serve<F>(
+        self,
+        handler: impl Fn(Request) -> F + Send + Sync + 'static,
+    ) -> Result<Service, OpenError>
+    where
+        F: Future<Output = Result<Value, RequestError>> + Send + 'static,
+    {
+        let channel = Channel::new(Kind::Service, &self.name)?;
+        let agent = Arc::clone(self.agent.inner());
+        let pool = Arc::new(Pool {
+            hands: Arc::new(Semaphore::new(self.at_once)),
+            handler: Box::new(move |request| Box::pin(handler(request))),
+            is_idempotent: self.is_idempotent,
+        });
+        let (deadline, outlet) =
+            (Instant::now() + CONNECT_TIMEOUT, Outlet::Pool(Arc::clone(&pool)));
+        let membership = agent.open(&channel, outlet, deadline).await?;
+        Ok(Service { pool, _membership: membership, _agent: agent })
+    }
+}
+
+type Handler = dyn Fn(Request) -> BoxFuture<'static, Result<Value, RequestError>> + Send + Sync;
+
+/// The hands of one worker.
+pub(crate) struct Pool {
+    hands: Arc<Semaphore>,
+    handler: Box<Handler>,
+    is_idempotent: bool,
+}
+
+/// A free hand.
+pub(crate) struct Worker {
+    pool: Arc<Pool>,
+    hand: OwnedSemaphorePermit,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("free", &self.hands.available_permits())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Waits for a free hand; `None` where nothing is taken any more.
+    pub(crate) async fn worker(self: &Arc<Self>) -> Option<Worker> {
+        let hand = Arc::clone(&self.hands).acquire_owned().await.ok()?;
+        Some(Worker { pool: Arc::clone(self), hand })
+    }
+}
+
+impl Worker {
+    pub(crate) fn is_idempotent(&self) -> bool {
+        self.pool.is_idempotent
+    }
+
+    /// Handles a request that was taken; closing the agent waits for it.
+    pub(crate) fn work(self, command: Command, inbox: &Inbox) {
+        #[derive(Deserialize)]
+        struct Asked<'a> {
+            method: String,
+            #[serde(borrow)]
+            params: Option<&'a RawValue>,
+        }
+        let request = match serde_json::from_str::<Asked<'_>>(&command.data) {
+            Ok(Asked { method, params }) => Request {
+                method,
+                params: params.map_or("null", RawValue::get).into(),
+                by: command.by.clone(),
+                command_id: command.command_id.clone(),
+            },
+            Err(error) => {
+                return command.refuse(&RequestError::new("bad_request", error.to_string()));
+            }
+        };
+        let report = command.into_report();
+        inbox.in_background(async move {
+            // A panic in the call itself, or in the future it gives.
+            let handling = AssertUnwindSafe(async { (self.pool.handler)(request).await });
+            match handling.catch_unwind().await {
+                Ok(Ok(result)) => report.applied(Some(&result)),
+                Ok(Err(error)) => report.refused(&error),
+                Err(_) => report.refused(&RequestError::new(
+                    "handler_panicked",
+                    "the service's handler panicked over the request",
+                )),
+            }
+            drop(self.hand);
+        });
+    }
+}

@@ -1,0 +1,137 @@
+//! A run always has an end that everybody hears of, once.
+
+mod stage;
+
+use publisher_sdk::{Agent, Reason, ScopeError};
+use serde_json::Value;
+use stage::{agent, events, until};
+
+fn ends(said: Vec<(String, Value)>) -> Vec<String> {
+    let ends = said.into_iter().filter(|(name, _)| name != "agent_spawned");
+    ends.map(|(name, data)| {
+        let reason = data["reason"].as_str().map(|reason| format!(" {reason}"));
+        format!(
+            "{} {name}{}",
+            data["runId"].as_str().expect("a run has an id"),
+            reason.unwrap_or_default()
+        )
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn an_announced_run_always_says_how_it_ended() {
+    let (agent, journal) = agent().await;
+    let begin = async |id: &str| {
+        let run = agent.begin_run(id);
+        run.announce(&()).await.unwrap();
+        run
+    };
+
+    begin("1").await.complete().await.unwrap();
+    begin("2").await.fail("no luck").await.unwrap();
+    drop(begin("3").await);
+    let cancelled = begin("4").await;
+    cancelled.cancel(Reason::Timeout);
+    cancelled.cancel(Reason::Budget);
+    drop(cancelled);
+    drop(agent.begin_run("5"));
+    begin("6").await.stop().await.unwrap();
+    let doomed = begin("7").await;
+    let panicking = tokio::spawn(async move { assert_eq!(doomed.id(), "", "on purpose") });
+    assert!(panicking.await.is_err());
+    agent.flush().await.unwrap();
+
+    let expected = [
+        "1 agent_completed",
+        "2 agent_failed",
+        "3 agent_failed",
+        "4 agent_cancelled timeout",
+        "6 agent_cancelled shutdown",
+        "7 agent_failed",
+    ];
+    assert_eq!(ends(events(&journal, "agent:a").await), expected);
+    assert_eq!(ends(events(&journal, "global:events").await), expected);
+    let said = events(&journal, "agent:a").await;
+    assert_eq!(said.last().unwrap().1["error"], "the agent panicked");
+}
+
+#[tokio::test]
+async fn a_scope_ends_its_run_as_its_work_ends() {
+    let (agent, journal) = agent().await;
+    let begin = async |id: &str| {
+        let run = agent.begin_run(id);
+        run.announce(&()).await.unwrap();
+        run
+    };
+    let one = begin("1").await.scope(async { Ok::<_, String>(7) }).await;
+    assert_eq!(one.unwrap(), 7);
+    let two = begin("2").await.scope(async { Err::<u32, _>("no luck") }).await;
+    assert!(matches!(two, Err(ScopeError::Failed("no luck"))));
+    let three = begin("3").await;
+    three.cancel(Reason::Budget.saying("1,000 tokens"));
+    let three = three.scope(std::future::pending::<Result<u32, String>>()).await;
+    let Err(ScopeError::Cancelled(why)) = three else { panic!("{three:?}") };
+    assert_eq!((why.reason, why.detail.as_deref()), (Reason::Budget, Some("1,000 tokens")));
+
+    let expected = ["1 agent_completed", "2 agent_failed", "3 agent_cancelled budget"];
+    assert_eq!(ends(events(&journal, "agent:a").await), expected);
+}
+
+#[tokio::test]
+async fn an_agent_that_closes_ends_its_open_runs_once() {
+    let (agent, journal) = agent().await;
+    let run = agent.begin_run("1");
+    run.announce(&()).await.unwrap();
+
+    agent.close().await.unwrap();
+
+    assert_eq!(run.cancellation().unwrap().reason, Reason::Shutdown);
+    run.complete().await.unwrap();
+    assert_eq!(ends(events(&journal, "agent:a").await), ["1 agent_cancelled shutdown"]);
+    assert_eq!(ends(events(&journal, "global:events").await), ["1 agent_cancelled shutdown"]);
+    assert!(journal.alive().await.unwrap().is_empty(), "it is gone, and will not be missed");
+}
+
+#[tokio::test]
+async fn open_runs_stand_in_the_record_of_who_is_alive() {
+    let (agent, journal) = agent().await;
+    let session = agent.session("s").await.unwrap();
+    let (one, two) = (session.begin_run("1"), agent.begin_run("2"));
+    one.announce(&()).await.unwrap();
+    two.announce(&()).await.unwrap();
+    until("both are noted, and the channels", async || {
+        let alive = journal.alive().await.unwrap();
+        let alive = &alive[0];
+        let channels: Vec<&str> = alive.channels.iter().map(|c| c.as_str()).collect();
+        (alive.runs.concat() == "12" && channels == ["agent:a", "session:s"]).then_some(())
+    })
+    .await;
+
+    one.complete().await.unwrap();
+    drop((two, session));
+
+    until("nothing is noted", async || {
+        let alive = journal.alive().await.unwrap();
+        (alive[0].runs.is_empty() && alive[0].channels.len() == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_child_is_known_to_its_parent_until_it_ends() {
+    let (parent, journal) = agent().await;
+    let run = parent.begin_run("r1");
+    let own = "agent:a".parse().unwrap();
+    let options = || Agent::options().id("child");
+
+    let child = options().child_of(&run).attach(journal.clone()).await.unwrap();
+    assert_eq!(journal.children(&own, Some("r1")).await.unwrap().concat(), "child");
+    child.close().await.unwrap();
+    assert!(journal.children(&own, None).await.unwrap().is_empty());
+
+    let _child = options().child_of_agent("a").attach(journal.clone()).await.unwrap();
+    assert_eq!(journal.children(&own, None).await.unwrap().concat(), "child");
+    let alive = journal.alive().await.unwrap();
+    assert_eq!(alive[1].parent.as_ref().map(|parent| &*parent.agent_id), Some("a"));
+}

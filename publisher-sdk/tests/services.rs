@@ -1,0 +1,161 @@
+//! A request goes to one worker, and is answered whatever the handler does.
+
+mod stage;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use journal::{Journal, Status};
+use publisher_sdk::{Agent, OpenError, RequestError};
+use serde_json::{Value, json};
+use stage::{agent, events, fate, nobody_is_on, request, until};
+use tokio::sync::Semaphore;
+
+const SUMS: &str = "service:sums";
+
+async fn worker(journal: &Journal, id: &str) -> Agent {
+    Agent::options().id(id).attach(journal.clone()).await.expect("memory is always there")
+}
+
+#[tokio::test]
+async fn a_request_is_answered_with_what_the_handler_says() {
+    let (agent, journal) = agent().await;
+    let service = agent
+        .serve("sums", async |request| match request.method.as_str() {
+            "sums.add" => {
+                let terms: Vec<u64> = request.read()?;
+                Ok(json!({"sum": terms.iter().sum::<u64>(), "for": request.by}))
+            }
+            "sums.panic" => panic!("on purpose"),
+            "sums.busy" => Err(RequestError::new("busy", "later").retryable()),
+            other => Err(RequestError::new("no_method", format!("there is no `{other}`"))),
+        })
+        .await
+        .unwrap();
+    let again = agent.serve("sums", async |_| Ok(Value::Null)).await;
+    assert!(matches!(again, Err(OpenError::AlreadyServed(_))), "{again:?}");
+
+    for (method, params, status, field, value) in [
+        ("sums.panic", json!([]), Status::Rejected, "code", json!("handler_panicked")),
+        ("sums.add", json!([1, 2]), Status::Applied, "sum", json!(3)),
+        ("sums.add", json!([1]), Status::Applied, "for", json!("ann")),
+        ("sums.add", json!("two"), Status::Rejected, "code", json!("bad_request")),
+        ("sums.busy", json!(null), Status::Rejected, "retryable", json!(true)),
+        ("sums.mul", json!(null), Status::Rejected, "code", json!("no_method")),
+    ] {
+        let key = request(&journal, SUMS, method, params).await;
+        let (found, detail) = fate(&journal, SUMS, key).await;
+        assert_eq!((found, &detail[field]), (status, &value), "{method}: {detail}");
+    }
+    assert!(events(&journal, "agent:a").await.is_empty());
+    drop(service);
+    nobody_is_on(&journal, SUMS).await;
+    let _again = agent.serve("sums", async |_| Ok(Value::Null)).await.unwrap();
+}
+
+#[tokio::test]
+async fn each_request_goes_to_one_worker_with_a_free_hand() {
+    let journal = Journal::in_memory();
+    let (one, two) = (worker(&journal, "one").await, worker(&journal, "two").await);
+    let (busy, most, done) = (
+        Arc::<AtomicUsize>::default(),
+        Arc::<AtomicUsize>::default(),
+        Arc::<AtomicUsize>::default(),
+    );
+    let gate = Arc::new(Semaphore::new(0));
+    let mut services = Vec::new();
+    for agent in [&one, &two] {
+        let (busy, most) = (Arc::clone(&busy), Arc::clone(&most));
+        let (gate, done) = (Arc::clone(&gate), Arc::clone(&done));
+        let service = agent.service("sums").at_once(2).serve(move |_| {
+            let (busy, most) = (Arc::clone(&busy), Arc::clone(&most));
+            let (gate, done) = (Arc::clone(&gate), Arc::clone(&done));
+            async move {
+                most.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                gate.acquire().await.unwrap().forget();
+                busy.fetch_sub(1, Ordering::SeqCst);
+                Ok(json!(done.fetch_add(1, Ordering::SeqCst)))
+            }
+        });
+        services.push(service.await.unwrap());
+    }
+    let mut keys = Vec::new();
+    for n in 0..20 {
+        keys.push(request(&journal, SUMS, "sums.add", json!(n)).await);
+    }
+    until("every hand is busy", async || (busy.load(Ordering::SeqCst) == 4).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+
+    gate.add_permits(20);
+
+    for key in keys {
+        assert_eq!(fate(&journal, SUMS, key).await.0, Status::Applied);
+    }
+    assert_eq!((most.load(Ordering::SeqCst), done.load(Ordering::SeqCst)), (4, 20));
+}
+
+#[tokio::test]
+async fn a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_others() {
+    let journal = Journal::in_memory();
+    let leaving = worker(&journal, "leaving").await;
+    let (gate, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let handler = (Arc::clone(&gate), Arc::clone(&begun));
+    let service = leaving.service("sums").at_once(1).serve(move |_| {
+        let (gate, begun) = handler.clone();
+        async move {
+            begun.add_permits(1);
+            gate.acquire().await.unwrap().forget();
+            Ok(json!("leaving"))
+        }
+    });
+    let _service = service.await.unwrap();
+    let first = request(&journal, SUMS, "sums.add", json!(1)).await;
+    begun.acquire().await.unwrap().forget();
+    let second = request(&journal, SUMS, "sums.add", json!(2)).await;
+
+    let staying = worker(&journal, "staying").await;
+    let closing = tokio::spawn(leaving.close());
+    let _other = staying.serve("sums", async |_| Ok(json!("staying"))).await.unwrap();
+    assert_eq!(fate(&journal, SUMS, second).await, (Status::Applied, json!("staying")));
+    gate.add_permits(1);
+
+    closing.await.unwrap().unwrap();
+    assert_eq!(fate(&journal, SUMS, first).await, (Status::Applied, json!("leaving")));
+}
+
+/// As after a crash: a successor of the same id settles what was begun.
+#[tokio::test]
+async fn what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_no_harm() {
+    for is_idempotent in [false, true] {
+        let journal = Journal::in_memory();
+        let lost = worker(&journal, "w").await;
+        let begun = Arc::new(Semaphore::new(0));
+        let handler = Arc::clone(&begun);
+        let mut options = lost.service("sums");
+        if is_idempotent {
+            options = options.idempotent();
+        }
+        let _lost = options
+            .serve(move |_| {
+                handler.add_permits(1);
+                std::future::pending()
+            })
+            .await
+            .unwrap();
+        let key = request(&journal, SUMS, "sums.add", json!(1)).await;
+        begun.acquire().await.unwrap().forget();
+        let other = worker(&journal, "other").await;
+        let _other = other.serve("sums", async |_| Ok(json!("other"))).await.unwrap();
+
+        let successor = worker(&journal, "w").await;
+        let _successor = successor.serve("sums", async |_| Ok(json!("w"))).await.unwrap();
+
+        let (status, detail) = fate(&journal, SUMS, key).await;
+        if is_idempotent {
+            assert_eq!(status, Status::Applied, "{detail}");
+        } else {
+            assert_eq!((status, detail), (Status::Rejected, json!("lost")));
+        }
+    }
+}
