@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use publisher_sdk::vocabulary::{Complete, Outcome, TextComplete, ToolResult, ToolStart};
-use publisher_sdk::{Agent, Publisher};
+use publisher_sdk::{Agent, PermissionRequest, Publisher, RequestError};
 use serde_json::json;
 use tests::chaos::Chaos;
 use tests::wait::pause;
-use tests::{History, Persistence, Stage};
+use tests::{History, PATIENCE, Persistence, Stage};
 
 const CHANNEL: &str = "session:42";
 
@@ -200,4 +200,61 @@ async fn an_agent_that_closes_has_said_everything() {
     let mut joiner = stage.browser().connect().await;
     joiner.subscribe_since(CHANNEL, Some("start")).await;
     assert_eq!(joiner.history().text(CHANNEL, None), words(2_000).concat());
+}
+
+/// What a person answers reaches the agent that waits, though Redis crashes in between.
+#[tokio::test]
+async fn a_question_is_answered_by_a_person_though_redis_crashes_meanwhile() {
+    let mut stage = Stage::options().persistence(Persistence::Everysec).set().await;
+    let agent = stage.agent("a1").await;
+    let session = agent.session("42").await.unwrap();
+    let mut browser = stage.browser_on(1).subscribed_to(CHANNEL).await;
+    session.text_delta("t1", "May I?").unwrap();
+    let asking = tokio::spawn({
+        let session = session.clone();
+        let request = PermissionRequest::new("Bash", "rm -r build", "Deletes what was built");
+        async move { session.ask_permission(request.request_id("q1")).await }
+    });
+    let is_asked = |seen: &History| seen.events(CHANNEL).len() == 2;
+    browser.wait_until("text and question", is_asked).await;
+
+    stage.redis.kill9();
+    browser.wait_for("degraded", |f| f["redis"] == "degraded").await;
+    stage.redis.restart().await;
+    browser.wait_for("ok", |f| f["redis"] == "ok").await;
+    let yes = json!({"type": "permission_response", "requestId": "q1", "allowed": true, "alwaysAllow": true});
+    while browser.ask(yes.clone()).await["type"] != "ack" {}
+
+    let permission = tokio::time::timeout(PATIENCE, asking).await.unwrap().unwrap().unwrap();
+    assert!(permission.allowed && permission.always_allow && !permission.timed_out);
+    let names: Vec<&str> = browser.events(CHANNEL).iter().map(|e| e.name.as_str()).collect();
+    assert_eq!(names[..2], ["text_delta", "permission_request"]);
+}
+
+/// A service written with the SDK answers through any replica, also when its handler panics.
+#[tokio::test]
+async fn a_service_answers_through_any_replica_and_a_panic_disturbs_nobody() {
+    let stage = Stage::with_replicas(2).await;
+    let agent = stage.agent("w1").await;
+    let _service = agent
+        .serve("sums", async |request| match request.method.as_str() {
+            "sums.add" => Ok(json!(request.read::<Vec<u64>>()?.iter().sum::<u64>())),
+            "sums.panic" => panic!("on purpose"),
+            _ => Err(RequestError::new("no_method", "there is no such method")),
+        })
+        .await
+        .unwrap();
+    for replica in 0..2 {
+        let mut browser = stage.browser_on(replica).connect().await;
+        for (method, answer) in [
+            ("sums.panic", ("code", json!("handler_panicked"))),
+            ("sums.mul", ("code", json!("no_method"))),
+        ] {
+            let frame = json!({"type": "request", "method": method, "params": [1, 2]});
+            let response = browser.ask(frame).await;
+            assert_eq!(response["error"][answer.0], answer.1, "{response}");
+        }
+        let frame = json!({"type": "request", "method": "sums.add", "params": [1, 2]});
+        assert_eq!(browser.ask(frame).await["result"], 3);
+    }
 }

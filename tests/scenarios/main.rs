@@ -20,6 +20,7 @@ mod first_users;
 mod hostile_writers;
 mod http;
 mod joining;
+mod leases;
 mod leaving;
 mod liveness;
 mod lost_history;
