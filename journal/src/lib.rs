@@ -262,10 +262,14 @@ impl Journal {
         Ok(())
     }
 
-    async fn renew(&self, things: &[Thing], lasts: Duration) -> Result<Vec<usize>, Unavailable> {
+    async fn renew(
+        &self,
+        leases: &[(Thing, Holder)],
+        lasts: Duration,
+    ) -> Result<Vec<usize>, Unavailable> {
         match &self.home {
-            Home::Memory(memory) => Ok(memory.renew(things, lasts)),
-            Home::Redis(redis) => redis.renew(things, lasts).await,
+            Home::Memory(memory) => Ok(memory.renew(leases, lasts)),
+            Home::Redis(redis) => redis.renew(leases, lasts).await,
         }
     }
 

@@ -7,7 +7,9 @@ use protocol::{Channel, Offset};
 
 use super::{Memory, Shelf, State, micros};
 use crate::Name;
-use crate::state::{Change, Committed, Condition, Duty, Effect, Index, Look, Members, Sort, Thing};
+use crate::state::{
+    Change, Committed, Condition, Duty, Effect, Holder, Index, Look, Members, Sort, Thing,
+};
 
 /// Everything that has a state. Times are microseconds.
 #[derive(Debug, Default)]
@@ -116,16 +118,17 @@ impl Memory {
         self.state().things.deadlines.remove(&(duty, thing.clone()));
     }
 
-    pub(crate) fn renew(&self, leases: &[Thing], lasts: Duration) -> Vec<usize> {
+    pub(crate) fn renew(&self, leases: &[(Thing, Holder)], lasts: Duration) -> Vec<usize> {
         let mut state = self.state();
         let ends = state.now_us() + micros(lasts);
-        let renewed = leases.iter().enumerate().filter_map(|(place, lease)| {
+        let renewed = leases.iter().enumerate().filter_map(|(place, (lease, holder))| {
+            let is_fenced = state.things.is_fenced(&lease.channel, holder.producer());
             match state.things.deadlines.get_mut(&(Duty::Lose, lease.clone())) {
-                Some(at) => {
+                Some(at) if !is_fenced => {
                     *at = ends;
                     None
                 }
-                None => Some(place),
+                _ => Some(place),
             }
         });
         renewed.collect()

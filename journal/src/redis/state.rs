@@ -186,14 +186,14 @@ impl Redis {
         command.query_async(&mut connection).await.map_err(unavailable)
     }
 
-    /// Renews leases; answers the places of those that are not there.
+    /// Renews leases; answers the places of those that are not there, or another's.
     pub(crate) async fn renew(
         &self,
-        things: &[Thing],
+        leases: &[(Thing, Holder)],
         lasts: Duration,
     ) -> Result<Vec<usize>, Unavailable> {
         let mut partitions: HashMap<u8, Vec<usize>> = HashMap::new();
-        for (place, thing) in things.iter().enumerate() {
+        for (place, (thing, _)) in leases.iter().enumerate() {
             partitions.entry(thing.channel.partition()).or_default().push(place);
         }
         let partitions: Vec<(u8, Vec<usize>)> = partitions.into_iter().collect();
@@ -207,7 +207,9 @@ impl Redis {
                 let mut invocation = self.state.renew.key(self.keys.deadlines(*partition));
                 invocation.arg(millis(lasts));
                 for place in places {
-                    let thing = &things[*place];
+                    let (thing, holder) = &leases[*place];
+                    let events = Name::events(thing.channel.clone());
+                    invocation.key(self.keys.record(&events, &holder.producer()));
                     invocation.arg(member(Duty::Lose, &thing.channel, &thing.id));
                 }
                 pipe.invoke_script(&invocation);

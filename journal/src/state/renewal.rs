@@ -61,16 +61,19 @@ async fn renew(journal: Journal) {
     loop {
         tokio::time::sleep_until(last + RENEW_EVERY).await;
         last = Instant::now();
-        let held: Vec<(u64, Thing)> = {
+        let (keys, held): (Vec<u64>, Vec<(Thing, Holder)>) = {
             let mut held = leases.held();
             if held.leases.is_empty() {
                 held.is_renewing = false;
                 return;
             }
-            held.leases.iter().map(|(key, (thing, ..))| (*key, thing.clone())).collect()
+            let lease = |(key, (thing, incarnation, _)): (&u64, &(Thing, u64, _))| {
+                let holder = Holder { agent: thing.id.clone(), incarnation: *incarnation };
+                (*key, (thing.clone(), holder))
+            };
+            held.leases.iter().map(lease).unzip()
         };
-        let things: Vec<Thing> = held.iter().map(|(_, thing)| thing.clone()).collect();
-        let missing = match journal.renew(&things, LEASE).await {
+        let missing = match journal.renew(&held, LEASE).await {
             Ok(missing) => missing,
             Err(error) => {
                 // Nobody loses a lease because Redis is away: it is renewed as soon as that is back.
@@ -80,14 +83,13 @@ async fn renew(journal: Journal) {
             }
         };
         for index in missing {
-            let (key, _) = &held[index];
-            let entry = leases.held().leases.get(key).cloned();
-            let Some((thing, incarnation, lost)) = entry else { continue };
-            let holder = Holder { agent: thing.id.clone(), incarnation };
-            match journal.take_back(&thing, &holder).await {
+            let (key, (thing, holder)) = (keys[index], &held[index]);
+            let entry = leases.held().leases.get(&key).cloned();
+            let Some((.., lost)) = entry else { continue };
+            match journal.take_back(thing, holder).await {
                 Ok(true) => {}
                 Ok(false) => {
-                    leases.forget(*key);
+                    leases.forget(key);
                     lost.cancel();
                 }
                 Err(error) => tracing::debug!(%error, "a lease could not be looked at"),
