@@ -7,8 +7,8 @@ use redis::{Cmd, Connection, ConnectionLike, FromRedisValue, Value};
 
 /// A journal is born beyond the epoch that its producer names, so this one is known beforehand.
 const EPOCH: u64 = 9_999_999_999_999;
-/// What `append.lua` keeps of a session when nobody has said otherwise.
-const RETENTION: &str = "10000 8388608 86400000";
+/// How long `append.lua` keeps a record, and what of a session when nobody has said otherwise.
+const KEPT: &str = "900000 session 10000 8388608 86400000";
 
 /// A source of commands.
 pub(crate) trait Pipeline {
@@ -144,7 +144,7 @@ impl Appends {
             record: key(name, "seq", &format!(":{producer}")),
             settings: format!("relay:{{{}}}:cfg", name.channel.partition()),
             bell: bell(name),
-            incarnation: 1_763_661_000_000,
+            incarnation: 1_763_661_000_000_000,
             sequence: 0,
         };
         Ok(Self {
@@ -172,28 +172,27 @@ impl Pipeline for Appends {
         let turn = self.turn % self.journals.len();
         let journal = &mut self.journals[turn];
         journal.sequence += 1;
-        let keeps = journal.sequence.is_multiple_of((64 / self.batch as u64).max(1));
+        let opens = journal.sequence == 1;
+        let keeps = opens || journal.sequence.is_multiple_of((64 / self.batch as u64).max(1));
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(&self.hash)
-            .arg(3)
+            .arg(if keeps { 3 } else { 2 })
             .arg(&journal.stream)
-            .arg(&journal.record)
-            .arg(&journal.settings)
+            .arg(&journal.record);
+        if keeps {
+            command.arg(&journal.settings);
+        }
+        command
             .arg(&journal.bell)
-            .arg(if journal.sequence == 1 { EPOCH - 1 } else { EPOCH })
+            .arg(format!("{}-*", if opens { EPOCH - 1 } else { EPOCH }))
             .arg(format!("{:016}{:016}", journal.incarnation, journal.sequence - 1))
             .arg(format!("{:016}{:016}", journal.incarnation, journal.sequence))
-            .arg(if journal.sequence == 1 {
-                "ok"
-            } else if keeps {
-                "k"
-            } else {
-                ""
-            })
-            .arg("session")
-            .arg(RETENTION)
-            .arg(120_000);
+            .arg(match (opens, keeps) {
+                (true, _) => format!("ok {KEPT}"),
+                (false, true) => format!("k {KEPT}"),
+                (false, false) => String::new(),
+            });
         for _ in 0..self.batch {
             command.arg(&self.row);
         }

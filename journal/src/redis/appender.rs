@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::keys::{self, Keys};
-use super::lane::{Answer, Call, Lane, Send};
+use super::lane::{Answer, Call, Lane, RECORD_LIFETIME, Send};
 use super::wire::{self, Place};
 use crate::append::Outcome;
 use crate::{AppendError, Name, NewEntry, Receipt, Retention};
@@ -187,7 +187,7 @@ impl Task {
             std::collections::hash_map::Entry::Vacant(vacant) => {
                 // A forgotten lane's sequences must not be taken for this one's.
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                self.incarnation = (now.as_millis() as u64).max(self.incarnation + 1);
+                self.incarnation = (now.as_millis() as u64 * 1_000).max(self.incarnation + 1);
                 vacant.insert(Lane::new(self.incarnation))
             }
         };
@@ -224,27 +224,28 @@ impl Task {
     fn command(&self, (name, producer): &Way, send: &Send) -> Cmd {
         let producer = producer.as_deref().unwrap_or(&self.producer);
         let mut command = redis::cmd("EVALSHA");
-        command.arg(self.script.get_hash()).arg(3 + usize::from(send.once.is_some()));
         command
+            .arg(self.script.get_hash())
+            .arg(2 + usize::from(send.keeps) + usize::from(send.once.is_some()))
             .arg(self.keys.stream(name))
-            .arg(self.keys.record(name, producer))
-            .arg(self.keys.settings(name.channel.partition()));
+            .arg(self.keys.record(name, producer));
+        if send.keeps {
+            command.arg(self.keys.settings(name.channel.partition()));
+        }
         if let Some(id) = &send.once {
             command.arg(self.keys.once(name, id));
         }
-        let flag = |is_set, flag| if is_set { flag } else { "" };
-        let flags = [flag(send.open, "o"), flag(send.keeps, "k"), flag(send.buries, "b")].concat();
         command
             .arg(self.keys.bell(name))
-            .arg(send.epoch)
+            .arg(format!("{}-*", send.epoch))
             .arg(format!("{:016}{:016}", send.incarnation, send.sequence - 1))
             .arg(format!("{:016}{:016}", send.incarnation, send.sequence))
-            .arg(flags)
-            .arg(Retention::field(name))
-            .arg(keys::retention(Retention::default().of(name)))
-            .arg(ONCE_LIFETIME.as_millis() as u64);
+            .arg(options(name, send));
         for row in send.rows.iter() {
             command.arg(row);
+        }
+        if send.once.is_some() {
+            command.arg(ONCE_LIFETIME.as_millis() as u64);
         }
         command
     }
@@ -338,6 +339,20 @@ impl Task {
     }
 }
 
+/// What is said to `append.lua` besides the usual.
+fn options(name: &Name, send: &Send) -> String {
+    if !send.keeps {
+        return String::new();
+    }
+    let flags = match (send.open, send.buries) {
+        (_, true) => "obk",
+        (true, false) => "ok",
+        (false, false) => "k",
+    };
+    let retention = keys::retention(Retention::default().of(name));
+    format!("{flags} {} {} {retention}", RECORD_LIFETIME.as_millis(), Retention::field(name))
+}
+
 enum Failure {
     NoScript,
     /// Redis is busy, loading, full or read-only: time will change it.
@@ -376,10 +391,10 @@ fn read_answer(value: Value) -> RedisResult<Answer> {
     let unexpected = || wire::unexpected("an answer of the append script", &text);
     Ok(match status {
         "ok" | "known" => {
-            let (place, listeners) = rest.rsplit_once(' ').ok_or_else(unexpected)?;
+            let listeners = rest.split(' ').nth(2).and_then(|listeners| listeners.parse().ok());
             Answer::Appended {
-                place: Place::parse(place)?,
-                listeners: listeners.parse().map_err(|_| unexpected())?,
+                place: Place::parse(rest)?,
+                listeners: listeners.ok_or_else(unexpected)?,
                 known: status == "known",
             }
         }

@@ -27,10 +27,12 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// How long, and how much, acknowledged batches are kept in case Redis loses them.
 const KEPT_FOR: Duration = Duration::from_secs(10);
 const KEPT_BYTES: usize = 1024 * 1024;
-/// Nothing is retried longer; the script remembers sequences for fifteen minutes.
+/// How long Redis remembers a producer's sequences after the last keeping.
+pub(super) const RECORD_LIFETIME: Duration = Duration::from_secs(900);
+/// Nothing is retried longer than this, so Redis knows every sequence that is.
 const RETRY_FOR: Duration = Duration::from_secs(600);
-/// Within this time of the last acknowledgement the record must be there, or Redis lost it: it lives 900 s
-/// from the last keeping, which may be [`KEEP_AFTER`] before the last append.
+/// Within this time of the last acknowledgement the record must be there, or Redis lost it: it lives
+/// [`RECORD_LIFETIME`] from the last keeping, which may be [`KEEP_AFTER`] before the last append.
 const RECORD_FOR: Duration = Duration::from_secs(700);
 
 /// How often the script is told to keep the journal within its retention: every 64 entries, so that at most
@@ -114,7 +116,7 @@ pub(super) struct Send {
     pub(super) epoch: u64,
     /// That epoch lost data: bury it.
     pub(super) buries: bool,
-    /// Keep the journal within its retention now.
+    /// Keep the journal within its retention now; always with `open`.
     pub(super) keeps: bool,
     pub(super) once: Option<Box<str>>,
     pub(super) rows: Arc<[String]>,
@@ -234,7 +236,8 @@ impl Lane {
         self.alone = open;
         self.unkept_entries += batch.rows.len();
         self.unkept_bytes += batch.bytes;
-        let keeps = self.unkept_entries >= KEEP_ENTRIES
+        let keeps = open
+            || self.unkept_entries >= KEEP_ENTRIES
             || self.unkept_bytes >= KEEP_BYTES
             || self.kept_at.is_none_or(|at| now.duration_since(at) >= KEEP_AFTER);
         if keeps {
@@ -340,7 +343,7 @@ impl Lane {
             self.acknowledged_at = now;
             self.progress_at = now;
             if batch.once.is_none() {
-                self.newest = Some((place.epoch, place.n + place.count.saturating_sub(1)));
+                self.newest = Some((place.epoch, place.n + batch.rows.len() as u64 - 1));
             }
             self.kept.push_back((batch, now));
         }

@@ -14,26 +14,23 @@ pub(super) struct Place {
     pub(super) epoch: u64,
     /// n of the first entry; the others follow it.
     pub(super) n: u64,
-    pub(super) count: u64,
     pub(super) time_us: u64,
 }
 
 impl Place {
-    /// `<id of the first entry> <count> <time in µs>`, as the append script answers.
+    /// `<id of the first entry> <time in µs>`, with which the append script's answer begins.
     pub(super) fn parse(text: &str) -> Result<Self, RedisError> {
         let parsed = || {
             let mut parts = text.split(' ');
             let (epoch, n) = id(parts.next()?).ok()?;
-            let mut number = || parts.next()?.parse().ok();
-            Some(Self { epoch, n, count: number()?, time_us: number()? })
+            Some(Self { epoch, n, time_us: parts.next()?.parse().ok()? })
         };
         parsed().ok_or_else(|| unexpected("a place", text))
     }
 
     /// The position of the batch's entry `index`.
     pub(super) fn offset(&self, index: u64) -> Offset {
-        // A batch with a once-id has one entry, wherever the first attempt put it.
-        Offset::of_entry(self.epoch, self.n + index.min(self.count.saturating_sub(1)), self.time_us)
+        Offset::of_entry(self.epoch, self.n + index, self.time_us)
     }
 }
 
@@ -151,10 +148,10 @@ mod tests {
 
     #[test]
     fn a_place_says_where_the_batch_stands() {
-        let place = Place::parse("1763661001000-41 3 1763661001123456").unwrap();
-        assert_eq!((place.epoch, place.n, place.count), (1_763_661_001_000, 41, 3));
+        let place = Place::parse("1763661001000-41 1763661001123456").unwrap();
+        assert_eq!((place.epoch, place.n), (1_763_661_001_000, 41));
         assert_eq!(place.offset(2).n, 43);
-        for broken in ["", "1-1", "1-1 3", "1 3 4", "1-1 x 4"] {
+        for broken in ["", "1-1", "1 3", "1-1 x"] {
             assert!(Place::parse(broken).is_err(), "{broken}");
         }
     }

@@ -33,7 +33,7 @@ impl Rig {
     }
 
     fn answer(&mut self, send: &Send, n: u64) {
-        let place = Place { epoch: 7, n, count: 1, time_us: 1 };
+        let place = Place { epoch: 7, n, time_us: 1 };
         let answer = Answer::Appended { place, listeners: 0, known: false };
         self.lane.answered(send.sequence, answer, self.now);
     }
@@ -60,6 +60,27 @@ fn nothing_follows_the_first_append_until_it_is_answered() {
     assert_eq!(more.len(), IN_FLIGHT);
     assert!(more.iter().all(|send| !send.open));
     assert_eq!(rig.settled(), [1]);
+}
+
+#[test]
+fn whatever_opens_keeps_too_because_only_then_the_record_gets_its_lifetime() {
+    let mut rig = Rig::with(1);
+    let first = rig.send();
+    assert!(first[0].open && first[0].keeps);
+    rig.answer(&first[0], 1);
+    rig.append(1);
+    let second = rig.send();
+    assert!(!second[0].open && !second[0].keeps);
+    rig.answer(&second[0], 2);
+
+    rig.now += RECORD_FOR + Duration::from_secs(1);
+    rig.append(2);
+    // It begins to wait only now, and was kept a moment ago.
+    rig.lane.progress_at = rig.now;
+    rig.lane.kept_at = Some(rig.now);
+
+    let late = rig.send();
+    assert!(late[0].open && late[0].keeps);
 }
 
 #[test]
