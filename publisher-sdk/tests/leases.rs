@@ -58,6 +58,17 @@ async fn of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it() {
     assert_eq!(journal.agents_on(&"agent:a".parse().unwrap()).await.unwrap().len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_idle_agent_that_was_replaced_learns_it_by_its_next_renewal() {
+    let (old, journal) = agent().await;
+    let new = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+
+    timeout(Duration::from_secs(6), old.fenced()).await.unwrap();
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!new.is_fenced());
+}
+
 #[tokio::test]
 async fn a_session_has_one_lease_however_many_handles_and_however_quickly_they_come_and_go() {
     let (agent, journal) = agent().await;
