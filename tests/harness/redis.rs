@@ -124,6 +124,14 @@ impl Redis {
             .unwrap_or_else(|error| panic!("Redis refused {words:?}: {error}"))
     }
 
+    /// How often it ran a command so far, by whomever.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let info: String = self.run(&["INFO", "commandstats"]).await;
+        let prefix = format!("cmdstat_{command}:calls=");
+        let line = info.lines().find_map(|line| line.strip_prefix(&prefix)?.split(',').next());
+        line.map_or(0, |calls| calls.parse().expect("a number of calls"))
+    }
+
     /// Keeps the whole content, to come back to it.
     pub async fn snapshot(&self) -> Snapshot {
         let mut connection = self.connection().await;

@@ -82,6 +82,37 @@ async fn a_browser_cut_anywhere_among_large_events_resumes_and_sees_all_once() {
     }
 }
 
+/// A replica comes back, and with it all who looked at one session, each from where it was: what Redis
+/// is asked does not grow with them.
+#[tokio::test]
+async fn a_storm_of_resumes_on_one_channel_costs_redis_a_handful_of_reads() {
+    const BROWSERS: usize = 500;
+    let stage = Stage::with_replicas(1).await;
+    let offsets = stage.replicas[0].publish_numbers("session:42", 0..1_700).await;
+    let recent = &offsets[offsets.len() - 1 - BROWSERS..];
+    let mut browsers = Vec::new();
+    for _ in 0..BROWSERS {
+        browsers.push(stage.browser().connect().await);
+    }
+    // All that is asked while it stands still, it finds at once.
+    stage.replicas[0].freeze();
+    for (browser, offset) in browsers.iter_mut().zip(recent) {
+        let frame = json!({"type": "subscribe", "channel": "session:42", "since": offset});
+        browser.send(frame).await;
+    }
+    let before = stage.redis.calls("evalsha").await;
+
+    stage.replicas[0].thaw();
+
+    let first = 1_700 - BROWSERS as u64;
+    for (browser, from) in browsers.iter_mut().zip(first..) {
+        browser.expect_numbers("session:42", from..1_700).await;
+        assert!(browser.history().resets("session:42").is_empty());
+    }
+    let reads = stage.redis.calls("evalsha").await - before;
+    assert!(reads <= 20, "{reads} reads for {BROWSERS} browsers");
+}
+
 /// The same between the frames of a catch-up, where deltas are merged: each merged frame is a place
 /// to come back to.
 #[tokio::test]

@@ -143,6 +143,7 @@ impl Events {
             }
             Update::Entries { name, entries } => self.hub.deliver(&name.channel, entries),
             Update::Reset { name, .. } => {
+                self.pages.forget();
                 self.prompts.forget(Some(&name.channel));
                 self.hub.reset(&name.channel);
             }
