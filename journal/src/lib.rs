@@ -130,6 +130,18 @@ impl Journal {
         }
     }
 
+    /// The policy by which Redis deletes journals when it reaches its `maxmemory`; `None` where that is
+    /// `noeviction`, as it must be.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where Redis does not say.
+    pub async fn eviction(&self) -> Result<Option<String>, Unavailable> {
+        match &self.home {
+            Home::Memory(_) => Ok(None),
+            Home::Redis(redis) => redis.eviction().await,
+        }
+    }
+
     /// Writes what every appender shall keep from now on. In memory it is given at the start.
     ///
     /// # Errors

@@ -68,6 +68,30 @@ async fn check_accepts_what_would_start() {
     assert_eq!(code, Some(0), "{said}");
 }
 
+/// A Redis that may delete a journal to make room is not the one that our promises need: said at the
+/// start, whenever Redis is reached again, and by `check`.
+#[tokio::test]
+async fn a_redis_that_evicts_is_warned_about_whenever_it_is_reached() {
+    let mut stage = Stage::with_replicas(1).await;
+    let warning = |line: &str| {
+        let is_it = line.contains("WARN") && line.contains("maxmemory-policy");
+        is_it.then(|| line.to_owned())
+    };
+
+    let () = stage.redis.run(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    let _: u64 = stage.redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    let line = stage.replicas[0].log().wait("a warning by who came back", warning).await;
+    stage.add_replica().await;
+    stage.replicas[1].log().wait("a warning by who starts", warning).await;
+    let check = run(&["check", "--redis", &stage.redis.url()].map(str::to_owned), &[]);
+    let said =
+        |line: &str| line.contains("Warning: maxmemory-policy is `allkeys-lru`").then_some(());
+    check.log().wait("a warning by `check`", said).await;
+
+    // And that was the first: at the start all was well.
+    assert!(line.contains("allkeys-lru") && line.contains("noeviction"), "{line}");
+}
+
 /// F28: a port that is taken is no panic.
 #[tokio::test]
 async fn a_taken_port_is_named_and_nothing_runs() {

@@ -6,14 +6,22 @@ use crate::arguments::{Given, Source};
 use crate::flags::{Flag, JWT_SECRET_FILE, LOG_FORMAT, REDIS};
 use crate::value::without_secrets;
 
-/// Prints the configuration, and whether its Redis answers. One that does not is no mistake: the
-/// relay starts without it, and serves as soon as it is there.
+/// Prints the configuration, and whether its Redis answers and is set as it must be. One that does not
+/// is no mistake: the relay starts without it, and serves as soon as it is there.
 #[expect(clippy::print_stdout, reason = "the report is what was asked for")]
 pub(crate) async fn run(given: &Given, journal: &Journal) {
     print!("The configuration is valid.\n\n{}", effective(given));
     if !journal.is_in_memory() {
         match journal.ready().await {
-            Ok(()) => println!("\nRedis answers."),
+            Ok(()) => {
+                println!("\nRedis answers.");
+                if let Ok(Some(policy)) = journal.eviction().await {
+                    println!(
+                        "\nWarning: maxmemory-policy is `{policy}`, so Redis will delete journals when it \
+                         reaches its maxmemory.\nSet it to noeviction."
+                    );
+                }
+            }
             Err(error) => println!(
                 "\nWarning: {error}.\nThe relay would start, not be ready, and serve as soon as Redis \
                  answers."

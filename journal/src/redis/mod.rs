@@ -100,6 +100,15 @@ impl Redis {
         pong.map(drop).map_err(unavailable)
     }
 
+    pub(crate) async fn eviction(&self) -> Result<Option<String>, Unavailable> {
+        let mut connection = self.connection().await?;
+        let mut info = ::redis::cmd("INFO");
+        let info: Result<String, _> = info.arg("memory").query_async(&mut connection).await;
+        let info = info.map_err(unavailable)?;
+        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+        Ok(policy.filter(|policy| *policy != "noeviction").map(str::to_owned))
+    }
+
     pub(crate) async fn keep(&self, retention: &Retention) -> Result<(), Unavailable> {
         let mut pipe = ::redis::pipe();
         for partition in 0..=u8::MAX {

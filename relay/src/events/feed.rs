@@ -43,6 +43,7 @@ pub(crate) struct Events {
     pages: Pages,
     prompts: Prompts,
     follower: Follower,
+    journal: Journal,
     /// Joining and sweeping decide together what is followed: one at a time.
     interest: Mutex<()>,
     status: watch::Receiver<Status>,
@@ -58,6 +59,7 @@ impl Events {
             pages: Pages::new(journal.clone()),
             prompts: Prompts::new(journal.clone()),
             follower,
+            journal: journal.clone(),
             interest: Mutex::new(()),
             status: status_seen,
         });
@@ -136,6 +138,9 @@ impl Events {
                 self.pages.forget();
                 self.prompts.forget(None);
                 status.send_replace(now);
+                if up {
+                    tokio::spawn(warn_of_eviction(self.journal.clone()));
+                }
             }
             Update::Live { name, head } => {
                 self.prompts.forget(Some(&name.channel));
@@ -157,5 +162,17 @@ impl Events {
         for name in self.hub.sweep() {
             self.follower.unfollow(&name);
         }
+    }
+}
+
+/// Each time that Redis is reached it may be another one, or set otherwise.
+async fn warn_of_eviction(journal: Journal) {
+    match journal.eviction().await {
+        Ok(Some(policy)) => tracing::warn!(
+            policy,
+            "redis will delete journals when it reaches its maxmemory: set maxmemory-policy noeviction"
+        ),
+        Ok(None) => {}
+        Err(error) => tracing::debug!(%error, "redis does not say its maxmemory-policy"),
     }
 }
