@@ -347,10 +347,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_demo_has_a_page_and_is_as_careful() {
+        assert!(config("serve --demo-page").page.is_some());
         let config = config("demo");
         assert!(config.page.is_some() && config.journal.is_in_memory());
-        let serve = super::tests::config("serve --demo-page");
-        assert!(serve.page.is_some());
         let refused = problems("demo --listen 0.0.0.0:8080");
         assert!(refused[0].contains("--allow-anonymous") && !refused[0].contains("jwt"));
     }

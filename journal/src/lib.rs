@@ -37,6 +37,7 @@ mod memory;
 mod name;
 mod read;
 mod redis;
+mod relayed;
 mod retention;
 mod state;
 mod tally;
@@ -51,6 +52,7 @@ use protocol::Channel;
 pub use protocol::frame::Since;
 pub use read::{Page, Reason, Unavailable};
 pub use redis::OpenError;
+pub use relayed::{AgentDesk, follow_since};
 pub use retention::{Keep, Retention};
 pub use state::Holder;
 pub use state::command::{Command, Fate, NewCommand, SendError, Sent, Status, Take};
@@ -62,6 +64,7 @@ pub use tally::{ReplicaTally, TALLY_LASTS};
 
 use memory::Memory;
 use redis::Redis;
+use relayed::Relayed;
 use state::renewal::Leases;
 use state::{Change, Committed, Duty, Index, Look, Members, Thing};
 
@@ -81,6 +84,7 @@ pub struct Journal {
 enum Home {
     Memory(Arc<Memory>),
     Redis(Arc<Redis>),
+    Relayed(Arc<Relayed>),
 }
 
 impl Journal {
@@ -101,6 +105,15 @@ impl Journal {
     /// [`OpenError`] where `url` is none that we understand.
     pub fn open(url: &str) -> Result<Self, OpenError> {
         Ok(Self::at(Home::Redis(Arc::new(Redis::open(url)?))))
+    }
+
+    /// Journals behind the relay at `url` (`http://` or `https://`), for the agent of this id, which has no
+    /// Redis: it can do what agents do, and nothing else. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError`] where `url` or the token is none.
+    pub fn through_relay(url: &str, agent: &str, token: Option<&str>) -> Result<Self, OpenError> {
+        Ok(Self::at(Home::Relayed(Arc::new(Relayed::open(url, agent, token)?))))
     }
 
     fn at(home: Home) -> Self {
@@ -127,6 +140,7 @@ impl Journal {
         match &self.home {
             Home::Memory(_) => Ok(()),
             Home::Redis(redis) => redis.ready().await,
+            Home::Relayed(relayed) => relayed.ready().await,
         }
     }
 
@@ -137,7 +151,7 @@ impl Journal {
     /// [`Unavailable`] where Redis does not say.
     pub async fn eviction(&self) -> Result<Option<String>, Unavailable> {
         match &self.home {
-            Home::Memory(_) => Ok(None),
+            Home::Memory(_) | Home::Relayed(_) => Ok(None),
             Home::Redis(redis) => redis.eviction().await,
         }
     }
@@ -150,6 +164,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => memory.keep(retention.clone()),
             Home::Redis(redis) => redis.keep(retention).await?,
+            Home::Relayed(_) => return Err(relayed::not_here()),
         }
         Ok(())
     }
@@ -173,6 +188,7 @@ impl Journal {
                 Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
             }
             Home::Redis(redis) => redis.enqueue(name, entries, self.producer.clone()).await,
+            Home::Relayed(relayed) => relayed.enqueue(name, entries).await,
         }
     }
 
@@ -186,6 +202,7 @@ impl Journal {
                 Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
             }
             Home::Redis(redis) => redis.try_enqueue(name, entries, self.producer.clone()),
+            Home::Relayed(relayed) => relayed.try_enqueue(name, entries),
         }
     }
 
@@ -214,6 +231,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.read(name, since, entries_max)),
             Home::Redis(redis) => redis.read(name, since, entries_max).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -225,12 +243,16 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.heads(names)),
             Home::Redis(redis) => redis.heads(names).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
     /// Follows journals over a live link of its own. Must be called within a tokio runtime; dropping
     /// both halves ends the link.
     pub fn follow(&self) -> (Follower, Updates) {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.follow();
+        }
         follow::start(self.clone())
     }
 
@@ -242,6 +264,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.look(thing)),
             Home::Redis(redis) => redis.look(thing).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -249,6 +272,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.commit(change)),
             Home::Redis(redis) => redis.commit(change).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -256,6 +280,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.list(channel, index)),
             Home::Redis(redis) => redis.list(channel, index).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -263,6 +288,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.due()),
             Home::Redis(redis) => redis.due().await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -270,6 +296,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => memory.forget_duty(thing, duty),
             Home::Redis(redis) => redis.forget_duty(thing, duty).await?,
+            Home::Relayed(_) => return Err(relayed::not_here()),
         }
         Ok(())
     }
@@ -282,6 +309,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.renew(leases, lasts)),
             Home::Redis(redis) => redis.renew(leases, lasts).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -289,6 +317,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.leased()),
             Home::Redis(redis) => redis.leased().await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -301,6 +330,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.place_prompt(request_id, channel, lifetime)),
             Home::Redis(redis) => redis.place_prompt(request_id, channel, lifetime).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -308,6 +338,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.prompt_place(request_id)),
             Home::Redis(redis) => redis.prompt_place(request_id).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -319,6 +350,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.prompts(channel)),
             Home::Redis(redis) => redis.prompts(channel).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -326,6 +358,8 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => memory.link(),
             Home::Redis(redis) => redis.link(),
+            // It has a follower of its own.
+            Home::Relayed(_) => link::new("").0,
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use protocol::Channel;
+use serde::Serialize;
 
 use crate::{Home, Journal, Unavailable};
 
@@ -14,7 +15,7 @@ use crate::{Home, Journal, Unavailable};
 pub const TALLY_LASTS: Duration = Duration::from_secs(5);
 
 /// A replica that is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReplicaTally {
     /// Its own name for itself.
     pub replica: Box<str>,
@@ -37,6 +38,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => memory.tally(replica, connections, changed),
             Home::Redis(redis) => redis.tally(replica, connections, changed).await?,
+            Home::Relayed(_) => return Err(crate::relayed::not_here()),
         }
         Ok(())
     }
@@ -49,6 +51,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.replicas()),
             Home::Redis(redis) => redis.replicas().await,
+            Home::Relayed(_) => Err(crate::relayed::not_here()),
         }
     }
 
@@ -60,6 +63,7 @@ impl Journal {
         match &self.home {
             Home::Memory(memory) => Ok(memory.subscribers(channel)),
             Home::Redis(redis) => redis.subscribers(channel).await,
+            Home::Relayed(_) => Err(crate::relayed::not_here()),
         }
     }
 }

@@ -89,6 +89,11 @@ impl Grant {
         allows(&self.request, method)
     }
 
+    /// May the bearer be the agent, or a worker, behind `channel`?
+    pub fn may_serve(&self, channel: &Channel) -> bool {
+        allows(&self.serve, channel.as_str())
+    }
+
     /// May the bearer publish events on `channel`?
     pub fn may_publish(&self, channel: &Channel) -> bool {
         allows(&self.publish, channel.as_str())

@@ -40,15 +40,10 @@ pub enum ConnectError {
         /// What was given.
         given: usize,
     },
-    /// An address of a relay, where that of Redis is needed.
-    #[error(
-        "`{0}` is the address of a relay: agents that have no Redis are not in this \
-         version, give the Redis that the relay uses, for example `redis://127.0.0.1:6379`"
-    )]
-    Http(String),
     /// No address that is understood.
     #[error(
-        "`{0}` is no address of Redis: write `redis://127.0.0.1:6379`, or `rediss://…` for TLS"
+        "`{0}` is no address of Redis or of a relay: write `redis://127.0.0.1:6379`, `rediss://…` for \
+         TLS, or `http://127.0.0.1:8080`, `https://…` for a relay"
     )]
     Scheme(String),
     /// The scheme is right, the rest is not.

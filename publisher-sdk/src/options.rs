@@ -30,6 +30,7 @@ pub struct AgentOptions {
     batch_window: Duration,
     buffer_bytes: usize,
     parent: Option<Parent>,
+    token: Option<String>,
 }
 
 impl Default for AgentOptions {
@@ -39,6 +40,7 @@ impl Default for AgentOptions {
             batch_window: Duration::from_millis(50),
             buffer_bytes: 8 * 1024 * 1024,
             parent: None,
+            token: None,
         }
     }
 }
@@ -80,17 +82,26 @@ impl AgentOptions {
         Self { parent: Some(parent), ..self }
     }
 
-    /// Connects to the Redis at `url` (`redis://…`, or `rediss://…` for TLS) and begins to listen
-    /// for commands.
+    /// The token to show to a relay, where `url` is that of one: it grants `serve` on `agent:{id}`
+    /// and on each session and service, and `publish` on each channel. Redis is shown none.
+    pub fn token(self, token: impl Into<String>) -> Self {
+        Self { token: Some(token.into()), ..self }
+    }
+
+    /// Connects and begins to listen for commands. `url` is that of the Redis that the relay uses
+    /// (`redis://…`, or `rediss://…` for TLS), or, for an agent that has none, of any replica of the
+    /// relay (`http://…`, `https://…`): it does the same, with one hop more.
     ///
     /// # Errors
     /// [`ConnectError`]; [`Unreachable`](ConnectError::Unreachable) after 10 seconds without an
     /// answer.
     pub async fn connect(self, url: &str) -> Result<Agent, ConnectError> {
         let agent = self.checked()?;
-        check_scheme(url)?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let journal = Journal::open(url)?;
+        let journal = match way(url)? {
+            Way::Redis => Journal::open(url)?,
+            Way::Relay => Journal::through_relay(url, agent.id(), self.token.as_deref())?,
+        };
         let at = without_secrets(url);
         match answered(&journal, deadline).await {
             Ok(()) => self.start(agent, journal, deadline, at).await,
@@ -159,10 +170,17 @@ async fn answered(journal: &Journal, deadline: Instant) -> Result<(), Option<Una
     if tokio::time::timeout_at(deadline, asking).await.is_ok() { Ok(()) } else { Err(last) }
 }
 
-fn check_scheme(url: &str) -> Result<(), ConnectError> {
+/// Which way an agent goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Redis,
+    Relay,
+}
+
+fn way(url: &str) -> Result<Way, ConnectError> {
     match url.split_once("://").map(|(scheme, _)| scheme) {
-        Some("redis" | "rediss") => Ok(()),
-        Some("http" | "https" | "ws" | "wss") => Err(ConnectError::Http(without_secrets(url))),
+        Some("redis" | "rediss") => Ok(Way::Redis),
+        Some("http" | "https") => Ok(Way::Relay),
         _ => Err(ConnectError::Scheme(without_secrets(url))),
     }
 }
@@ -194,12 +212,17 @@ mod tests {
     }
 
     #[test]
-    fn only_addresses_of_redis_are_taken() {
-        assert!(check_scheme("redis://h").is_ok());
-        assert!(check_scheme("rediss://h").is_ok());
-        assert!(matches!(check_scheme("http://h"), Err(ConnectError::Http(_))));
-        for other in ["h:6379", "", "unix:///run/redis.sock", "redis:h"] {
-            assert!(matches!(check_scheme(other), Err(ConnectError::Scheme(_))), "{other}");
+    fn the_scheme_says_which_way() {
+        for (url, expected) in [
+            ("redis://h", Way::Redis),
+            ("rediss://h", Way::Redis),
+            ("http://h", Way::Relay),
+            ("https://h", Way::Relay),
+        ] {
+            assert_eq!(way(url).unwrap(), expected);
+        }
+        for other in ["h:6379", "", "unix:///run/redis.sock", "redis:h", "ws://h"] {
+            assert!(matches!(way(other), Err(ConnectError::Scheme(_))), "{other}");
         }
     }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use crate::commands::Commands;
+use crate::commands::{Commands, Offers};
 use crate::doors::traffic::Counted;
 use crate::doors::{self, House};
 use crate::events::Events;
@@ -81,6 +81,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let house = Arc::new(House {
         events: Events::start(&config.journal, stop.clone()),
         commands: Commands::start(&config.journal, stop.clone()),
+        offers: Offers::start(&config.journal, stop.clone()),
         journal: config.journal,
         key: config.key,
         allow_anonymous: config.allow_anonymous,
@@ -89,6 +90,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         connections: TaskTracker::new(),
     });
     tokio::spawn(keepers::keep(house.journal.clone(), stop.clone()));
+    tokio::spawn(keepers::tally::count(
+        house.journal.clone(),
+        Arc::clone(&house.events),
+        house.connections.clone(),
+        stop.clone(),
+    ));
     let routes = doors::main(&house, admin.is_none(), config.page);
     tokio::spawn(accept(listener, routes, accepting.clone(), requests.clone()));
     let mut admin_addr = None;

@@ -12,6 +12,7 @@
 mod agents;
 mod asking;
 mod commands;
+mod counting;
 mod demo_page;
 mod doors;
 mod encrypted;
@@ -34,4 +35,5 @@ mod slow_browsers;
 mod subscriptions;
 mod tokens;
 mod topology;
+mod ways;
 mod without_redis;

@@ -50,6 +50,12 @@ pub struct OpenError {
     why: String,
 }
 
+impl OpenError {
+    pub(crate) fn new(url: &str, why: String) -> Self {
+        Self { url: without_password(url), why }
+    }
+}
+
 /// Journals in one Redis.
 #[derive(Debug)]
 pub(crate) struct Redis {

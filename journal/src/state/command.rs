@@ -127,7 +127,8 @@ pub enum SendError {
 }
 
 /// What an attempt to take a command comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Take {
     /// It is yours: begin.
     Yours,

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use protocol::Channel;
+use protocol::{AgentCall, Channel};
 
 use super::lease::{Parent, REMEMBERED};
 use super::{Change, Effect, Index, Sort, Thing};
-use crate::{Journal, Unavailable};
+use crate::{Home, Journal, Unavailable};
 
 impl Journal {
     /// Declares `child` as spawned by `parent`: a Cancel of the parent reaches it as well.
@@ -14,6 +14,9 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn adopt(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.adopt(AgentCall::Adopt, child, parent).await;
+        }
         let Ok(channel) = Channel::agent(&parent.agent_id) else { return Ok(()) };
         let run = parent.run_id.as_deref().unwrap_or_default();
         let thing = Thing { sort: Sort::Child, channel, id: child.into() };
@@ -43,6 +46,9 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn disown(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.adopt(AgentCall::Disown, child, parent).await;
+        }
         let Ok(channel) = Channel::agent(&parent.agent_id) else { return Ok(()) };
         let thing = Thing { sort: Sort::Child, channel, id: child.into() };
         let found = self.look(&thing).await?.state;

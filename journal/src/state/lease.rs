@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::loss::lost_event;
 use super::{Change, Committed, Duty, Effect, Holder, Index, Sort, Thing};
-use crate::{Journal, Unavailable};
+use crate::relayed::Note;
+use crate::{Home, Journal, Unavailable};
 
 /// How long a lease lasts that is not renewed.
 pub const LEASE: Duration = Duration::from_secs(15);
@@ -128,6 +129,9 @@ impl Lease {
     /// # Errors
     /// [`LeaseError`].
     pub async fn note_runs(&self, runs: Vec<Box<str>>) -> Result<(), LeaseError> {
+        if let Home::Relayed(relayed) = &self.journal.home {
+            return relayed.note(&self.channel, Note { runs: Some(runs), channels: None }).await;
+        }
         self.note(|state| state.runs.clone_from(&runs)).await
     }
 
@@ -136,6 +140,11 @@ impl Lease {
     /// # Errors
     /// [`LeaseError`].
     pub async fn note_channels(&self, channels: Vec<Channel>) -> Result<(), LeaseError> {
+        if let Home::Relayed(relayed) = &self.journal.home {
+            return relayed
+                .note(&self.channel, Note { runs: None, channels: Some(channels) })
+                .await;
+        }
         self.note(|state| state.channels.clone_from(&channels)).await
     }
 
@@ -164,6 +173,14 @@ impl Lease {
     /// # Errors
     /// [`Unavailable`]: then the lease runs out, and the agent counts as lost.
     pub async fn release(self) -> Result<(), Unavailable> {
+        self.give_up().await
+    }
+
+    /// [`release`](Self::release) of a lease that others may look at.
+    pub(crate) async fn give_up(&self) -> Result<(), Unavailable> {
+        if let Home::Relayed(relayed) = &self.journal.home {
+            return relayed.release(&self.channel).await;
+        }
         self.journal.leases().forget(self.key);
         self.journal.release(&self.channel, &self.holder).await
     }
@@ -171,6 +188,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if let Home::Relayed(relayed) = &self.journal.home {
+            relayed.forget(&self.channel);
+        }
         self.journal.leases().forget(self.key);
     }
 }
@@ -194,6 +214,18 @@ impl Journal {
         incarnation: Option<u64>,
         parent: Option<&Parent>,
     ) -> Result<Lease, LeaseError> {
+        if let Home::Relayed(relayed) = &self.home {
+            let lost = CancellationToken::new();
+            let incarnation = relayed.lease(channel, incarnation, parent, &lost).await?;
+            let holder = Holder { agent: agent.into(), incarnation };
+            return Ok(Lease {
+                journal: self.clone(),
+                channel: channel.clone(),
+                holder,
+                lost,
+                key: 0,
+            });
+        }
         let thing = thing(channel, agent);
         let look = self.look(&thing).await?;
         let mut found = look.state;
@@ -227,19 +259,26 @@ impl Journal {
                 let older = Holder { agent: agent.into(), incarnation: last };
                 change.effects.push(Effect::Fence(older));
             }
-            let replaced = before
-                .filter(|b| b.incarnation < incarnation && matches!(b.stage, Stage::Alive))
-                .filter(|before| !before.runs.is_empty() && channel.kind() != Kind::Service);
-            if let Some(before) = &replaced {
-                change.effects.push(Effect::Event(lost_event(agent, before, "replaced")));
+            // Whoever was lost was announced here; whoever is replaced over open runs is announced now.
+            let before = before.filter(|before| before.incarnation < incarnation);
+            let gone = before.and_then(|before| match before.stage {
+                Stage::Alive if !before.runs.is_empty() => Some((before, "replaced")),
+                Stage::Lost => Some((before, "lost")),
+                _ => None,
+            });
+            if let Some((before, reason @ "replaced")) = &gone
+                && channel.kind() != Kind::Service
+            {
+                change.effects.push(Effect::Event(lost_event(agent, before, reason)));
             }
             match self.commit(&change).await? {
                 Committed::Conflict(now) => found = now,
                 _ => {
                     let before = Holder { agent: agent.into(), incarnation: incarnation - 1 };
                     self.settle_open(channel, &before).await?;
-                    if let Some(before) = &replaced {
-                        self.tell_firehose(channel, agent, before, "replaced").await?;
+                    // If the replica that declared it lost died over it, the firehose has not heard yet.
+                    if let Some((before, reason)) = &gone {
+                        self.tell_firehose(channel, agent, before, reason).await?;
                     }
                     return Ok(self.held(channel, holder));
                 }

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::command::Stamped;
 use super::{Change, Committed, Condition, Duty, Effect, Holder, Index, Sort, Thing};
-use crate::{Journal, Name, NewEntry, Unavailable};
+use crate::{Home, Journal, Name, NewEntry, Unavailable};
 
 /// How long an answer is remembered: as long as the journal that holds the question.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
@@ -95,7 +95,8 @@ pub enum AskError {
 }
 
 /// What an answer comes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Resolved {
     /// It is the first.
     Yours,
@@ -160,6 +161,9 @@ impl Journal {
     /// # Errors
     /// [`AskError`].
     pub async fn ask(&self, holder: &Holder, new: &NewPrompt) -> Result<Asked, AskError> {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.ask(new).await;
+        }
         let lifetime = new.expires_in + REMEMBERED;
         let place = self.place_prompt(&new.request_id, &new.channel, lifetime).await?;
         if place != new.channel {
@@ -222,6 +226,9 @@ impl Journal {
         answer: &Answer,
         digest: Option<&str>,
     ) -> Result<Resolved, Unavailable> {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.resolve(channel, request_id, asks, answer, digest).await;
+        }
         let thing = thing(channel, request_id);
         let mut found = self.look(&thing).await?.state;
         for _ in super::races() {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::command::{Fate, REMEMBERED, State, Status, Take, Taker, WORK_MAX, raw, reason, thing};
 use super::{Change, Committed, Condition, Duty, Effect, Holder, Index, Sort, Thing};
-use crate::{Journal, NewEntry, Unavailable};
+use crate::{Home, Journal, NewEntry, Unavailable};
 
 impl Journal {
     /// Takes a command, before it is begun: of all who try, one gets it. `idempotent`: where its taker dies,
@@ -20,6 +20,9 @@ impl Journal {
         holder: &Holder,
         idempotent: bool,
     ) -> Result<Take, Unavailable> {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.take(channel, key, idempotent).await;
+        }
         let thing = thing(channel, key);
         let mut found = self.look(&thing).await?.state;
         let taker = Taker { holder: holder.clone(), idempotent };
@@ -69,6 +72,9 @@ impl Journal {
         holder: &Holder,
         fate: &Fate,
     ) -> Result<bool, Unavailable> {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.finish(channel, key, fate).await;
+        }
         let thing = thing(channel, key);
         let mut found = self.look(&thing).await?.state;
         for _ in super::races() {

@@ -8,6 +8,7 @@
 //! that must survive this process stands in the journal, so any other replica can go on with it.
 
 mod cancel;
+mod offers;
 mod prompts;
 mod replies;
 mod request;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::auth::Principal;
+pub(crate) use offers::{Offer, Offers};
 use replies::Replies;
 
 /// How long a browser waits for its `ack` while Redis is away.

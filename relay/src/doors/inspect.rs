@@ -6,13 +6,14 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
-use journal::{Alive, Unavailable};
+use journal::{Alive, ReplicaTally, Unavailable};
 use protocol::{Channel, ErrorCode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::refuse::Refused;
 use super::{House, Query, authenticate};
+use crate::auth::Principal;
 
 /// `GET /api/v1/agents`
 pub(super) async fn agents(
@@ -26,14 +27,32 @@ pub(super) async fn agents(
     }
     let listed = async {
         let principal = authenticate(&house, &headers, &Query::of(&uri)?)?;
-        if !principal.grant.may_administer() {
-            let message = format!("there is no `{}` for you", uri.path());
-            return Err(Refused::new(ErrorCode::NotFound, message));
-        }
+        check_admin(&principal, &uri)?;
         let agents = house.journal.alive().await.map_err(away)?;
         Ok(Json(Agents { agents }).into_response())
     };
     listed.await.unwrap_or_else(Refused::into_response)
+}
+
+/// `GET /api/v1/stats`
+pub(super) async fn stats(
+    State(house): State<Arc<House>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    #[derive(Serialize)]
+    struct Stats {
+        connections: u64,
+        replicas: Vec<ReplicaTally>,
+    }
+    let counted = async {
+        let principal = authenticate(&house, &headers, &Query::of(&uri)?)?;
+        check_admin(&principal, &uri)?;
+        let replicas = house.journal.replicas().await.map_err(away)?;
+        let connections = replicas.iter().map(|replica| replica.connections).sum();
+        Ok(Json(Stats { connections, replicas }).into_response())
+    };
+    counted.await.unwrap_or_else(Refused::into_response)
 }
 
 /// `GET /api/v1/channels/{channel}`
@@ -49,6 +68,7 @@ pub(super) async fn channel(
         head: Option<String>,
         pending: Vec<Box<RawValue>>,
         agents: Vec<Box<str>>,
+        subscribers: u64,
     }
     let described = async {
         let principal = authenticate(&house, &headers, &Query::of(&uri)?)?;
@@ -65,9 +85,17 @@ pub(super) async fn channel(
         let pending =
             pending.filter_map(|one| RawValue::from_string(one.question.into()).ok()).collect();
         let head = head.map(|head| head.to_string());
-        Ok(Json(Stands { channel, head, pending, agents }).into_response())
+        let subscribers = house.journal.subscribers(&channel).await.map_err(away)?;
+        Ok(Json(Stands { channel, head, pending, agents, subscribers }).into_response())
     };
     described.await.unwrap_or_else(Refused::into_response)
+}
+
+fn check_admin(principal: &Principal, uri: &Uri) -> Result<(), Refused> {
+    if principal.grant.may_administer() {
+        return Ok(());
+    }
+    Err(Refused::new(ErrorCode::NotFound, format!("there is no `{}` for you", uri.path())))
 }
 
 fn away(error: Unavailable) -> Refused {

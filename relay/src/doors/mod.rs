@@ -2,6 +2,7 @@
 //! who may do what was asked of the token once ([`auth`](crate::auth)), and is asked of the grant on every
 //! subscribe, read, publish and command.
 
+mod agents;
 mod ask;
 mod askings;
 mod body;
@@ -30,7 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::Key;
 use crate::auth::{self, Principal};
-use crate::commands::Commands;
+use crate::commands::{Commands, Offers};
 use crate::events::Events;
 use refuse::Refused;
 
@@ -43,6 +44,7 @@ pub(crate) struct House {
     pub(crate) journal: Journal,
     pub(crate) events: Arc<Events>,
     pub(crate) commands: Commands,
+    pub(crate) offers: Arc<Offers>,
     pub(crate) key: Option<Key>,
     /// Without a key, whoever reaches the listener, by whatever name, is welcome.
     pub(crate) allow_anonymous: bool,
@@ -56,12 +58,14 @@ pub(crate) struct House {
 pub(crate) fn main(house: &Arc<House>, with_health: bool, page: Option<&'static str>) -> Router {
     let mut routes = Router::new()
         .route("/ws", get(websocket::any))
+        .route("/ws/agents/{agent_id}", get(agents::agent))
         .route("/ws/events", get(websocket::firehose))
         .route("/ws/{session_id}", get(websocket::session))
         .route("/api/v1/publish", post(http::publish))
         .route("/api/v1/commands", post(ask::commands))
         .route("/api/v1/requests", post(ask::requests))
         .route("/api/v1/agents", get(inspect::agents))
+        .route("/api/v1/stats", get(inspect::stats))
         .route("/api/v1/channels/{channel}", get(inspect::channel))
         .route("/api/v1/channels/{channel}/events", get(http::read));
     if let Some(page) = page {

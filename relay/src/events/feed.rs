@@ -2,6 +2,7 @@
 //!
 //! Down: journal → **feed** → [`hub`](super::hub)
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -96,6 +97,13 @@ impl Events {
     /// What waits for an answer.
     pub(crate) async fn ask(&self, question: &Question) -> Result<Arc<Pending>, Unavailable> {
         self.prompts.read(question).await
+    }
+
+    /// How many subscribe to each channel here. What everybody hears anyway does not count.
+    pub(crate) fn subscribers(&self) -> HashMap<Channel, u64> {
+        let mut counts = self.hub.subscribers();
+        counts.remove(&Channel::global_everyone());
+        counts
     }
 
     /// Whether a connection would hear what is published now.

@@ -256,6 +256,16 @@ impl Hub {
         forgotten
     }
 
+    /// How many subscribe to each channel here.
+    pub(crate) fn subscribers(&self) -> HashMap<Channel, u64> {
+        let channels = lock(&self.channels);
+        let counts = channels.iter().map(|(channel, watched)| {
+            let listeners = watched.state().listeners.len() as u64;
+            (channel.clone(), listeners)
+        });
+        counts.filter(|(_, count)| *count > 0).collect()
+    }
+
     fn watched(&self, channel: &Channel) -> Option<Arc<Watched>> {
         lock(&self.channels).get(channel).cloned()
     }

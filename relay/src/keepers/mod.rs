@@ -3,6 +3,8 @@
 //! Every replica does it; whichever comes first does it for all. What it does are events and replies like
 //! any others, so the two other ways carry them.
 
+pub(crate) mod tally;
+
 use std::time::Duration;
 
 use journal::{Journal, Keeper};

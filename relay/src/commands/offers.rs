@@ -1,0 +1,166 @@
+//! ▲ Commands on their way to agents that have no Redis: one follower for all of them on this replica.
+//!
+//! Down to [`doors::agents`](crate::doors): each connection hears the commands of the channels it follows, each
+//! since where it was. Nothing is taken here: the agent takes what it begins.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use journal::{Follower, Journal, Name, Since, Update, Updates};
+use protocol::{AgentHears, AgentNews, Channel, Entry, Offset};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Who hears which commands.
+#[derive(Debug)]
+pub(crate) struct Offers {
+    follower: Follower,
+    listeners: Mutex<HashMap<Channel, Vec<Listener>>>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    connection: u64,
+    says: mpsc::Sender<AgentHears>,
+    /// It has heard everything up to here.
+    heard: Option<Offset>,
+    /// It does not read: it comes back and goes on where it was.
+    overrun: CancellationToken,
+}
+
+/// One connection's share; what it follows ends with it.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    offers: Arc<Offers>,
+    connection: u64,
+    says: mpsc::Sender<AgentHears>,
+    overrun: CancellationToken,
+}
+
+impl Offers {
+    pub(crate) fn start(journal: &Journal, shutdown: CancellationToken) -> Arc<Self> {
+        let (follower, updates) = journal.follow();
+        let offers = Arc::new(Self { follower, listeners: Mutex::default() });
+        tokio::spawn(Arc::clone(&offers).run(updates, shutdown));
+        offers
+    }
+
+    /// For a connection that says what it hears through `says`.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        connection: u64,
+        says: mpsc::Sender<AgentHears>,
+        overrun: CancellationToken,
+    ) -> Offer {
+        Offer { offers: Arc::clone(self), connection, says, overrun }
+    }
+
+    async fn run(self: Arc<Self>, mut updates: Updates, shutdown: CancellationToken) {
+        while let Some(Some(update)) = shutdown.run_until_cancelled(updates.next()).await {
+            match update {
+                Update::Live { name, head } => self.tell(&name, |listener| {
+                    listener.say(AgentHears {
+                        offset: head.map(|head| head.to_string()),
+                        ..AgentHears::new(AgentNews::Live).about(&name.channel)
+                    });
+                }),
+                Update::Entries { name, entries } => self.tell(&name, |listener| {
+                    for entry in &entries {
+                        listener.offer(&name.channel, entry);
+                    }
+                }),
+                Update::Reset { name, .. } => self.tell(&name, |listener| {
+                    listener.heard = None;
+                    listener.say(AgentHears::new(AgentNews::Reset).about(&name.channel));
+                }),
+                Update::Link { .. } | Update::Rung { .. } => {}
+            }
+        }
+    }
+
+    fn tell(&self, name: &Name, what: impl FnMut(&mut Listener)) {
+        if let Some(listeners) = self.listeners().get_mut(&name.channel) {
+            listeners.iter_mut().for_each(what);
+        }
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, HashMap<Channel, Vec<Listener>>> {
+        self.listeners.lock().expect("no code panics with this lock held")
+    }
+
+    fn leave(&self, connection: u64, channel: &Channel) {
+        let mut all = self.listeners();
+        if let Some(listeners) = all.get_mut(channel) {
+            listeners.retain(|listener| listener.connection != connection);
+            if listeners.is_empty() {
+                all.remove(channel);
+                self.follower.unfollow(&Name::commands(channel.clone()));
+            }
+        }
+    }
+}
+
+impl Offer {
+    /// The channel's commands after `since` come, as long as this is held.
+    pub(crate) fn follow(&self, channel: &Channel, since: Since) {
+        let heard = match since {
+            Since::Start => None,
+            Since::Offset(offset) => Some(offset),
+        };
+        let listener = Listener {
+            connection: self.connection,
+            says: self.says.clone(),
+            heard,
+            overrun: self.overrun.clone(),
+        };
+        let mut all = self.offers.listeners();
+        let listeners = all.entry(channel.clone()).or_default();
+        listeners.retain(|listener| listener.connection != self.connection);
+        listeners.push(listener);
+        // From the start for everybody: each passes over what it has heard. Few agents share a channel, and
+        // what waits there is bounded.
+        self.offers.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
+    }
+
+    /// They come no more.
+    pub(crate) fn unfollow(&self, channel: &Channel) {
+        self.offers.leave(self.connection, channel);
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        let followed: Vec<Channel> = self.offers.listeners().keys().cloned().collect();
+        for channel in followed {
+            self.offers.leave(self.connection, &channel);
+        }
+    }
+}
+
+impl Listener {
+    fn offer(&mut self, channel: &Channel, entry: &Entry) {
+        let is_heard = self
+            .heard
+            .is_some_and(|heard| heard.epoch == entry.offset.epoch && entry.offset.n <= heard.n);
+        let Ok(data) = RawValue::from_string(entry.data.to_string()) else { return };
+        if is_heard {
+            return;
+        }
+        self.heard = Some(entry.offset);
+        self.say(AgentHears {
+            offset: Some(entry.offset.to_string()),
+            name: Some(entry.name.clone()),
+            time_us: Some(entry.time_us),
+            data: Some(data),
+            ..AgentHears::new(AgentNews::Command).about(channel)
+        });
+    }
+
+    /// Never waits: one agent that does not read must not hold up the others.
+    fn say(&self, hears: AgentHears) {
+        if self.says.try_send(hears).is_err() {
+            self.overrun.cancel();
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The door of agents that have no Redis: `GET /ws/agents/{agent_id}`.
+//!
+//! The connection is the agent's proof of life: its leases are held here, and run out when it breaks, unless
+//! the agent has come back by then, to whichever replica.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, RequestExt};
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use journal::{AgentDesk, follow_since};
+use protocol::limits::EVENT_DATA_BYTES_MAX;
+use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, CloseCode, ErrorCode, Kind};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::refuse::Refused;
+use super::traffic::Traffic;
+use super::{House, Query, SUBPROTOCOL, authenticate};
+use crate::auth::Principal;
+use crate::commands::Offer;
+
+/// The pace of pings: an agent that has died must not seem alive for long.
+const PING_EVERY: Duration = Duration::from_secs(5);
+/// An agent that answers no ping for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// An event and what stands around it.
+const FRAME_BYTES_MAX: usize = EVENT_DATA_BYTES_MAX + 4 * 1024;
+/// What may wait for the agent to read it.
+const QUEUE: usize = 1024;
+/// Calls of one agent that are under way; then nothing more is read from it.
+const CALLS_MAX: usize = 1024;
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// `GET /ws/agents/{agent_id}`
+pub(super) async fn agent(
+    State(house): State<Arc<House>>,
+    Path(id): Path<String>,
+    mut request: Request,
+) -> Response {
+    let admitted = Query::of(request.uri()).and_then(|query| {
+        let principal = authenticate(&house, request.headers(), &query)?;
+        let own = Channel::agent(&id);
+        let own = own.map_err(|error| Refused::new(ErrorCode::BadRequest, error.to_string()))?;
+        if !principal.grant.may_serve(&own) {
+            return Err(Refused::new(ErrorCode::NotFound, format!("there is no `{own}` for you")));
+        }
+        Ok(principal)
+    });
+    let principal = match admitted {
+        Ok(principal) => principal,
+        Err(refused) => return refused.into_response(),
+    };
+    let Ok(Extension(traffic)) = request.extract_parts::<Extension<Arc<Traffic>>>().await else {
+        return Refused::new(ErrorCode::Unavailable, "the socket is not counted").into_response();
+    };
+    match request.extract_parts::<WebSocketUpgrade>().await {
+        Ok(upgrade) => upgrade
+            .protocols([SUBPROTOCOL])
+            .max_message_size(FRAME_BYTES_MAX)
+            .max_frame_size(FRAME_BYTES_MAX)
+            .on_upgrade(move |socket| serve(house, socket, principal, id, traffic)),
+        Err(error) => {
+            let message = format!("this is a WebSocket: {error}");
+            Refused::new(ErrorCode::BadRequest, message).into_response()
+        }
+    }
+}
+
+async fn serve(
+    house: Arc<House>,
+    socket: WebSocket,
+    principal: Arc<Principal>,
+    id: String,
+    traffic: Arc<Traffic>,
+) {
+    static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+    let _counted = house.connections.token();
+    let (says, said) = mpsc::channel(QUEUE);
+    let overrun = CancellationToken::new();
+    let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+    let offer = house.offers.open(number, says.clone(), overrun.clone());
+    let desk = AgentDesk::new(house.journal.clone(), &id);
+    drop(says.try_send(AgentHears::new(AgentNews::Connected)));
+    tracing::info!(agent = id, "an agent has connected");
+    let (mut sink, mut stream) = socket.split();
+    let mut calls = Calls {
+        principal: &principal,
+        desk,
+        offer,
+        says: says.clone(),
+        under_way: JoinSet::new(),
+        watches: JoinSet::new(),
+    };
+    let code = tokio::select! {
+        code = read(&mut calls, &mut stream) => code,
+        () = write(&mut sink, said) => None,
+        code = keep(&house, &principal, &traffic, &says) => Some(code),
+        () = overrun.cancelled() => Some(CloseCode::Stalled),
+    };
+    tracing::info!(agent = id, "an agent's connection has ended");
+    drop(calls);
+    if let Some(code) = code {
+        let reason = Utf8Bytes::from_static(code.reason());
+        let close = Message::Close(Some(CloseFrame { code: code.number(), reason }));
+        drop(tokio::time::timeout(FAREWELL, sink.send(close)).await);
+    }
+}
+
+/// What the agent asks, on its way to its desk.
+struct Calls<'a> {
+    principal: &'a Principal,
+    desk: AgentDesk,
+    offer: Offer,
+    says: mpsc::Sender<AgentHears>,
+    under_way: JoinSet<()>,
+    /// One per lease, for its loss.
+    watches: JoinSet<()>,
+}
+
+async fn read(calls: &mut Calls<'_>, stream: &mut SplitStream<WebSocket>) -> Option<CloseCode> {
+    loop {
+        while calls.under_way.try_join_next().is_some() {}
+        if calls.under_way.len() >= CALLS_MAX {
+            calls.under_way.join_next().await;
+        }
+        match stream.next().await {
+            Some(Ok(Message::Text(text))) => calls.on_text(&text).await,
+            Some(Ok(Message::Binary(_))) => return Some(CloseCode::Unsupported),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Close(_))) | None => return None,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an agent's connection broke");
+                return None;
+            }
+        }
+    }
+}
+
+impl Calls<'_> {
+    async fn on_text(&mut self, text: &str) {
+        let frame: AgentFrame = match serde_json::from_str(text) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let message = format!("the frame cannot be read: {error}");
+                return self.say(refused(None, ErrorCode::BadRequest, message)).await;
+            }
+        };
+        let (id, channel, call) = (frame.id, frame.channel.clone(), frame.call);
+        if !self.may(call, &channel) {
+            let message = format!("there is no `{channel}` for you");
+            return self.say(refused(Some(id), ErrorCode::NotFound, message)).await;
+        }
+        match call {
+            AgentCall::Follow => match follow_since(&frame) {
+                Ok(since) => self.offer.follow(&channel, since),
+                Err(refused) => self.say(*refused).await,
+            },
+            AgentCall::Unfollow => self.offer.unfollow(&channel),
+            _ => {
+                let done = self.desk.begin(frame).await;
+                let says = self.says.clone();
+                // An agent that is gone needs no answer.
+                self.under_way.spawn(async move { drop(says.send(done.await).await) });
+            }
+        }
+        if call == AgentCall::Lease
+            && let Some(lost) = self.desk.lost(&channel)
+        {
+            let says = self.says.clone();
+            self.watches.spawn(async move {
+                lost.cancelled().await;
+                drop(says.send(AgentHears::new(AgentNews::Fenced).about(&channel)).await);
+            });
+        }
+    }
+
+    /// The one question: may this agent's token do that there?
+    fn may(&self, call: AgentCall, channel: &Channel) -> bool {
+        let grant = &self.principal.grant;
+        match call {
+            AgentCall::Publish => channel.kind() != Kind::Service && grant.may_publish(channel),
+            AgentCall::Ask => grant.may_publish(channel) && grant.may_serve(channel),
+            AgentCall::Resolve => grant.may_serve(channel) || grant.may_command(channel),
+            AgentCall::Lease
+            | AgentCall::Note
+            | AgentCall::Release
+            | AgentCall::Follow
+            | AgentCall::Unfollow
+            | AgentCall::Take
+            | AgentCall::Finish
+            | AgentCall::Adopt
+            | AgentCall::Disown => grant.may_serve(channel),
+        }
+    }
+
+    async fn say(&self, hears: AgentHears) {
+        drop(self.says.send(hears).await);
+    }
+}
+
+fn refused(id: Option<u64>, code: ErrorCode, message: String) -> AgentHears {
+    AgentHears {
+        id,
+        code: Some(code.as_str().into()),
+        message: Some(message),
+        retryable: Some(code.is_retryable()),
+        ..AgentHears::new(AgentNews::Error)
+    }
+}
+
+/// Says what there is to say, and pings; returns when the agent is gone.
+async fn write(sink: &mut SplitSink<WebSocket, Message>, mut said: mpsc::Receiver<AgentHears>) {
+    let mut pings = tokio::time::interval(PING_EVERY);
+    loop {
+        let message = tokio::select! {
+            hears = said.recv() => match hears {
+                Some(hears) => Message::Text(hears.to_text().into()),
+                None => return,
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
+        };
+        if sink.feed(message).await.is_err() {
+            return;
+        }
+        if said.is_empty() && sink.flush().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Watches over signs of life, the end of the grant, and the replica's leaving.
+async fn keep(
+    house: &House,
+    principal: &Principal,
+    traffic: &Traffic,
+    says: &mpsc::Sender<AgentHears>,
+) -> CloseCode {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let end = principal.remaining().and_then(|remaining| Instant::now().checked_add(remaining));
+    let (mut read, mut heard_at) = (traffic.read(), Instant::now());
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                if traffic.read() != read {
+                    (read, heard_at) = (traffic.read(), Instant::now());
+                }
+                if heard_at.elapsed() > SILENCE_MAX {
+                    return CloseCode::Stalled;
+                }
+                if end.is_some_and(|end| Instant::now() >= end) {
+                    return CloseCode::TokenExpired;
+                }
+            }
+            () = house.leaving.cancelled() => {
+                // It goes on elsewhere within its lease; what is under way is answered there.
+                drop(says.try_send(AgentHears::new(AgentNews::Reconnect)));
+                tokio::time::sleep(FAREWELL).await;
+                return CloseCode::Restart;
+            }
+        }
+    }
+}

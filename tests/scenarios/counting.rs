@@ -1,0 +1,46 @@
+//! How many look, across replicas.
+
+use serde_json::Value;
+use tests::{Replica, Stage, until};
+
+async fn subscribers(replica: &Replica, channel: &str) -> u64 {
+    replica.get(&format!("/api/v1/channels/{channel}")).await.json()["subscribers"]
+        .as_u64()
+        .unwrap()
+}
+
+async fn stats(replica: &Replica) -> Value {
+    replica.get("/api/v1/stats").await.json()
+}
+
+#[tokio::test]
+async fn subscribers_are_counted_across_replicas_and_right_again_after_one_is_killed() {
+    let mut stage = Stage::with_replicas(2).await;
+    let mut browsers = Vec::new();
+    for replica in [0, 0, 0, 1, 1] {
+        browsers.push(stage.browser_on(replica).subscribed_to("session:42").await);
+    }
+    for replica in &stage.replicas {
+        let all = async || (subscribers(replica, "session:42").await == 5).then_some(());
+        until("both replicas count all five", all).await;
+        until("and their connections", async || {
+            (stats(replica).await["connections"] == 5).then_some(())
+        })
+        .await;
+    }
+
+    stage.replicas[0].kill9();
+
+    let left = &stage.replicas[1];
+    let two = async || (subscribers(left, "session:42").await == 2).then_some(());
+    until("the dead replica's count no more", two).await;
+    let stats = stats(left).await;
+    assert_eq!(
+        (&stats["connections"], stats["replicas"].as_array().unwrap().len()),
+        (&2.into(), 1)
+    );
+
+    drop(browsers.pop());
+    let one = async || (subscribers(left, "session:42").await == 1).then_some(());
+    until("whoever leaves counts no more", one).await;
+}

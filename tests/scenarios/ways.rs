@@ -1,0 +1,205 @@
+//! An agent comes in by Redis or through a relay, which has a Redis or has none: nobody can tell which.
+
+use publisher_sdk::{Agent, Cancellation, PermissionRequest, Reason};
+use serde_json::{Value, json};
+use tests::door::Door;
+use tests::replica::Setup;
+use tests::{PATIENCE, Replica, Stage, Token, until};
+
+/// A way in, and the replica on which the people are.
+struct Way {
+    name: &'static str,
+    url: String,
+    /// What stands in the way, kept alive.
+    stage: Option<Stage>,
+    embedded: Option<Replica>,
+}
+
+impl Way {
+    async fn all() -> [Self; 3] {
+        let by_redis = Stage::with_replicas(1).await;
+        let through_relay = Stage::with_replicas(2).await;
+        let embedded = Replica::start(Setup::serve(None)).await;
+        let relay = |replica: &Replica| format!("http://{}", replica.address());
+        [
+            Self {
+                name: "redis",
+                url: by_redis.redis.url(),
+                stage: Some(by_redis),
+                embedded: None,
+            },
+            Self {
+                name: "relay",
+                url: relay(&through_relay.replicas[1]),
+                stage: Some(through_relay),
+                embedded: None,
+            },
+            Self { name: "embedded", url: relay(&embedded), stage: None, embedded: Some(embedded) },
+        ]
+    }
+
+    fn replica(&self) -> &Replica {
+        self.stage.as_ref().map_or_else(|| self.embedded.as_ref().unwrap(), |s| &s.replicas[0])
+    }
+
+    async fn agent(&self) -> Agent {
+        let agent = Agent::options().id("a").connect(&self.url).await;
+        agent.unwrap_or_else(|error| panic!("by {}: {error}", self.name))
+    }
+}
+
+/// What an agent says arrives, in order; what people ask of it arrives, and its fate comes back.
+#[tokio::test]
+async fn an_agent_does_the_same_whichever_way_it_comes_in() {
+    for way in Way::all().await {
+        let agent = way.agent().await;
+        let session = agent.session("42").await.unwrap();
+        let mut browser = Door::of(way.replica()).subscribed_to("session:42").await;
+
+        for word in ["one ", "two ", "three"] {
+            session.text_delta("t1", word).unwrap();
+        }
+        session.send("done", &json!({"by": way.name})).unwrap();
+        browser
+            .wait_until("what it says", |seen| seen.text("session:42", None) == "one two three")
+            .await;
+        let what = "what it says last";
+        let is_done = |frame: &Value| frame["event"] == "done" && frame["data"]["by"] == way.name;
+        browser.wait_for(what, is_done).await;
+
+        let go =
+            json!({"type": "command", "channel": "session:42", "name": "go", "data": {"n": 1}});
+        let ack = browser.ask(go).await;
+        let mut commands = agent.commands();
+        let command = tokio::time::timeout(PATIENCE, commands.next()).await.unwrap().unwrap();
+        assert_eq!((command.name.as_str(), &*command.data), ("go", r#"{"n":1}"#));
+        command.applied();
+        let applied = |frame: &Value| {
+            frame["event"] == "command_status" && frame["data"]["status"] == "applied"
+        };
+        let status = browser.wait_for("its fate", applied).await;
+        assert_eq!(status["data"]["command_id"], ack["command_id"], "by {}", way.name);
+
+        let run = session.begin_run("r1");
+        run.announce(&json!({"task": "t"})).await.unwrap();
+        let cancel = json!({"type": "cancel_agent", "agent_id": "a", "reason": "enough"});
+        assert_eq!(browser.ask(cancel).await["type"], "ack");
+        let cancelled = tokio::time::timeout(PATIENCE, run.cancelled()).await.unwrap();
+        let Cancellation { reason, detail, .. } = cancelled;
+        assert_eq!((reason, detail.as_deref()), (Reason::User, Some("enough")));
+        run.stop().await.unwrap();
+
+        let asking = {
+            let session = session.clone();
+            tokio::spawn(async move {
+                let ask = PermissionRequest::new("Bash", "rm -r build", "Deletes a directory");
+                session.ask_permission(ask.request_id("q1")).await
+            })
+        };
+        browser.wait_for("the question", |frame| frame["event"] == "permission_request").await;
+        let yes = json!({"type": "permission_response", "requestId": "q1", "allowed": true});
+        assert_eq!(browser.ask(yes).await["type"], "ack");
+        let permission = tokio::time::timeout(PATIENCE, asking).await.unwrap().unwrap().unwrap();
+        assert!(permission.allowed, "by {}", way.name);
+
+        let _service = agent.serve("sums", async |request| {
+            let terms: Vec<u64> = request.read()?;
+            Ok(json!(terms.iter().sum::<u64>()))
+        });
+        let _service = _service.await.unwrap();
+        let add = json!({"type": "request", "method": "sums.add", "params": [1, 2]});
+        assert_eq!(browser.ask(add).await["result"], 3, "by {}", way.name);
+
+        agent.close().await.unwrap();
+        let gone = async || {
+            let agents = way.replica().get("/api/v1/agents").await.json();
+            agents["agents"].as_array().is_some_and(Vec::is_empty).then_some(())
+        };
+        until("it has left", gone).await;
+    }
+}
+
+/// The replica through which the agent speaks is killed and comes back: the agent goes on, and what it says
+/// arrives once.
+#[tokio::test]
+async fn an_agent_goes_on_when_its_relay_is_killed() {
+    let mut stage = Stage::with_replicas(2).await;
+    let url = format!("http://{}", stage.replicas[1].address());
+    let agent = Agent::options().id("a").connect(&url).await.unwrap();
+    let session = agent.session("42").await.unwrap();
+    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+    for i in 0..50 {
+        session.send("number", &json!({"i": i})).unwrap();
+    }
+
+    stage.replicas[1].kill9();
+    for i in 50..100 {
+        session.send("number", &json!({"i": i})).unwrap();
+    }
+    stage.replicas[1].restart().await;
+    for i in 100..150 {
+        session.send("number", &json!({"i": i})).unwrap();
+    }
+
+    browser.expect_numbers("session:42", 0..150).await;
+    let mut commands = agent.commands();
+    let go = json!({"type": "command", "channel": "session:42", "name": "go", "data": {}});
+    browser.ask(go).await;
+    let command = tokio::time::timeout(PATIENCE, commands.next()).await.unwrap().unwrap();
+    assert_eq!(command.name, "go");
+    assert!(!agent.is_fenced(), "it was away for less than a lease");
+}
+
+/// Without the grant an agent is nobody, speaks nowhere and hears nothing.
+#[tokio::test]
+async fn a_token_says_which_agent_one_may_be() {
+    let stage = Stage::options().replicas(1).with_secret().set().await;
+    let url = format!("http://{}", stage.replicas[0].address());
+    let mine = Token::of("worker")
+        .allowing("serve", &["agent:mine"])
+        .allowing("publish", &["session:42"])
+        .sign();
+    let door = |id: &str| stage.browser().path(&format!("/ws/agents/{id}"));
+
+    assert_eq!(door("mine").refused().await, 401);
+    assert_eq!(door("other").token(&mine).refused().await, 404);
+    assert_eq!(door("mine").token(&mine).refused().await, 101);
+
+    let agent = Agent::options().id("mine").token(&mine).connect(&url).await.unwrap();
+    let plan = agent.channel("plan:7").unwrap();
+    assert!(plan.publish("x", &json!({})).await.is_err(), "not granted");
+    let session = agent.channel("session:42").unwrap();
+    session.publish("x", &json!({})).await.unwrap();
+}
+
+/// What is no call earns an error, and the connection lives on.
+#[tokio::test]
+async fn what_an_agent_says_wrong_disturbs_nothing_else() {
+    let stage = Stage::with_replicas(1).await;
+    let mut agent = stage.browser().path("/ws/agents/raw").connect().await;
+    for (wrong, code) in [
+        (json!({"type": "dance"}), "bad_request"),
+        (
+            json!({"type": "publish", "id": 1, "channel": "session:42", "event": "x", "data": {}}),
+            "bad_request",
+        ),
+        (json!({"type": "take", "id": 2, "channel": "agent:raw", "data": {}}), "bad_request"),
+    ] {
+        agent.send(wrong.clone()).await;
+        let error = agent.wait_for_type("error").await;
+        assert_eq!(error["code"], code, "{wrong}: {error}");
+    }
+    agent.send(json!({"type": "lease", "id": 3, "channel": "agent:raw"})).await;
+    let leased = agent.wait_for("the lease", |frame| frame["id"] == 3).await;
+    assert!(leased["data"]["incarnation"].is_u64(), "{leased}");
+    agent
+        .send(json!({"type": "publish", "id": 4, "channel": "session:42", "event": "ack", "data": {}}))
+        .await;
+    let refused = agent.wait_for("the refusal", |frame| frame["id"] == 4).await;
+    assert_eq!(refused["type"], "error", "{refused}");
+    agent
+        .send(json!({"type": "publish", "id": 5, "channel": "session:42", "event": "x", "data": {"a": 1}}))
+        .await;
+    let published = agent.wait_for("the offset", |frame| frame["id"] == 5).await;
+    assert!(published["offset"].is_string(), "{published}");
+}
