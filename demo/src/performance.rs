@@ -11,12 +11,15 @@ use publisher_sdk::vocabulary::{
     Complete, ErrorEvent, ExecutionUpdate, Outcome, PlanCompleted, PlanFailed, StatusChanged,
     StepOutput, StepState, StepStatus, TextComplete, ToolResult, ToolStart,
 };
-use publisher_sdk::{Agent, PublishError, Publisher, Reason, Run};
+use publisher_sdk::{
+    Agent, AskError, Budget, BudgetRequest, Cancellation, PermissionRequest, PublishError,
+    Publisher, Reason, Run,
+};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::script::{Beat, Script, Step, Tool};
+use crate::script::{Beat, Script, Spent, Step, Tool, Wish};
 use crate::tokens::tokens;
 
 /// A pause between two tokens, in milliseconds.
@@ -25,6 +28,8 @@ const TOKEN_PAUSE_MS: std::ops::RangeInclusive<u64> = 15..=40;
 const THINK_PAUSE_MS: std::ops::RangeInclusive<u64> = 700..=1_300;
 /// A pause before a tool, in milliseconds: the model writes what it will be given.
 const TOOL_PAUSE_MS: std::ops::RangeInclusive<u64> = 300..=700;
+/// How long a question waits for a person; then the demo goes on by itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How long, after `shutdown`, a run's end may take to be written.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -185,6 +190,8 @@ impl Performance<'_> {
             Beat::Say(text) => self.write(&[text], is_last).await,
             Beat::Together(texts) => self.write(texts, is_last).await,
             Beat::Use(tool) => self.use_tool(tool).await,
+            Beat::MayI(wish) => self.may_i(wish).await,
+            Beat::GoOn(spent) => self.go_on(spent).await,
             Beat::Report(output) => {
                 let output = StepOutput::new(self.step as u64, *output);
                 self.stage.plan.send_event(&output)?;
@@ -236,6 +243,59 @@ impl Performance<'_> {
         let result = ToolResult::new(id, tool.name, tool.result);
         self.stage.session.send_event(&result.is_error(tool.is_error))?;
         Ok(())
+    }
+
+    async fn may_i(&self, wish: &Wish) -> Result<(), Stop> {
+        let Wish { tool, command, description } = wish;
+        // Nobody need be there to see the demo: then it goes on.
+        let ask = PermissionRequest::new(*tool, *command, *description)
+            .expires_in(ANSWER_WITHIN)
+            .allowed_by_default();
+        self.answered(self.stage.session.ask_permission(ask), |permission| {
+            let by = permission.by.as_deref().map(|by| format!(" by {by}")).unwrap_or_default();
+            let denied = Reason::User.saying(format!("{tool} was not allowed{by}"));
+            if permission.allowed { Ok(()) } else { Err(denied) }
+        })
+        .await
+    }
+
+    async fn go_on(&self, spent: &Spent) -> Result<(), Stop> {
+        let ask = BudgetRequest::new()
+            .field("tokens", spent.tokens)
+            .field("description", spent.description)
+            .field("runId", self.run.id())
+            .expires_in(ANSWER_WITHIN)
+            .continued_by_default();
+        self.answered(self.stage.agent.own_channel().ask_budget(ask), |budget| match budget {
+            Budget::Continue => Ok(()),
+            Budget::Stop => Err(Reason::Budget.saying("the budget was not raised")),
+        })
+        .await
+    }
+
+    /// Waits for people, unless the run is cancelled meanwhile. A no is a Cancel.
+    async fn answered<T>(
+        &self,
+        asked: impl Future<Output = Result<T, AskError>>,
+        meaning: impl FnOnce(&T) -> Result<(), Cancellation>,
+    ) -> Result<(), Stop> {
+        let answer = tokio::select! {
+            biased;
+            _ = self.run.cancelled() => return Err(Stop::Cancelled),
+            () = self.stage.shutdown.cancelled() => return self.pause(0).await,
+            answer = asked => answer,
+        };
+        match answer.as_ref().map(meaning) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(no)) => {
+                self.run.cancel(no);
+                Err(Stop::Cancelled)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a question could not be asked");
+                Err(Stop::Failed("a question could not be asked"))
+            }
+        }
     }
 
     /// Waits, unless the run is cancelled or the process shuts down.

@@ -32,6 +32,27 @@ pub(crate) enum Beat {
     Use(Tool),
     /// The step reports to the plan.
     Report(&'static str),
+    /// The agent asks whether it may, and stops where it may not.
+    MayI(Wish),
+    /// The agent has spent its budget, and asks whether to go on.
+    GoOn(Spent),
+}
+
+/// Something that the agent does only if it may.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    pub(crate) tool: &'static str,
+    pub(crate) command: &'static str,
+    /// What that does, in words for a person.
+    pub(crate) description: &'static str,
+}
+
+/// A budget that is spent.
+#[derive(Debug)]
+pub(crate) struct Spent {
+    pub(crate) tokens: u64,
+    /// What for, in words for a person.
+    pub(crate) description: &'static str,
 }
 
 /// A use of a tool.

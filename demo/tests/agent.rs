@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use journal::{Journal, Name, NewCommand, Since};
+use journal::{Answer, Asks, Journal, Name, NewCommand, Since};
 use publisher_sdk::Agent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -26,6 +26,7 @@ impl Show {
         let shutdown = CancellationToken::new();
         let running = shutdown.clone();
         let agent = tokio::spawn(async move { demo::run_agent(agent, "demo", running).await });
+        tokio::spawn(say_yes(journal.clone(), shutdown.clone()));
         Self { journal, shutdown, agent }
     }
 
@@ -81,6 +82,28 @@ impl Show {
     async fn end(self) {
         self.shutdown.cancel();
         self.agent.await.unwrap().unwrap();
+    }
+}
+
+/// A person who is there and allows whatever is asked.
+async fn say_yes(journal: Journal, until: CancellationToken) {
+    while !until.is_cancelled() {
+        sleep(Duration::from_secs(1)).await;
+        for (channel, asks) in [("session:demo", Asks::Permission), ("agent:demo", Asks::Budget)] {
+            let channel = channel.parse().unwrap();
+            for pending in journal.pending(&channel).await.unwrap().1 {
+                let answer = Answer {
+                    allowed: true,
+                    always: false,
+                    reason: None,
+                    by: Some("ann".into()),
+                    at: 1,
+                    timed_out: false,
+                    command_id: Uuid::new_v4().to_string().into(),
+                };
+                journal.resolve(&channel, &pending.request_id, asks, &answer, None).await.unwrap();
+            }
+        }
     }
 }
 
@@ -140,6 +163,8 @@ async fn five_runs_are_told_completely_and_in_a_humans_time() {
                     assert_eq!(text("runId"), *id);
                     *outcomes.entry(text("outcome")).or_default() += 1;
                 }
+                "permission_request" => assert!(data["request"]["command"].is_string(), "{data}"),
+                "permission_resolved" => assert_eq!(data["allowed"], true),
                 "message.created" | "error" => assert_eq!(text("runId"), *id),
                 other => panic!("{other} is not in the contract"),
             }
@@ -162,6 +187,9 @@ async fn five_runs_are_told_completely_and_in_a_humans_time() {
     assert_eq!(plan_names["execution_update"], 6);
     for (_, data) in plan.iter().filter(|(name, _)| name == "execution_update") {
         assert!(data["steps"].as_array().unwrap().iter().all(|step| step["name"].is_string()));
+    }
+    for name in ["budget_exhausted", "budget_resolved"] {
+        assert!(names(&agent).contains_key(name) && names(&global).contains_key(name), "{name}");
     }
     for (name, count) in [("agent_completed", 4), ("agent_failed", 1), ("agent_spawned", 6)] {
         assert_eq!((names(&agent)[name], names(&global)[name]), (count, count), "{name}");

@@ -14,6 +14,7 @@ mod asking;
 mod commands;
 mod counting;
 mod demo_page;
+mod demo_questions;
 mod doors;
 mod encrypted;
 mod fan_out;

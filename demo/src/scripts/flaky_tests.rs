@@ -1,6 +1,6 @@
 //! A suite that fails on every third run is made to stand still.
 
-use crate::script::{Beat, Script, Step, Tool};
+use crate::script::{Beat, Script, Spent, Step, Tool, Wish};
 
 pub(crate) const SCRIPT: Script = Script {
     ask: "Our CI is red on every third run. Find the flaky tests and fix the cause, not the symptom.",
@@ -19,6 +19,11 @@ const FIND: &[Beat] = &[
         "I'll start with numbers rather than with the code. A test that fails once in three runs \
          will show itself if the suite runs often enough, so I run it **fifty times** and count.",
     ),
+    Beat::MayI(Wish {
+        tool: "Bash",
+        command: "for i in $(seq 50); do cargo nextest run --no-fail-fast; done",
+        description: "Runs the whole suite fifty times: ten minutes on a build machine",
+    }),
     Beat::Use(Tool {
         name: "Bash",
         intent: "Run the suite fifty times and count failures per test",
@@ -39,6 +44,10 @@ const FIND: &[Beat] = &[
 ];
 
 const UNDERSTAND: &[Beat] = &[
+    Beat::GoOn(Spent {
+        tokens: 50_000,
+        description: "Reading 17 red logs took all the tokens set aside for this task",
+    }),
     Beat::Say(
         "Three tests, and the names have something in common: an hour, a reminder, an idle \
          session. All of them are about **time**. Let me see how they tell it.",

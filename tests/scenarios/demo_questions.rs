@@ -1,0 +1,70 @@
+//! The demo's questions, as the people see them who look at the same agent on two pages.
+
+use std::path::Path;
+
+use tests::process::Process;
+use tests::replica::run;
+use tests::{Page, Stage};
+
+const ASKS: &str = "document.querySelector('.question[data-kind=permission]')";
+const NOTE: &str = "document.querySelector('#note')?.textContent";
+
+async fn with_agent() -> (Stage, Process, Page, Page) {
+    let stage = Stage::options().flag("--demo-page").replicas(2).set().await;
+    let page = async |replica: usize| {
+        Page::open(&format!("http://{}/", stage.replicas[replica].address())).await
+    };
+    let (one, two) = (page(0).await, page(1).await);
+    let words = ["demo-agent", "--redis", &stage.redis.url()].map(ToOwned::to_owned);
+    let agent = run(&words, &[]);
+    (stage, agent, one, two)
+}
+
+/// Pictures for the documentation, where somebody wants them.
+async fn picture(page: &Page, name: &str) {
+    if let Some(dir) = std::env::var_os("RELAY_SCREENSHOTS") {
+        page.screenshot(&Path::new(&dir).join(name)).await;
+    }
+}
+
+/// F36 as people see it: both see the question, the first answer counts, the other is told.
+#[tokio::test]
+async fn two_pages_see_the_same_question_and_the_slower_one_is_told() {
+    let (stage, _agent, one, two) = with_agent().await;
+    one.wait("the agent asks", ASKS).await;
+    two.wait("the agent asks there too", ASKS).await;
+    picture(&one, "question.png").await;
+
+    // What the one decides does not get through to the other before he has decided as well.
+    stage.replicas[1].freeze();
+    one.click(".question .yes").await;
+    one.wait("the question is answered", &format!("!{ASKS}")).await;
+    two.click(".question .no").await;
+    stage.replicas[1].thaw();
+
+    two.wait("he is told", &format!("{NOTE}.startsWith('Somebody was faster: allowed')")).await;
+    picture(&two, "answered.png").await;
+    for page in [&one, &two] {
+        let asks = "document.querySelector('.question[data-kind=budget]')";
+        page.wait("the run went on and asks for more", asks).await;
+    }
+    two.click(".question .no").await;
+    for page in [&one, &two] {
+        let stopped = "document.querySelector('#run')?.dataset.status === 'cancelled'";
+        page.wait("the run is stopped for both", stopped).await;
+    }
+}
+
+/// F29 as people see it.
+#[tokio::test]
+async fn a_killed_agent_shows_as_lost() {
+    let (_stage, mut agent, one, _two) = with_agent().await;
+    one.wait("the agent asks", ASKS).await;
+
+    agent.kill9();
+
+    let lost = "document.querySelector('#run')?.dataset.status === 'failed' \
+                && document.querySelector('#run .end').textContent.includes('died without a word')";
+    one.wait("the agent is lost", lost).await;
+    picture(&one, "lost.png").await;
+}
