@@ -20,7 +20,8 @@ const HELP: &str = "The scenarios need a `redis-server` (7.0 or newer) on the PA
 pub enum Persistence {
     /// Nothing: a crash loses everything.
     None,
-    /// The append-only file, synced every second: what most people run.
+    /// The append-only file, synced every second: what most people run. While a sync is slow Redis holds its
+    /// writes back for up to two seconds, and has acknowledged them: a crash then loses them.
     Everysec,
     /// The append-only file, synced on every write.
     Always,

@@ -90,7 +90,7 @@ async fn an_agents_life_is_on_its_own_channel_and_on_the_firehose() {
 /// F01, from the agent's side: it talks on while Redis is dead, and nothing of it is lost or doubled.
 #[tokio::test]
 async fn an_agent_talks_on_while_redis_is_dead_and_nothing_is_lost_or_doubled() {
-    let mut stage = Stage::options().persistence(Persistence::Everysec).set().await;
+    let mut stage = Stage::options().persistence(Persistence::Always).set().await;
     let agent = stage.agent("a1").await;
     let session = agent.session("42").await.unwrap();
     let mut here = stage.browser_on(0).subscribed_to(CHANNEL).await;
@@ -205,7 +205,7 @@ async fn an_agent_that_closes_has_said_everything() {
 /// What a person answers reaches the agent that waits, though Redis crashes in between.
 #[tokio::test]
 async fn a_question_is_answered_by_a_person_though_redis_crashes_meanwhile() {
-    let mut stage = Stage::options().persistence(Persistence::Everysec).set().await;
+    let mut stage = Stage::options().persistence(Persistence::Always).set().await;
     let agent = stage.agent("a1").await;
     let session = agent.session("42").await.unwrap();
     let mut browser = stage.browser_on(1).subscribed_to(CHANNEL).await;

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use protocol::{
     AgentCall, AgentFrame, AgentHears, AgentNews, Channel, ErrorCode, check_data, check_event_name,
+    check_once_id,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -169,14 +170,18 @@ impl AgentDesk {
                 Ok(raw(&body::Finished { finished }))
             }
             AgentCall::Ask => {
-                let ask: body::Ask = read(data)?;
-                match self.journal.ask(&holder, &ask.prompt(channel)).await? {
+                let prompt = read::<body::Ask>(data)?.prompt(channel);
+                check_once_id(&prompt.request_id).map_err(|error| bad(error.to_string()))?;
+                check_data(&prompt.data).map_err(|error| bad(error.to_string()))?;
+                match self.journal.ask(&holder, &prompt).await? {
                     Asked::Pending => Ok(raw(&body::Asked { answer: None })),
                     Asked::Answered(answer) => Ok(raw(&body::Asked { answer: Some(answer) })),
                 }
             }
             AgentCall::Resolve => {
-                let body::Resolve { request_id, asks, answer, digest } = read(data)?;
+                let body::Resolve { request_id, asks, mut answer, digest } = read(data)?;
+                // An agent answers in nobody's name.
+                answer.by = None;
                 let digest = digest.as_deref();
                 Ok(raw(&self.journal.resolve(channel, &request_id, asks, &answer, digest).await?))
             }
