@@ -5,14 +5,17 @@
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
 mod append;
+mod browser;
 mod fanout;
 mod figures;
 mod floor;
 mod idle;
 mod leases;
+mod losses;
 mod machine;
 mod pipeline;
 mod redis_server;
+mod roundtrip;
 mod server;
 mod watcher;
 
@@ -30,6 +33,13 @@ enum Command {
     Fanout(fanout::Options),
     /// The share of a Redis core that it takes to know which agents are alive.
     Leases(leases::Options),
+    /// How long it takes until every browser knows that a worker has died.
+    Losses(losses::Options),
+    /// How long a click takes to the agent's handler, and until `applied` is on the screen.
+    Roundtrip(roundtrip::Options),
+    /// A worker that will be killed.
+    #[command(hide = true)]
+    Worker(losses::Worker),
     /// That thread, as a process of its own.
     #[command(hide = true)]
     Floor(floor::Options),
@@ -41,6 +51,9 @@ fn main() -> Result<()> {
         Command::Idle(options) => idle::run(&options),
         Command::Fanout(options) => fanout::run(&options),
         Command::Leases(options) => leases::run(&options),
+        Command::Losses(options) => losses::run(&options),
+        Command::Roundtrip(options) => roundtrip::run(&options),
+        Command::Worker(options) => losses::work(&options),
         Command::Floor(options) => floor::run(&options),
     }
 }
