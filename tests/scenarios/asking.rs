@@ -90,10 +90,10 @@ async fn a_command_that_nobody_takes_in_time_expires_and_all_screens_say_so() {
     assert_eq!(again["status"], "expired", "{again}");
 }
 
-/// F34: sent five times through two replicas at once, and again after reconnecting.
+/// F34: sent five times through three replicas at once, and again after reconnecting.
 #[tokio::test]
 async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
-    let stage = Stage::with_replicas(2).await;
+    let stage = Stage::with_replicas(3).await;
     let mut agent = stage.actor("a1").await;
     let id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
     let mut frame = command("a1", "pay");
@@ -103,12 +103,12 @@ async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
         async move { door.connect().await.ask(frame).await }
     };
 
-    let acks = join_all((0..5).map(|i| send(i % 2))).await;
+    let acks = join_all((0..5).map(|i| send(i % 3))).await;
     let heard = agent.next().await;
     let taken = agent.takes(&heard).await;
     let delivered = send(0).await;
     assert!(taken && agent.applies(&heard, json!("paid")).await);
-    let applied = [send(0).await, send(1).await];
+    let applied = [send(0).await, send(2).await];
     send(0).await;
     stage.browser().connect().await.ask(command("a1", "last")).await;
 
@@ -121,6 +121,42 @@ async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
         assert_eq!((&ack["status"], &ack["detail"]), (&json!("applied"), &json!("paid")), "{ack}");
     }
     assert_eq!(&*agent.next().await.name, "last", "the next after the first and only");
+}
+
+/// F37: whoever storms one agent is told that it is busy, and hinders nobody else.
+#[tokio::test]
+async fn a_storm_of_commands_fills_one_agent_and_hinders_no_other() {
+    const STORM: usize = 1_000;
+    const WAITING_MAX: usize = 256;
+    let stage = Stage::with_replicas(1).await;
+    let mut slow = stage.actor("slow").await;
+    let mut quick = stage.actor("quick").await;
+    let mut storming = stage.browser().connect().await;
+    let mut other = stage.browser().connect().await;
+
+    for _ in 0..STORM {
+        storming.send(command("slow", "again")).await;
+    }
+    let ack = other.ask(cancel("quick")).await;
+
+    assert_eq!(ack["listeners"], 1, "{ack}");
+    assert_eq!(&*quick.next().await.name, "cancel_agent");
+    let answered = |browser: &Browser| browser.count("ack") + browser.count("error");
+    while answered(&storming) < STORM {
+        storming.next().await;
+    }
+    assert_eq!(storming.count("ack"), WAITING_MAX);
+    let errors = storming.frames().filter(|frame| frame["type"] == "error");
+    for error in errors {
+        assert_eq!(
+            (&error["code"], &error["retryable"]),
+            (&json!("busy"), &json!(true)),
+            "{error}"
+        );
+    }
+    for _ in 0..WAITING_MAX {
+        assert!(slow.next().await.key.is_some(), "everything that was acknowledged is there");
+    }
 }
 
 /// "Stop" means all of it, also when the one that began it has gone.

@@ -4,7 +4,7 @@ use publisher_sdk::{Agent, Cancellation, PermissionRequest, Reason};
 use serde_json::{Value, json};
 use tests::door::Door;
 use tests::replica::Setup;
-use tests::{PATIENCE, Replica, Stage, Token, until};
+use tests::{PATIENCE, Persistence, Replica, Stage, Token, until};
 
 /// A way in, and the replica on which the people are.
 struct Way {
@@ -148,6 +148,31 @@ async fn an_agent_goes_on_when_its_relay_is_killed() {
     let command = tokio::time::timeout(PATIENCE, commands.next()).await.unwrap().unwrap();
     assert_eq!(command.name, "go");
     assert!(!agent.is_fenced(), "it was away for less than a lease");
+}
+
+/// The same while Redis is away as well: the relay that comes back cannot give it its leases at first.
+#[tokio::test]
+async fn an_agent_goes_on_when_its_relay_is_killed_and_redis_is_away() {
+    let mut stage = Stage::options().persistence(Persistence::Always).set().await;
+    let url = format!("http://{}", stage.replicas[1].address());
+    let agent = Agent::options().id("a").connect(&url).await.unwrap();
+    let session = agent.session("42").await.unwrap();
+    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+    session.send("number", &json!({"i": 0})).unwrap();
+    agent.flush().await.unwrap();
+
+    stage.redis.kill9();
+    stage.replicas[1].kill9();
+    session.send("number", &json!({"i": 1})).unwrap();
+    stage.replicas[1].restart().await;
+    let came = || stage.replicas[1].log().text().matches("an agent has connected").count();
+    until("it asked for its leases in vain, and came again", async || (came() > 1).then_some(()))
+        .await;
+    session.send("number", &json!({"i": 2})).unwrap();
+    stage.redis.restart().await;
+
+    browser.expect_numbers("session:42", 0..3).await;
+    assert!(!agent.is_fenced());
 }
 
 /// Without the grant an agent is nobody, speaks nowhere and hears nothing.

@@ -241,7 +241,10 @@ impl Client {
                     self.say_link(false).await;
                 }
                 Err(why) => {
-                    tracing::debug!(why, "no relay within reach");
+                    // Once per outage: a token that has expired would otherwise go unnoticed.
+                    if attempts == 1 {
+                        tracing::warn!(why, "no relay within reach; what waits is kept");
+                    }
                     for waiting in self.waiting.drain(..) {
                         drop(waiting.send(Err(why.clone())));
                     }
@@ -272,7 +275,11 @@ impl Client {
                     Ok(Ok(Some(hears))) if hears.news == AgentNews::Reconnect => {
                         break Some("the replica goes down".to_owned());
                     }
-                    Ok(Ok(Some(hears))) => self.on_news(hears).await,
+                    Ok(Ok(Some(hears))) => {
+                        if let Err(why) = self.on_news(hears).await {
+                            break Some(why);
+                        }
+                    }
                 },
                 job = self.jobs.recv() => match job {
                     Some(job) => {
@@ -386,9 +393,10 @@ impl Client {
         Some(self.frame(AgentCall::Follow, channel, None, raw(&body::Follow { since })).1)
     }
 
-    async fn on_news(&mut self, hears: AgentHears) {
+    /// An error says why this connection is of no use.
+    async fn on_news(&mut self, hears: AgentHears) -> Result<(), String> {
         match hears.news {
-            AgentNews::Ack | AgentNews::Error => self.on_answer(hears),
+            AgentNews::Ack | AgentNews::Error => self.on_answer(hears)?,
             AgentNews::Fenced => {
                 if let Some(channel) = &hears.channel {
                     self.leases.fenced(channel);
@@ -400,21 +408,24 @@ impl Client {
             | AgentNews::Reconnect
             | AgentNews::Ping => {}
         }
+        Ok(())
     }
 
-    fn on_answer(&mut self, hears: AgentHears) {
-        let Some(id) = hears.id else { return };
+    fn on_answer(&mut self, hears: AgentHears) -> Result<(), String> {
+        let Some(id) = hears.id else { return Ok(()) };
         let is_done = hears.news == AgentNews::Ack;
-        if let Some(channel) = self.restoring.remove(&id) {
+        if let Some(channel) = self.restoring.remove(&id).filter(|_| !is_done) {
             match Refused::of(&hears) {
-                Refused::Fenced if !is_done => self.leases.fenced(&channel),
-                _ => {}
+                Refused::Fenced => self.leases.fenced(&channel),
+                // Without it everything that follows would be refused: come back, and say all of it again.
+                refused => return Err(Unavailable::from(refused).to_string()),
             }
         }
         if let Some(pending) = self.pending.remove(&id) {
             let answer = if is_done { Ok(hears) } else { Err(Refused::of(&hears)) };
             drop(pending.answer.send(answer));
         }
+        Ok(())
     }
 
     async fn on_journal(&mut self, hears: AgentHears) {

@@ -112,11 +112,7 @@ impl AgentDesk {
         check_event_name(&event).map_err(|error| bad(error.to_string()))?;
         check_data(&data).map_err(|error| bad(error.to_string()))?;
         // Said again on another connection, it is the same.
-        let once = format!(
-            "{}.{}.{id}",
-            self.agent.replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
-            holder.incarnation
-        );
+        let once = format!("{}.{}.{id}", self.agent, holder.incarnation);
         let entry = NewEntry::new(event, data).once(once);
         let journal = self.journal.as_producer(&holder);
         journal.enqueue(&Name::events(channel), vec![entry]).await.map_err(No::from)
