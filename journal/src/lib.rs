@@ -256,6 +256,19 @@ impl Journal {
         follow::start(self.clone())
     }
 
+    /// Says `text` to whoever has this [`address`](Follower::address), if it listens: false where nobody
+    /// does. It may get lost all the same.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn ring(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
+        match &self.home {
+            Home::Memory(memory) => Ok(memory.ring(address, text)),
+            Home::Redis(redis) => redis.ring(address, text).await,
+            Home::Relayed(_) => Err(relayed::not_here()),
+        }
+    }
+
     fn leases(&self) -> &Arc<Leases> {
         &self.leases
     }

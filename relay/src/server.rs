@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -31,6 +32,8 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The pause after a failed accept: when the process is out of file descriptors, trying at once again
 /// would only burn the processor (F23).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Messages for connections that may wait to be handed over.
+const MESSAGES: usize = 1024;
 /// What a drain may take beyond its spread.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -78,9 +81,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let stop = CancellationToken::new();
     let accepting = stop.child_token();
     let requests = TaskTracker::new();
+    let (messages, mut for_connections) = mpsc::channel(MESSAGES);
     let house = Arc::new(House {
         events: Events::start(&config.journal, stop.clone()),
-        commands: Commands::start(&config.journal, stop.clone()),
+        commands: Commands::start(&config.journal, messages, stop.clone()),
         offers: Offers::start(&config.journal, stop.clone()),
         journal: config.journal,
         key: config.key,
@@ -88,6 +92,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         leaving: CancellationToken::new(),
         drain_over: config.drain,
         connections: TaskTracker::new(),
+        roll: Arc::default(),
+    });
+    let roll = Arc::clone(&house.roll);
+    tokio::spawn(async move {
+        while let Some((number, frame)) = for_connections.recv().await {
+            roll.hand_over(number, frame);
+        }
     });
     tokio::spawn(keepers::keep(house.journal.clone(), stop.clone()));
     tokio::spawn(keepers::tally::count(

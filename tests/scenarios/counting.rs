@@ -1,6 +1,6 @@
 //! How many look, across replicas.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::{Replica, Stage, until};
 
 async fn subscribers(replica: &Replica, channel: &str) -> u64 {
@@ -43,4 +43,29 @@ async fn subscribers_are_counted_across_replicas_and_right_again_after_one_is_ki
     drop(browsers.pop());
     let one = async || (subscribers(left, "session:42").await == 1).then_some(());
     until("whoever leaves counts no more", one).await;
+}
+
+/// A message for one connection, sent through any replica, reaches that one and no other.
+#[tokio::test]
+async fn a_message_reaches_the_one_connection_it_is_for() {
+    let stage = Stage::with_replicas(2).await;
+    let mut mine = stage.browser_on(1).connect().await;
+    let mut other = stage.browser_on(1).connect().await;
+    let id = mine.frames().find(|frame| frame["type"] == "connected").unwrap()["connection_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = |id: &str| format!("/api/v1/connections/{id}/messages");
+    let body = json!({"event": "hello", "data": {"to": "you"}}).to_string();
+
+    let sent = stage.replicas[0].post(&path(&id), body.clone()).await;
+    let gone =
+        stage.replicas[0].post(&path("5f0c6d0e1a2b4c3d8e9f0a1b2c3d4e5f-1"), body.clone()).await;
+    let none = stage.replicas[0].post(&path("nobody"), body).await;
+
+    assert_eq!((sent.status, gone.status, none.status), (200, 404, 404), "{}", sent.text());
+    let heard = mine.wait_for("the message", |frame| frame["event"] == "hello").await;
+    assert_eq!((&heard["data"]["to"], &heard["connection_id"]), (&json!("you"), &json!(id)));
+    other.settle().await;
+    assert_eq!(other.count("event"), 0);
 }

@@ -103,6 +103,10 @@ impl Memory {
         Committed::Done(appended)
     }
 
+    pub(crate) fn ring(&self, address: &str, text: &str) -> bool {
+        self.state().ring(address, text)
+    }
+
     pub(crate) fn list(&self, channel: &Channel, index: &Index) -> Members {
         self.state().things.index(channel, index)
     }
@@ -179,6 +183,15 @@ impl Memory {
 }
 
 impl State {
+    /// Whether anybody listens there.
+    fn ring(&self, address: &str, text: &str) -> bool {
+        let follower = address.parse().ok().and_then(|id: u64| self.followers.get(&id));
+        follower.is_some_and(|(deliver, _)| {
+            deliver.rung(text);
+            true
+        })
+    }
+
     fn apply(&mut self, thing: &Thing, effect: &Effect, now: u64, appended: &mut Vec<Offset>) {
         let channel = &thing.channel;
         let mut append = |name: Name, entry: &crate::NewEntry| {
@@ -210,10 +223,7 @@ impl State {
                 self.things.fences.insert((channel.clone(), holder.producer()));
             }
             Effect::Ring(address, text) => {
-                let follower = address.parse().ok().and_then(|id: u64| self.followers.get(&id));
-                if let Some((deliver, _)) = follower {
-                    deliver.rung(text);
-                }
+                self.ring(address, text);
             }
         }
     }

@@ -34,8 +34,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const FOLLOW_BATCH: usize = 500;
 
 pub(super) fn start(info: ConnectionInfo, keys: Keys, pool: Pool) -> Link {
-    let probe = keys.probe(&Uuid::new_v4().simple().to_string());
-    let (link, far_end) = link::new(&probe);
+    let address = Uuid::new_v4().simple().to_string();
+    let probe = keys.probe(&address);
+    let (link, far_end) = link::new(&address);
     tokio::spawn(Supervisor { info, keys, pool, probe }.run(far_end));
     link
 }

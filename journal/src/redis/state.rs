@@ -136,11 +136,24 @@ impl Redis {
                     invocation.arg("fence").arg(number).arg(millis(FENCE_FOR));
                 }
                 Effect::Ring(address, text) => {
-                    invocation.arg("ring").arg(&**address).arg(&**text);
+                    invocation.arg("ring").arg(keys.probe(address)).arg(&**text);
                 }
             }
         }
         invocation
+    }
+
+    /// Rings; whether anybody listens there.
+    pub(crate) async fn ring(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
+        let mut connection = self.connection().await?;
+        let mut command = redis::cmd("PUBLISH");
+        let listeners: u64 = command
+            .arg(self.keys.probe(address))
+            .arg(text)
+            .query_async(&mut connection)
+            .await
+            .map_err(unavailable)?;
+        Ok(listeners > 0)
     }
 
     /// What is in an index.

@@ -23,8 +23,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tokio_util::sync::CancellationToken;
 
 use super::body;
+use super::refused::Refused;
 use crate::follow::{Relayed as Following, Update};
-use crate::{AppendError, LeaseError, Name, OpenError, Reason, Unavailable};
+use crate::{Name, OpenError, Reason, Unavailable};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -79,60 +80,6 @@ impl Leases {
 
     fn all(&self) -> MutexGuard<'_, Vec<Held>> {
         self.0.lock().expect("no code panics with this lock held")
-    }
-}
-
-/// Why a call came to nothing.
-#[derive(Clone, Debug)]
-pub(super) enum Refused {
-    Fenced,
-    Elsewhere(Channel),
-    Not(String),
-    Away(String),
-}
-
-impl Refused {
-    pub(super) fn away(why: &str) -> Self {
-        Self::Away(why.to_owned())
-    }
-
-    fn of(hears: &AgentHears) -> Self {
-        let message = hears.message.clone().unwrap_or_default();
-        match (hears.code.as_deref(), &hears.channel) {
-            (Some("fenced"), _) => Self::Fenced,
-            (Some("elsewhere"), Some(channel)) => Self::Elsewhere(channel.clone()),
-            _ if hears.retryable == Some(true) => Self::Away(message),
-            _ => Self::Not(message),
-        }
-    }
-}
-
-impl From<Refused> for Unavailable {
-    fn from(refused: Refused) -> Self {
-        Self(match refused {
-            Refused::Fenced => "the agent was declared lost".to_owned(),
-            Refused::Elsewhere(channel) => format!("it stands on {channel}"),
-            Refused::Not(why) | Refused::Away(why) => why,
-        })
-    }
-}
-
-impl From<Refused> for LeaseError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Fenced => Self::Fenced,
-            refused => Self::Unavailable(refused.into()),
-        }
-    }
-}
-
-impl From<Refused> for AppendError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Fenced => Self::Fenced,
-            Refused::Not(why) => Self::Refused(why),
-            Refused::Elsewhere(_) | Refused::Away(_) => Self::Unavailable,
-        }
     }
 }
 

@@ -10,6 +10,7 @@
 mod body;
 mod client;
 mod desk;
+mod refused;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +28,9 @@ use crate::{
     NewPrompt, OpenError, Parent, Receipt, Resolved, Take,
 };
 pub(crate) use body::Note;
-use client::{Client, Job, Leases, Refused};
+use client::{Client, Job, Leases};
 pub use desk::{AgentDesk, follow_since};
+use refused::Refused;
 
 /// What may wait to be published, in bytes: 16 MiB.
 const BUFFER_BYTES: usize = 16 * 1024 * 1024;

@@ -18,10 +18,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use journal::{Fate, Journal, NewCommand, SendError, Sent, Status};
+use journal::{Fate, Journal, NewCommand, SendError, Sent, Status, Unavailable};
 use protocol::frame::{Command, Refusal, RelayFrame};
 use protocol::{Channel, DataError, ErrorCode, Kind, check_data};
 use serde_json::value::RawValue;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -69,8 +70,29 @@ impl Accepted {
 
 impl Commands {
     /// Begins to listen for replies; ends with `shutdown`.
-    pub(crate) fn start(journal: &Journal, shutdown: CancellationToken) -> Self {
-        Self { journal: journal.clone(), replies: Replies::start(journal, shutdown) }
+    /// Messages for connections, which are rung at the same address, go to `messages`.
+    pub(crate) fn start(
+        journal: &Journal,
+        messages: mpsc::Sender<(u64, String)>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let replies = Replies::start(journal, messages, shutdown);
+        Self { journal: journal.clone(), replies }
+    }
+
+    /// Where this replica is rung.
+    pub(crate) fn address(&self) -> &str {
+        self.replies.address()
+    }
+
+    /// Rings the replica at `address` with a frame for its connection `number`; whether it is there.
+    pub(crate) async fn ring(
+        &self,
+        address: &str,
+        number: u64,
+        frame: &str,
+    ) -> Result<bool, Unavailable> {
+        self.journal.ring(address, &format!("{number} {frame}")).await
     }
 
     /// Carries the command to the agent behind its channel.

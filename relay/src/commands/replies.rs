@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use journal::{Follower, Journal, Update, Updates};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -14,6 +14,8 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(super) struct Replies {
     follower: Follower,
+    /// Where messages for connections go.
+    messages: mpsc::Sender<(u64, String)>,
     /// By the command's key. The same request may be waited for by several connections.
     waiting: Mutex<HashMap<Box<str>, Vec<Arc<Notify>>>>,
 }
@@ -27,9 +29,13 @@ pub(super) struct Waiter {
 }
 
 impl Replies {
-    pub(super) fn start(journal: &Journal, shutdown: CancellationToken) -> Arc<Self> {
+    pub(super) fn start(
+        journal: &Journal,
+        messages: mpsc::Sender<(u64, String)>,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
         let (follower, updates) = journal.follow();
-        let replies = Arc::new(Self { follower, waiting: Mutex::default() });
+        let replies = Arc::new(Self { follower, messages, waiting: Mutex::default() });
         tokio::spawn(Arc::clone(&replies).run(updates, shutdown));
         replies
     }
@@ -62,7 +68,20 @@ impl Replies {
         }
     }
 
-    fn ring(&self, key: &str) {
+    /// A command's key, or a message for one of the connections here: its number, and the frame.
+    fn ring(&self, text: &str) {
+        match text.split_once(' ') {
+            Some((number, frame)) => {
+                if let Ok(number) = number.parse() {
+                    // Live only: where too many wait, this one is dropped.
+                    drop(self.messages.try_send((number, frame.to_owned())));
+                }
+            }
+            None => self.ring_for(text),
+        }
+    }
+
+    fn ring_for(&self, key: &str) {
         self.waiting().get(key).into_iter().flatten().for_each(|bell| bell.notify_one());
     }
 

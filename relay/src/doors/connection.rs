@@ -21,7 +21,6 @@ use protocol::limits::{PING_INTERVAL, REQUESTS_MAX, SUBSCRIPTIONS_MAX};
 use protocol::{Channel, ErrorCode, Format};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
-use uuid::Uuid;
 
 use super::House;
 use crate::auth::Principal;
@@ -80,7 +79,12 @@ pub(super) struct Asking {
 }
 
 impl Connection {
-    pub(super) fn open(house: Arc<House>, principal: Arc<Principal>, format: Format) -> Self {
+    pub(super) fn open(
+        house: Arc<House>,
+        principal: Arc<Principal>,
+        format: Format,
+        number: u64,
+    ) -> Self {
         let connection = Self {
             house,
             principal,
@@ -95,7 +99,7 @@ impl Connection {
         connection.insert(everyone.channel.clone(), |membership| {
             Subscription::to_everyone(everyone, membership)
         });
-        let id = Uuid::new_v4().simple().to_string();
+        let id = format!("{}-{number}", connection.house.commands.address());
         let server_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         connection.say(&RelayFrame::Connected {
             connection_id: &id,
@@ -128,7 +132,11 @@ impl Connection {
     }
 
     pub(super) fn say(&self, frame: &RelayFrame<'_>) {
-        let text = Bytes::from(frame.to_text());
+        self.say_text(frame.to_text());
+    }
+
+    pub(super) fn say_text(&self, text: String) {
+        let text = Bytes::from(text);
         let mut state = self.state();
         state.answers_bytes += text.len();
         state.answers.push_back(text);

@@ -10,7 +10,9 @@ mod connection;
 mod health;
 mod http;
 mod inspect;
+mod message;
 mod refuse;
+mod roll;
 pub(crate) mod traffic;
 mod websocket;
 
@@ -34,6 +36,7 @@ use crate::auth::{self, Principal};
 use crate::commands::{Commands, Offers};
 use crate::events::Events;
 use refuse::Refused;
+use roll::Roll;
 
 /// The subprotocol under which a browser's script may bring its token.
 const SUBPROTOCOL: &str = "agent-relay.v1";
@@ -52,6 +55,8 @@ pub(crate) struct House {
     pub(crate) leaving: CancellationToken,
     pub(crate) drain_over: Duration,
     pub(crate) connections: TaskTracker,
+    /// Who is connected here.
+    pub(crate) roll: Arc<Roll>,
 }
 
 /// The routes of the main listener.
@@ -64,6 +69,7 @@ pub(crate) fn main(house: &Arc<House>, with_health: bool, page: Option<&'static 
         .route("/api/v1/publish", post(http::publish))
         .route("/api/v1/commands", post(ask::commands))
         .route("/api/v1/requests", post(ask::requests))
+        .route("/api/v1/connections/{connection_id}/messages", post(message::send))
         .route("/api/v1/agents", get(inspect::agents))
         .route("/api/v1/stats", get(inspect::stats))
         .route("/api/v1/channels/{channel}", get(inspect::channel))
