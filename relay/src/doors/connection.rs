@@ -36,6 +36,7 @@ const BATCH_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Connection {
     house: Arc<House>,
+    number: u64,
     principal: Arc<Principal>,
     /// The door's default.
     format: Format,
@@ -79,21 +80,19 @@ pub(super) struct Asking {
 }
 
 impl Connection {
-    pub(super) fn open(
-        house: Arc<House>,
-        principal: Arc<Principal>,
-        format: Format,
-        number: u64,
-    ) -> Self {
-        let connection = Self {
+    pub(super) fn open(house: Arc<House>, principal: Arc<Principal>, format: Format) -> Arc<Self> {
+        let number = house.roll.next_number();
+        let connection = Arc::new(Self {
             house,
+            number,
             principal,
             format,
             wake: Arc::default(),
             room: Notify::new(),
             asked: Notify::new(),
             state: Mutex::default(),
-        };
+        });
+        connection.house.roll.enter(number, &connection);
         let everyone =
             Target { channel: Channel::global_everyone(), addressing: Addressing::Channel };
         connection.insert(everyone.channel.clone(), |membership| {
@@ -135,7 +134,14 @@ impl Connection {
         self.say_text(frame.to_text());
     }
 
-    pub(super) fn say_text(&self, text: String) {
+    /// For what nobody here asked for: it must not pile up where nobody reads.
+    pub(super) fn say_if_there_is_room(&self, text: String) {
+        if self.state().answers_bytes <= ANSWERS_BYTES_MAX {
+            self.say_text(text);
+        }
+    }
+
+    fn say_text(&self, text: String) {
         let text = Bytes::from(text);
         let mut state = self.state();
         state.answers_bytes += text.len();
@@ -383,6 +389,12 @@ impl Connection {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics with this lock held")
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.house.roll.leave(self.number);
     }
 }
 

@@ -1,66 +1,43 @@
-//! The connections of this replica by their ids, for a message that is meant for one of them.
+//! The connections of this replica by their numbers, for a message that is meant for one of them.
 //!
-//! An id is `<the replica's address>-<number>`, so whichever replica is asked knows whom to ring.
+//! A connection's id is `<the replica's address>-<number>`, so whichever replica is asked knows whom to ring.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use tokio::sync::mpsc;
-
-/// Messages that may wait for one connection; beyond, they are dropped.
-const WAITING: usize = 16;
+use super::connection::Connection;
 
 /// Who is connected here.
 #[derive(Debug, Default)]
 pub(crate) struct Roll {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    last: u64,
-    entered: HashMap<u64, mpsc::Sender<String>>,
-}
-
-/// A place on the roll. Dropping it leaves.
-#[derive(Debug)]
-pub(crate) struct Entered {
-    roll: Arc<Roll>,
-    number: u64,
+    last: AtomicU64,
+    entered: Mutex<HashMap<u64, Weak<Connection>>>,
 }
 
 impl Roll {
-    /// Enters a connection; what is meant for it comes out of the channel.
-    pub(crate) fn enter(self: &Arc<Self>) -> (Entered, mpsc::Receiver<String>) {
-        let (says, said) = mpsc::channel(WAITING);
-        let mut state = self.state();
-        state.last += 1;
-        let number = state.last;
-        state.entered.insert(number, says);
-        (Entered { roll: Arc::clone(self), number }, said)
+    /// A number that no connection here has had.
+    pub(super) fn next_number(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(super) fn enter(&self, number: u64, connection: &Arc<Connection>) {
+        self.entered().insert(number, Arc::downgrade(connection));
+    }
+
+    pub(super) fn leave(&self, number: u64) {
+        self.entered().remove(&number);
     }
 
     /// Hands the frame to the connection, if it is here and reads.
     pub(crate) fn hand_over(&self, number: u64, frame: String) {
-        if let Some(says) = self.state().entered.get(&number) {
-            // Live only, as everything that has no offset.
-            drop(says.try_send(frame));
+        let connection = self.entered().get(&number).and_then(Weak::upgrade);
+        if let Some(connection) = connection {
+            connection.say_if_there_is_room(frame);
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no code panics with this lock held")
-    }
-}
-
-impl Entered {
-    pub(crate) fn number(&self) -> u64 {
-        self.number
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.roll.state().entered.remove(&self.number);
+    fn entered(&self) -> MutexGuard<'_, HashMap<u64, Weak<Connection>>> {
+        self.entered.lock().expect("no code panics with this lock held")
     }
 }

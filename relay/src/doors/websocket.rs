@@ -23,7 +23,6 @@ use protocol::frame::{self, Addressing, RelayFrame, Subscribe, Target};
 use protocol::limits::{FRAME_UP_BYTES_MAX, PING_INTERVAL, STALL_TIMEOUT, TOKEN_EXPIRING_NOTICE};
 use protocol::{Channel, CloseCode, ErrorCode, Format};
 use rand::Rng;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::askings::Askings;
@@ -159,9 +158,7 @@ async fn serve(
     traffic: Arc<Traffic>,
 ) {
     let _counted = house.connections.token();
-    let (entered, mut messages) = house.roll.enter();
-    let (house_of, who) = (Arc::clone(&house), Arc::clone(&principal));
-    let connection = Connection::open(house_of, who, wish.format, entered.number());
+    let connection = Connection::open(Arc::clone(&house), Arc::clone(&principal), wish.format);
     if let Some(subscribe) = wish.subscribe.clone() {
         let channel = subscribe.target.channel.clone();
         if let Err(refusal) = connection.subscribe(subscribe, None) {
@@ -176,19 +173,10 @@ async fn serve(
         end = write(&connection, &house, &mut sink, &pulse) => end,
         end = keep(&connection, &house, &principal, &wish, &traffic, &pulse) => end,
         never = connection.see_to_requests() => match never {},
-        () = hand_over(&connection, &mut messages) => End::Gone,
     };
     drop(connection);
     // The browser may be gone or not reading: a farewell must not last.
     drop(tokio::time::timeout(FAREWELL, farewell(end, &mut sink, &mut stream)).await);
-}
-
-/// What was sent to this connection alone. A browser that does not read lets it pile up no further than here.
-async fn hand_over(connection: &Connection, messages: &mut mpsc::Receiver<String>) {
-    while let Some(frame) = messages.recv().await {
-        connection.room().await;
-        connection.say_text(frame);
-    }
 }
 
 async fn farewell(
