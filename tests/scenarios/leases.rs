@@ -176,7 +176,7 @@ async fn while_redis_stands_still_nobody_is_lost() {
     run.announce(&()).await.unwrap();
 
     stage.redis.freeze();
-    pause(Duration::from_secs(20)).await;
+    pause(Duration::from_secs(30)).await;
     stage.redis.thaw();
     pause(Duration::from_secs(3)).await;
     run.complete().await.unwrap();
