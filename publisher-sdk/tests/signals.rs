@@ -12,8 +12,9 @@ use tokio::time::timeout;
 
 #[tokio::test]
 async fn an_agent_whose_process_is_asked_to_end_ends_its_runs_and_leaves() {
-    let (agent, journal) = stage::agent().await;
-    let gone = Agent::options().id("gone").attach(journal.clone()).await.unwrap();
+    let way = stage::Way::in_process().await;
+    let (agent, journal) = way.agent().await;
+    let gone = way.enter(Agent::options().id("gone")).await;
     let nothing_to_do = gone.shutdown_on_signal().unwrap();
     drop(gone);
     timeout(PATIENCE, nothing_to_do).await.unwrap().unwrap().unwrap();

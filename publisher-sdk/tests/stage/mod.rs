@@ -1,26 +1,23 @@
-//! What the promises of the SDK are told with: an agent over a journal in memory, what stands in
-//! the journal, and a person who sends commands.
+//! What the promises of the SDK are told with: an agent that comes in on some way, what stands in the
+//! journal, and a person who sends commands.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong in a test ends it")]
+
+mod way;
 
 use std::time::Duration;
 
 use journal::{Journal, Name, NewCommand, Since, Status};
 use protocol::Channel;
-use publisher_sdk::{Agent, Command, Commands};
+use publisher_sdk::{Command, Commands};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// How long anything may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) use way::Way;
 
-/// The agent `a` over a new journal.
-pub(crate) async fn agent() -> (Agent, Journal) {
-    let journal = Journal::in_memory();
-    let agent = Agent::options().id("a").attach(journal.clone()).await.unwrap();
-    (agent, journal)
-}
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What stands on `channel`: names and data.
 pub(crate) async fn events(journal: &Journal, channel: &str) -> Vec<(String, Value)> {
@@ -59,7 +56,7 @@ pub(crate) async fn event(journal: &Journal, channel: &str, name: &str) -> Value
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    match tokio::time::timeout(Duration::from_secs(5), waiting).await {
+    match tokio::time::timeout(PATIENCE, waiting).await {
         Ok(data) => data,
         Err(_) => panic!("no `{name}` on {channel}, but {:?}", events(journal, channel).await),
     }

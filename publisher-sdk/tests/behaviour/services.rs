@@ -1,26 +1,30 @@
 //! A request goes to one worker, and is answered whatever the handler does.
 
-mod stage;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use journal::{Journal, Status};
+use crate::stage::{Way, events, fate, nobody_is_on, request, until};
+use journal::Status;
 use publisher_sdk::{Agent, OpenError, RequestError};
 use serde_json::{Value, json};
-use stage::{agent, events, fate, nobody_is_on, request, until};
 use tokio::sync::Semaphore;
+
+on_every_way! {
+    a_request_is_answered_with_what_the_handler_says,
+    each_request_goes_to_one_worker_with_a_free_hand,
+    a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_others,
+    what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_no_harm,
+}
 
 const SUMS: &str = "service:sums";
 
-async fn worker(journal: &Journal, id: &str) -> Agent {
-    Agent::options().id(id).attach(journal.clone()).await.expect("memory is always there")
+async fn worker(way: &Way, id: &str) -> Agent {
+    way.enter(Agent::options().id(id)).await
 }
 
-#[tokio::test]
-async fn a_request_is_answered_with_what_the_handler_says() {
-    let (agent, journal) = agent().await;
+async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
+    let (agent, journal) = way.agent().await;
     let service = agent
         .serve("sums", async |request| match request.method.as_str() {
             "sums.add" => {
@@ -54,10 +58,9 @@ async fn a_request_is_answered_with_what_the_handler_says() {
     let _again = agent.serve("sums", async |_| Ok(Value::Null)).await.unwrap();
 }
 
-#[tokio::test]
-async fn each_request_goes_to_one_worker_with_a_free_hand() {
-    let journal = Journal::in_memory();
-    let (one, two) = (worker(&journal, "one").await, worker(&journal, "two").await);
+async fn each_request_goes_to_one_worker_with_a_free_hand(way: Way) {
+    let journal = &way.journal;
+    let (one, two) = (worker(&way, "one").await, worker(&way, "two").await);
     let (busy, most, done) = (
         Arc::<AtomicUsize>::default(),
         Arc::<AtomicUsize>::default(),
@@ -82,7 +85,7 @@ async fn each_request_goes_to_one_worker_with_a_free_hand() {
     }
     let mut keys = Vec::new();
     for n in 0..20 {
-        keys.push(request(&journal, SUMS, "sums.add", json!(n)).await);
+        keys.push(request(journal, SUMS, "sums.add", json!(n)).await);
     }
     until("every hand is busy", async || (busy.load(Ordering::SeqCst) == 4).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -90,15 +93,14 @@ async fn each_request_goes_to_one_worker_with_a_free_hand() {
     gate.add_permits(20);
 
     for key in keys {
-        assert_eq!(fate(&journal, SUMS, key).await.0, Status::Applied);
+        assert_eq!(fate(journal, SUMS, key).await.0, Status::Applied);
     }
     assert_eq!((most.load(Ordering::SeqCst), done.load(Ordering::SeqCst)), (4, 20));
 }
 
-#[tokio::test]
-async fn a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_others() {
-    let journal = Journal::in_memory();
-    let leaving = worker(&journal, "leaving").await;
+async fn a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_others(way: Way) {
+    let journal = &way.journal;
+    let leaving = worker(&way, "leaving").await;
     let (gate, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let handler = (Arc::clone(&gate), Arc::clone(&begun));
     let service = leaving.service("sums").at_once(1).serve(move |_| {
@@ -110,26 +112,25 @@ async fn a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_o
         }
     });
     let _service = service.await.unwrap();
-    let first = request(&journal, SUMS, "sums.add", json!(1)).await;
+    let first = request(journal, SUMS, "sums.add", json!(1)).await;
     begun.acquire().await.unwrap().forget();
-    let second = request(&journal, SUMS, "sums.add", json!(2)).await;
+    let second = request(journal, SUMS, "sums.add", json!(2)).await;
 
-    let staying = worker(&journal, "staying").await;
+    let staying = worker(&way, "staying").await;
     let closing = tokio::spawn(leaving.close());
     let _other = staying.serve("sums", async |_| Ok(json!("staying"))).await.unwrap();
-    assert_eq!(fate(&journal, SUMS, second).await, (Status::Applied, json!("staying")));
+    assert_eq!(fate(journal, SUMS, second).await, (Status::Applied, json!("staying")));
     gate.add_permits(1);
 
     closing.await.unwrap().unwrap();
-    assert_eq!(fate(&journal, SUMS, first).await, (Status::Applied, json!("leaving")));
+    assert_eq!(fate(journal, SUMS, first).await, (Status::Applied, json!("leaving")));
 }
 
 /// As after a crash: a successor of the same id settles what was begun.
-#[tokio::test]
-async fn what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_no_harm() {
+async fn what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_no_harm(way: Way) {
     for is_idempotent in [false, true] {
-        let journal = Journal::in_memory();
-        let lost = worker(&journal, "w").await;
+        let journal = &way.journal;
+        let lost = worker(&way, "w").await;
         let begun = Arc::new(Semaphore::new(0));
         let handler = Arc::clone(&begun);
         let mut options = lost.service("sums");
@@ -143,15 +144,15 @@ async fn what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_
             })
             .await
             .unwrap();
-        let key = request(&journal, SUMS, "sums.add", json!(1)).await;
+        let key = request(journal, SUMS, "sums.add", json!(1)).await;
         begun.acquire().await.unwrap().forget();
-        let other = worker(&journal, "other").await;
+        let other = worker(&way, "other").await;
         let _other = other.serve("sums", async |_| Ok(json!("other"))).await.unwrap();
 
-        let successor = worker(&journal, "w").await;
+        let successor = worker(&way, "w").await;
         let _successor = successor.serve("sums", async |_| Ok(json!("w"))).await.unwrap();
 
-        let (status, detail) = fate(&journal, SUMS, key).await;
+        let (status, detail) = fate(journal, SUMS, key).await;
         if is_idempotent {
             assert_eq!(status, Status::Applied, "{detail}");
         } else {

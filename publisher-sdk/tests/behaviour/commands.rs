@@ -1,24 +1,43 @@
 //! What people ask of an agent reaches it once, or they are told; and Cancel cancels what it means.
 
-mod stage;
-
 use std::time::Duration;
 
+use crate::stage::{
+    PATIENCE, Way, command, ended, events, fate, new_command, next, nobody_is_on, request,
+    statuses, until,
+};
 use journal::{Name, NewEntry, Status};
 use publisher_sdk::{Agent, Reason, RequestError};
 use serde_json::{Value, json};
-use stage::{
-    agent, command, ended, events, fate, new_command, next, nobody_is_on, request, statuses, until,
-};
 use tokio::time::timeout;
+
+on_every_way! {
+    a_command_arrives_with_who_asked_and_with_its_arguments,
+    whoever_watches_sees_what_becomes_of_a_command,
+    an_agent_hears_its_sessions_as_long_as_it_holds_them,
+    an_agent_that_is_gone_listens_no_longer,
+    the_same_command_happens_once,
+    a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_nothing,
+    a_command_that_cannot_be_read_does_not_stop_the_next,
+    a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later,
+    a_wish_for_a_command_that_is_given_up_loses_none,
+    many_more_commands_than_fit_in_memory_are_all_done_in_order,
+    a_request_is_answered_with_a_result_or_with_a_typed_error,
+    cancel_cancels_and_says_who_and_why,
+    cancel_cancels_though_nobody_takes_commands,
+    a_cancel_for_one_run_leaves_the_others_alone,
+    a_cancel_that_names_a_run_is_applied_when_the_run_begins_also_by_a_later_agent,
+    a_cancel_without_a_current_run_does_nothing_later_on,
+    a_cancel_sent_to_a_session_cancels_the_runs_begun_there,
+    a_malformed_cancel_cancels_nothing_and_is_rejected_aloud,
+}
 
 fn said(statuses: &[(&str, Value)]) -> Vec<(String, Value)> {
     statuses.iter().map(|(status, detail)| ((*status).to_owned(), detail.clone())).collect()
 }
 
-#[tokio::test]
-async fn a_command_arrives_with_who_asked_and_with_its_arguments() {
-    let (agent, journal) = agent().await;
+async fn a_command_arrives_with_who_asked_and_with_its_arguments(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
 
     let id = command(&journal, "agent:a", "set_model", json!({"model": "large"})).await;
@@ -30,9 +49,8 @@ async fn a_command_arrives_with_who_asked_and_with_its_arguments() {
     assert_eq!(serde_json::from_str::<Value>(&command.data).unwrap(), json!({"model": "large"}));
 }
 
-#[tokio::test]
-async fn whoever_watches_sees_what_becomes_of_a_command() {
-    let (agent, journal) = agent().await;
+async fn whoever_watches_sees_what_becomes_of_a_command(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
 
     let done = command(&journal, "agent:a", "a", json!({})).await;
@@ -57,9 +75,8 @@ async fn whoever_watches_sees_what_becomes_of_a_command() {
     }
 }
 
-#[tokio::test]
-async fn an_agent_hears_its_sessions_as_long_as_it_holds_them() {
-    let (agent, journal) = agent().await;
+async fn an_agent_hears_its_sessions_as_long_as_it_holds_them(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
     let session = agent.session("s").await.unwrap();
     let again = agent.session("s").await.unwrap();
@@ -79,22 +96,20 @@ async fn an_agent_hears_its_sessions_as_long_as_it_holds_them() {
     assert_eq!(next(&mut commands).await.name, "three", "it waited for an agent");
 }
 
-#[tokio::test]
-async fn an_agent_that_is_gone_listens_no_longer() {
-    let (agent, journal) = agent().await;
+async fn an_agent_that_is_gone_listens_no_longer(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     let mut commands = agent.commands();
 
     drop((agent, session));
 
-    assert!(timeout(Duration::from_secs(5), commands.next()).await.unwrap().is_none());
+    assert!(timeout(PATIENCE, commands.next()).await.unwrap().is_none());
     nobody_is_on(&journal, "agent:a").await;
     nobody_is_on(&journal, "session:s").await;
 }
 
-#[tokio::test]
-async fn the_same_command_happens_once() {
-    let (agent, journal) = agent().await;
+async fn the_same_command_happens_once(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
     let [one, two, three] = ["one", "two", "three"].map(|n| new_command("agent:a", n, &json!({})));
 
@@ -111,9 +126,8 @@ async fn the_same_command_happens_once() {
     assert_eq!(fate(&journal, "agent:a", keys[0]).await.0, Status::Applied);
 }
 
-#[tokio::test]
-async fn a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_nothing() {
-    let (first, journal) = agent().await;
+async fn a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_nothing(way: Way) {
+    let (first, journal) = way.agent().await;
     let mut commands = first.commands();
     let done = command(&journal, "agent:a", "done", json!({})).await;
     next(&mut commands).await.applied();
@@ -123,7 +137,7 @@ async fn a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_not
     ended(&journal, "agent:a", done).await;
 
     // As after a crash: nobody has said good-bye.
-    let second = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+    let second = way.enter(Agent::options().id("a")).await;
     command(&journal, "agent:a", "new", json!({})).await;
 
     let mut commands = second.commands();
@@ -135,9 +149,8 @@ async fn a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_not
     );
 }
 
-#[tokio::test]
-async fn a_command_that_cannot_be_read_does_not_stop_the_next() {
-    let (agent, journal) = agent().await;
+async fn a_command_that_cannot_be_read_does_not_stop_the_next(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
     let name = Name::commands("agent:a".parse().unwrap());
 
@@ -151,9 +164,8 @@ async fn a_command_that_cannot_be_read_does_not_stop_the_next() {
     assert_eq!((command.name.as_str(), &*command.data, command.by), ("bare", "null", None));
 }
 
-#[tokio::test]
-async fn a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later() {
-    let (agent, journal) = agent().await;
+async fn a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut brief = new_command("agent:a", "brief", &json!({}));
     brief.expires_in = Duration::from_millis(30);
     let key = journal.send(&brief).await.unwrap().key;
@@ -167,9 +179,8 @@ async fn a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later() {
     assert_eq!(fate(&journal, "agent:a", key).await.0, Status::Expired);
 }
 
-#[tokio::test]
-async fn a_wish_for_a_command_that_is_given_up_loses_none() {
-    let (agent, journal) = agent().await;
+async fn a_wish_for_a_command_that_is_given_up_loses_none(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
     assert!(timeout(Duration::from_millis(20), commands.next()).await.is_err());
     let mut sent = Vec::new();
@@ -190,9 +201,8 @@ async fn a_wish_for_a_command_that_is_given_up_loses_none() {
     assert_eq!(seen, (0..50).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn many_more_commands_than_fit_in_memory_are_all_done_in_order() {
-    let (agent, journal) = agent().await;
+async fn many_more_commands_than_fit_in_memory_are_all_done_in_order(way: Way) {
+    let (agent, journal) = way.agent().await;
     let handled = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let handler = std::sync::Arc::clone(&handled);
     let service = agent.service("sums").at_once(1);
@@ -213,9 +223,8 @@ async fn many_more_commands_than_fit_in_memory_are_all_done_in_order() {
     assert_eq!(*handled.lock().unwrap(), (0..3_000).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn a_request_is_answered_with_a_result_or_with_a_typed_error() {
-    let (agent, journal) = agent().await;
+async fn a_request_is_answered_with_a_result_or_with_a_typed_error(way: Way) {
+    let (agent, journal) = way.agent().await;
     let _session = agent.session("s").await.unwrap();
     let mut commands = agent.commands();
     let asked = request(&journal, "session:s", "model", json!({"n": 1})).await;
@@ -239,9 +248,8 @@ async fn a_request_is_answered_with_a_result_or_with_a_typed_error() {
     assert!(events(&journal, "agent:a").await.is_empty(), "a request is nobody else's business");
 }
 
-#[tokio::test]
-async fn cancel_cancels_and_says_who_and_why() {
-    let (agent, journal) = agent().await;
+async fn cancel_cancels_and_says_who_and_why(way: Way) {
+    let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
     let run = agent.begin_run("run-1");
     run.announce(&json!({"task": "x"})).await.unwrap();
@@ -250,7 +258,7 @@ async fn cancel_cancels_and_says_who_and_why() {
     let data = json!({"agent_id": "a", "reason": "enough"});
     let id = command(&journal, "agent:a", "cancel_agent", data).await;
 
-    let cancellation = timeout(Duration::from_secs(5), run.cancelled()).await.unwrap();
+    let cancellation = timeout(PATIENCE, run.cancelled()).await.unwrap();
     assert_eq!((cancellation.reason, cancellation.by.as_deref()), (Reason::User, Some("ann")));
     assert_eq!(cancellation.detail.as_deref(), Some("enough"));
     assert!(token.is_cancelled());
@@ -268,9 +276,8 @@ async fn cancel_cancels_and_says_who_and_why() {
     assert_eq!(ended(&journal, "agent:a", id).await, statuses, "nothing more is said of it");
 }
 
-#[tokio::test]
-async fn cancel_cancels_though_nobody_takes_commands() {
-    let (agent, journal) = agent().await;
+async fn cancel_cancels_though_nobody_takes_commands(way: Way) {
+    let (agent, journal) = way.agent().await;
     let run = agent.begin_run("run-1");
     for n in 0..200 {
         command(&journal, "agent:a", "work", json!(n)).await;
@@ -278,12 +285,11 @@ async fn cancel_cancels_though_nobody_takes_commands() {
 
     command(&journal, "agent:a", "cancel_agent", json!({"agent_id": "a"})).await;
 
-    timeout(Duration::from_secs(5), run.cancelled()).await.unwrap();
+    timeout(PATIENCE, run.cancelled()).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_cancel_for_one_run_leaves_the_others_alone() {
-    let (agent, journal) = agent().await;
+async fn a_cancel_for_one_run_leaves_the_others_alone(way: Way) {
+    let (agent, journal) = way.agent().await;
     let (one, two) = (agent.begin_run("run-1"), agent.begin_run("run-2"));
 
     let early = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-3"})).await;
@@ -301,9 +307,8 @@ async fn a_cancel_for_one_run_leaves_the_others_alone() {
     assert_eq!(statuses(&journal, "agent:a", early).await, said(&[("delivered", Value::Null)]));
 }
 
-#[tokio::test]
-async fn a_cancel_that_names_a_run_is_applied_when_the_run_begins_also_by_a_later_agent() {
-    let (agent, journal) = agent().await;
+async fn a_cancel_that_names_a_run_is_applied_when_the_run_begins_also_by_a_later_agent(way: Way) {
+    let (agent, journal) = way.agent().await;
     let early = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-1"})).await;
     until("it is delivered", async || {
         (!statuses(&journal, "agent:a", early).await.is_empty()).then_some(())
@@ -312,7 +317,7 @@ async fn a_cancel_that_names_a_run_is_applied_when_the_run_begins_also_by_a_late
 
     let run = agent.begin_run("run-1");
 
-    assert!(run.is_cancelled());
+    timeout(PATIENCE, run.cancelled()).await.unwrap();
     assert_eq!(ended(&journal, "agent:a", early).await.last().unwrap().0, "applied");
     let never = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-2"})).await;
     until("it is delivered", async || {
@@ -326,22 +331,21 @@ async fn a_cancel_that_names_a_run_is_applied_when_the_run_begins_also_by_a_late
 
     let before = command(&journal, "agent:a", "cancel_agent", json!({"run_id": "run-3"})).await;
     let stray = command(&journal, "agent:a", "cancel_agent", json!({})).await;
-    let agent = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+    let agent = way.enter(Agent::options().id("a")).await;
     let other = agent.begin_run("run-4");
     until("it is delivered", async || {
         (!statuses(&journal, "agent:a", before).await.is_empty()).then_some(())
     })
     .await;
-    assert!(agent.begin_run("run-3").is_cancelled());
+    timeout(PATIENCE, agent.begin_run("run-3").cancelled()).await.unwrap();
     assert_eq!(ended(&journal, "agent:a", before).await.last().unwrap().0, "applied");
     let stray = ended(&journal, "agent:a", stray).await;
     assert_eq!(stray.last().unwrap().1, json!("it was sent before the agent was there"));
     assert!(!other.is_cancelled(), "it was not meant");
 }
 
-#[tokio::test]
-async fn a_cancel_without_a_current_run_does_nothing_later_on() {
-    let (agent, journal) = agent().await;
+async fn a_cancel_without_a_current_run_does_nothing_later_on(way: Way) {
+    let (agent, journal) = way.agent().await;
     let finished = agent.begin_run("run-1");
     let token = finished.token();
     finished.complete().await.unwrap();
@@ -355,9 +359,8 @@ async fn a_cancel_without_a_current_run_does_nothing_later_on() {
     assert!(!agent.begin_run("run-1").is_cancelled());
 }
 
-#[tokio::test]
-async fn a_cancel_sent_to_a_session_cancels_the_runs_begun_there() {
-    let (agent, journal) = agent().await;
+async fn a_cancel_sent_to_a_session_cancels_the_runs_begun_there(way: Way) {
+    let (agent, journal) = way.agent().await;
     let (one, two) = (agent.session("1").await.unwrap(), agent.session("2").await.unwrap());
     let (mine, other) = (one.begin_run("run"), two.begin_run("run"));
 
@@ -368,9 +371,8 @@ async fn a_cancel_sent_to_a_session_cancels_the_runs_begun_there() {
     assert!(!other.is_cancelled());
 }
 
-#[tokio::test]
-async fn a_malformed_cancel_cancels_nothing_and_is_rejected_aloud() {
-    let (agent, journal) = agent().await;
+async fn a_malformed_cancel_cancels_nothing_and_is_rejected_aloud(way: Way) {
+    let (agent, journal) = way.agent().await;
     let run = agent.begin_run("run-1");
 
     let id = command(&journal, "agent:a", "cancel_agent", json!({"run_id": 1})).await;

@@ -1,10 +1,16 @@
 //! A run always has an end that everybody hears of, once.
 
-mod stage;
-
+use crate::stage::{Way, events, until};
 use publisher_sdk::{Agent, Reason, ScopeError};
 use serde_json::Value;
-use stage::{agent, events, until};
+
+on_every_way! {
+    an_announced_run_always_says_how_it_ended,
+    a_scope_ends_its_run_as_its_work_ends,
+    an_agent_that_closes_ends_its_open_runs_once,
+    open_runs_stand_in_the_record_of_who_is_alive,
+    a_child_is_known_to_its_parent_until_it_ends,
+}
 
 fn ends(said: Vec<(String, Value)>) -> Vec<String> {
     let ends = said.into_iter().filter(|(name, _)| name != "agent_spawned");
@@ -19,9 +25,8 @@ fn ends(said: Vec<(String, Value)>) -> Vec<String> {
     .collect()
 }
 
-#[tokio::test]
-async fn an_announced_run_always_says_how_it_ended() {
-    let (agent, journal) = agent().await;
+async fn an_announced_run_always_says_how_it_ended(way: Way) {
+    let (agent, journal) = way.agent().await;
     let begin = async |id: &str| {
         let run = agent.begin_run(id);
         run.announce(&()).await.unwrap();
@@ -56,9 +61,8 @@ async fn an_announced_run_always_says_how_it_ended() {
     assert_eq!(said.last().unwrap().1["error"], "the agent panicked");
 }
 
-#[tokio::test]
-async fn a_scope_ends_its_run_as_its_work_ends() {
-    let (agent, journal) = agent().await;
+async fn a_scope_ends_its_run_as_its_work_ends(way: Way) {
+    let (agent, journal) = way.agent().await;
     let begin = async |id: &str| {
         let run = agent.begin_run(id);
         run.announce(&()).await.unwrap();
@@ -78,9 +82,8 @@ async fn a_scope_ends_its_run_as_its_work_ends() {
     assert_eq!(ends(events(&journal, "agent:a").await), expected);
 }
 
-#[tokio::test]
-async fn an_agent_that_closes_ends_its_open_runs_once() {
-    let (agent, journal) = agent().await;
+async fn an_agent_that_closes_ends_its_open_runs_once(way: Way) {
+    let (agent, journal) = way.agent().await;
     let run = agent.begin_run("1");
     run.announce(&()).await.unwrap();
 
@@ -93,9 +96,8 @@ async fn an_agent_that_closes_ends_its_open_runs_once() {
     assert!(journal.alive().await.unwrap().is_empty(), "it is gone, and will not be missed");
 }
 
-#[tokio::test]
-async fn open_runs_stand_in_the_record_of_who_is_alive() {
-    let (agent, journal) = agent().await;
+async fn open_runs_stand_in_the_record_of_who_is_alive(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     let (one, two) = (session.begin_run("1"), agent.begin_run("2"));
     one.announce(&()).await.unwrap();
@@ -118,19 +120,18 @@ async fn open_runs_stand_in_the_record_of_who_is_alive() {
     .await;
 }
 
-#[tokio::test]
-async fn a_child_is_known_to_its_parent_until_it_ends() {
-    let (parent, journal) = agent().await;
+async fn a_child_is_known_to_its_parent_until_it_ends(way: Way) {
+    let (parent, journal) = way.agent().await;
     let run = parent.begin_run("r1");
     let own = "agent:a".parse().unwrap();
     let options = || Agent::options().id("child");
 
-    let child = options().child_of(&run).attach(journal.clone()).await.unwrap();
+    let child = way.enter(options().child_of(&run)).await;
     assert_eq!(journal.children(&own, Some("r1")).await.unwrap().concat(), "child");
     child.close().await.unwrap();
     assert!(journal.children(&own, None).await.unwrap().is_empty());
 
-    let _child = options().child_of_agent("a").attach(journal.clone()).await.unwrap();
+    let _child = way.enter(options().child_of_agent("a")).await;
     assert_eq!(journal.children(&own, None).await.unwrap().concat(), "child");
     let alive = journal.alive().await.unwrap();
     assert_eq!(alive[1].parent.as_ref().map(|parent| &*parent.agent_id), Some("a"));

@@ -1,17 +1,21 @@
 //! An agent is known to be alive; and one that is no longer who it was learns it, and is heard no more.
 
-mod stage;
-
 use std::time::Duration;
 
+use crate::stage::{PATIENCE, Way, command, ended, events, next, nobody_is_on, until};
 use publisher_sdk::{Agent, AskError, OpenError, PermissionRequest, PublishError, Reason};
 use serde_json::json;
-use stage::{PATIENCE, agent, command, ended, events, next, nobody_is_on, until};
 use tokio::time::timeout;
 
-#[tokio::test]
-async fn of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it() {
-    let (old, journal) = agent().await;
+on_every_way! {
+    of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it,
+    a_session_has_one_lease_however_many_handles_and_however_quickly_they_come_and_go,
+    a_command_can_be_reported_after_its_session_was_closed,
+    an_agent_that_closes_releases_all_and_can_come_back,
+}
+
+async fn of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it(way: Way) {
+    let (old, journal) = way.agent().await;
     let session = old.session("s").await.unwrap();
     let run = session.begin_run("r1");
     run.announce(&()).await.unwrap();
@@ -19,8 +23,8 @@ async fn of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it() {
     let mut commands = old.commands();
     let asking = session.ask_permission(PermissionRequest::new("Bash", "ls", "Lists"));
     let pressed = async {
-        stage::event(&journal, "session:s", "permission_request").await;
-        let new = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+        crate::stage::event(&journal, "session:s", "permission_request").await;
+        let new = way.enter(Agent::options().id("a")).await;
         let opened = new.session("s").await.unwrap();
         // The older one is told by whatever it does first, and by its next renewal.
         session.publish("after", &()).await.unwrap_err();
@@ -58,20 +62,10 @@ async fn of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it() {
     assert_eq!(journal.agents_on(&"agent:a".parse().unwrap()).await.unwrap().len(), 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_idle_agent_that_was_replaced_learns_it_by_its_next_renewal() {
-    let (old, journal) = agent().await;
-    let new = Agent::options().id("a").attach(journal.clone()).await.unwrap();
-
-    timeout(Duration::from_secs(6), old.fenced()).await.unwrap();
-
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(!new.is_fenced());
-}
-
-#[tokio::test]
-async fn a_session_has_one_lease_however_many_handles_and_however_quickly_they_come_and_go() {
-    let (agent, journal) = agent().await;
+async fn a_session_has_one_lease_however_many_handles_and_however_quickly_they_come_and_go(
+    way: Way,
+) {
+    let (agent, journal) = way.agent().await;
     let session = "session:s".parse().unwrap();
     for _ in 0..50 {
         let handles = tokio::join!(agent.session("s"), agent.session("s"));
@@ -87,9 +81,8 @@ async fn a_session_has_one_lease_however_many_handles_and_however_quickly_they_c
 }
 
 /// The lease lasts as long as somebody owes a report there.
-#[tokio::test]
-async fn a_command_can_be_reported_after_its_session_was_closed() {
-    let (agent, journal) = agent().await;
+async fn a_command_can_be_reported_after_its_session_was_closed(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     let id = command(&journal, "session:s", "go", json!({})).await;
     let taken = next(&mut agent.commands()).await;
@@ -102,9 +95,8 @@ async fn a_command_can_be_reported_after_its_session_was_closed() {
     nobody_is_on(&journal, "session:s").await;
 }
 
-#[tokio::test]
-async fn an_agent_that_closes_releases_all_and_can_come_back() {
-    let (agent, journal) = agent().await;
+async fn an_agent_that_closes_releases_all_and_can_come_back(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     let _service = agent.serve("sums", async |_| Ok(json!(1))).await.unwrap();
     let id = command(&journal, "agent:a", "go", json!({})).await;
@@ -123,7 +115,7 @@ async fn an_agent_that_closes_releases_all_and_can_come_back() {
     assert!(matches!(session.publish("x", &()).await, Err(PublishError::Closed)));
     assert!(matches!(kept.session("t").await, Err(OpenError::Closed)));
     kept.close().await.unwrap();
-    let again = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+    let again = way.enter(Agent::options().id("a")).await;
     again.session("s").await.unwrap().publish("back", &()).await.unwrap();
     assert!(events(&journal, "agent:a").await.iter().all(|(name, _)| name != "agent_lost"));
     until("it is alive", async || (journal.alive().await.unwrap().len() == 1).then_some(())).await;

@@ -1,14 +1,18 @@
 //! What an agent asks people is answered once, whatever happens meanwhile.
 
-mod stage;
-
 use std::time::Duration;
 
+use crate::stage::{Way, event, events, said};
 use journal::{Answer, Asks, Journal, Resolved};
 use publisher_sdk::{Agent, AskError, Budget, BudgetRequest, PermissionRequest};
 use serde_json::{Value, json};
-use stage::{agent, event, events, said};
 use uuid::Uuid;
+
+on_every_way! {
+    a_permission_is_asked_after_what_was_said_and_answered_by_a_person,
+    a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told,
+    an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed,
+}
 
 fn request() -> PermissionRequest {
     PermissionRequest::new("Bash", "rm -r build", "Deletes the build directory")
@@ -30,9 +34,8 @@ async fn answer(journal: &Journal, channel: &str, id: &str, asks: Asks, allowed:
     assert_eq!(resolved, Ok(Resolved::Yours));
 }
 
-#[tokio::test]
-async fn a_permission_is_asked_after_what_was_said_and_answered_by_a_person() {
-    let (agent, journal) = agent().await;
+async fn a_permission_is_asked_after_what_was_said_and_answered_by_a_person(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     session.text_delta("t", "I would ").unwrap();
     session.text_delta("t", "like to").unwrap();
@@ -62,14 +65,13 @@ async fn a_permission_is_asked_after_what_was_said_and_answered_by_a_person() {
     assert_eq!(said[..said.len() - 2].concat(), "I would like to");
 }
 
-#[tokio::test]
-async fn a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told() {
-    let (agent, journal) = agent().await;
+async fn a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told(way: Way) {
+    let (agent, journal) = way.agent().await;
     let own = agent.own_channel();
     for (id, allowed, expected) in [("b1", true, Budget::Continue), ("b2", false, Budget::Stop)] {
         let ask = BudgetRequest::new().request_id(id).field("tokens_used", 1_000);
         let (budget, ()) = tokio::join!(own.ask_budget(ask), async {
-            stage::until("it is asked", async || {
+            crate::stage::until("it is asked", async || {
                 let pending = journal.pending(&"agent:a".parse().unwrap()).await.unwrap().1;
                 pending.first().map(drop)
             })
@@ -91,9 +93,8 @@ async fn a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told() 
 }
 
 /// The crash between resolving a prompt and the agent's hearing of it.
-#[tokio::test]
-async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed() {
-    let (first, journal) = agent().await;
+async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed(way: Way) {
+    let (first, journal) = way.agent().await;
     let session = first.session("s").await.unwrap();
     let ask = || request().request_id("p1");
     let given_up =
@@ -101,7 +102,7 @@ async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed() {
     assert!(given_up.is_err());
     assert_eq!(said(&journal, "session:s").await, ["permission_request"], "it is pending still");
 
-    let second = Agent::options().id("a").attach(journal.clone()).await.unwrap();
+    let second = way.enter(Agent::options().id("a")).await;
     let session = second.session("s").await.unwrap();
     answer(&journal, "session:s", "p1", Asks::Permission, true).await;
 
@@ -112,20 +113,4 @@ async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed() {
     let invalid = session.ask_permission(request().request_id("not an id")).await;
     assert!(matches!(invalid, Err(AskError::Id(_))), "{invalid:?}");
     assert_eq!(said(&journal, "session:s").await, ["permission_request", "permission_resolved"]);
-}
-
-/// With no relay there, the agent keeps the time itself; the question is over for everybody.
-#[tokio::test(start_paused = true)]
-async fn a_question_that_nobody_answers_gets_its_default() {
-    let (agent, journal) = agent().await;
-    let session = agent.session("s").await.unwrap();
-    let soon = Duration::from_secs(20);
-
-    let denied = session.ask_permission(request().expires_in(soon)).await.unwrap();
-    let allowed = request().expires_in(soon).allowed_by_default();
-    let allowed = session.ask_permission(allowed).await.unwrap();
-
-    assert!(denied.timed_out && !denied.allowed && denied.by.is_none());
-    assert!(allowed.timed_out && allowed.allowed);
-    assert!(journal.pending(session.channel()).await.unwrap().1.is_empty());
 }

@@ -1,84 +1,29 @@
 //! What an agent says stands in the journal: all of it, once, in the order in which it was said.
 
-mod stage;
-
 use std::time::Duration;
 
-use journal::Journal;
+use crate::stage::{PATIENCE, Way, event, events, said, times};
 use publisher_sdk::vocabulary::{TextComplete, ToolStart};
 use publisher_sdk::{Agent, FlushError, OpenError, PublishError, Reason};
 use serde_json::{Value, json};
-use stage::{agent, event, events, said, times};
 use tokio::time::sleep;
 
-const TICK: Duration = Duration::from_millis(50);
-
-#[tokio::test(start_paused = true)]
-async fn the_first_token_leaves_at_once_and_the_others_with_the_tick() {
-    let (agent, journal) = agent().await;
-    let session = agent.session("s").await.unwrap();
-
-    session.text_delta("t1", "The").unwrap();
-    sleep(Duration::from_millis(1)).await;
-    assert_eq!(said(&journal, "session:s").await, ["The"]);
-
-    for token in [" quick", " brown", " fox"] {
-        session.text_delta("t1", token).unwrap();
-    }
-    sleep(TICK).await;
-    assert_eq!(said(&journal, "session:s").await, ["The", " quick brown fox"]);
+on_every_way! {
+    an_event_never_overtakes_the_text_before_it,
+    awaited_and_sent_events_stand_in_one_order,
+    offsets_are_consecutive,
+    parallel_turns_never_mix,
+    text_of_any_size_arrives_in_events_of_bounded_size,
+    what_the_buffer_has_no_room_for_is_refused_and_everything_else_arrives,
+    an_agent_that_is_dropped_still_writes_what_it_said,
+    a_closed_agent_has_written_everything_and_takes_nothing,
+    mistakes_are_found_before_anything_is_written,
+    an_agents_life_is_told_on_its_own_channel_and_on_the_firehose,
+    nothing_lost_means_a_quiet_flush,
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_stream_of_tokens_costs_one_entry_per_tick() {
-    let (agent, journal) = agent().await;
-    let session = agent.session("s").await.unwrap();
-
-    for _ in 0..200 {
-        session.text_delta("t1", "word ").unwrap();
-        sleep(Duration::from_millis(10)).await;
-    }
-    session.flush().await.unwrap();
-
-    let said = said(&journal, "session:s").await;
-    assert_eq!(said.concat(), "word ".repeat(200));
-    assert!((40..=42).contains(&said.len()), "2 s are 40 ticks, not {}", said.len());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_flush_does_not_wait_for_the_tick() {
-    let (agent, journal) = agent().await;
-    let session = agent.session("s").await.unwrap();
-    session.text_delta("t1", "a").unwrap();
-    session.flush().await.unwrap();
-    session.text_delta("t1", "b").unwrap();
-    let before = tokio::time::Instant::now();
-
-    session.flush().await.unwrap();
-
-    assert_eq!(before.elapsed(), Duration::ZERO);
-    assert_eq!(said(&journal, "session:s").await, ["a", "b"]);
-}
-
-#[tokio::test]
-async fn without_a_window_every_token_leaves_at_once() {
-    let journal = Journal::in_memory();
-    let agent =
-        Agent::options().batch_window(Duration::ZERO).attach(journal.clone()).await.unwrap();
-    let session = agent.session("s").await.unwrap();
-
-    for token in ["a", "b", "c"] {
-        session.text_delta(None, token).unwrap();
-        tokio::task::yield_now().await;
-    }
-    session.flush().await.unwrap();
-
-    assert_eq!(said(&journal, "session:s").await, ["a", "b", "c"]);
-}
-
-#[tokio::test]
-async fn an_event_never_overtakes_the_text_before_it() {
-    let (agent, journal) = agent().await;
+async fn an_event_never_overtakes_the_text_before_it(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
 
     session.text_delta("t1", "before").unwrap();
@@ -93,9 +38,8 @@ async fn an_event_never_overtakes_the_text_before_it() {
     assert_eq!(said(&journal, "session:s").await, expected);
 }
 
-#[tokio::test]
-async fn awaited_and_sent_events_stand_in_one_order() {
-    let (agent, journal) = agent().await;
+async fn awaited_and_sent_events_stand_in_one_order(way: Way) {
+    let (agent, journal) = way.agent().await;
     let channel = agent.channel("project:p").unwrap();
     let mut expected = Vec::new();
 
@@ -112,9 +56,8 @@ async fn awaited_and_sent_events_stand_in_one_order() {
     assert_eq!(said(&journal, "project:p").await, expected);
 }
 
-#[tokio::test]
-async fn offsets_are_consecutive() {
-    let (agent, _journal) = agent().await;
+async fn offsets_are_consecutive(way: Way) {
+    let (agent, _) = way.agent().await;
     let session = agent.session("s").await.unwrap();
 
     let first = session.publish("a", &()).await.unwrap();
@@ -124,9 +67,8 @@ async fn offsets_are_consecutive() {
     assert_eq!((first.n, second.n), (1, 3));
 }
 
-#[tokio::test]
-async fn parallel_turns_never_mix() {
-    let (agent, journal) = agent().await;
+async fn parallel_turns_never_mix(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
 
     for n in 0..100 {
@@ -148,9 +90,8 @@ async fn parallel_turns_never_mix() {
     assert_eq!(text("right"), expected('r'));
 }
 
-#[tokio::test]
-async fn text_of_any_size_arrives_in_events_of_bounded_size() {
-    let (agent, journal) = agent().await;
+async fn text_of_any_size_arrives_in_events_of_bounded_size(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     let text = "\u{1}🦀\"\n".repeat(60_000);
 
@@ -162,10 +103,9 @@ async fn text_of_any_size_arrives_in_events_of_bounded_size() {
     assert!(said.iter().all(|delta| serde_json::to_string(delta).unwrap().len() < 64 * 1024));
 }
 
-#[tokio::test]
-async fn what_the_buffer_has_no_room_for_is_refused_and_everything_else_arrives() {
-    let journal = Journal::in_memory();
-    let agent = Agent::options().buffer(256 * 1024).attach(journal.clone()).await.unwrap();
+async fn what_the_buffer_has_no_room_for_is_refused_and_everything_else_arrives(way: Way) {
+    let agent = way.enter(Agent::options().id("a").buffer(256 * 1024)).await;
+    let journal = &way.journal;
     let session = agent.session("s").await.unwrap();
     let large = "x".repeat(60_000);
     let mut accepted = 0;
@@ -181,13 +121,12 @@ async fn what_the_buffer_has_no_room_for_is_refused_and_everything_else_arrives(
 
     assert!(matches!(refused, PublishError::Full { limit: 262_144 }), "{refused}");
     assert_eq!(accepted, 4);
-    assert_eq!(said(&journal, "session:s").await.len(), accepted);
+    assert_eq!(said(journal, "session:s").await.len(), accepted);
     session.send("large", &large).unwrap();
 }
 
-#[tokio::test]
-async fn an_agent_that_is_dropped_still_writes_what_it_said() {
-    let (agent, journal) = agent().await;
+async fn an_agent_that_is_dropped_still_writes_what_it_said(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     session.text_delta("t1", "first").unwrap();
     event(&journal, "session:s", "text_delta").await;
@@ -200,12 +139,11 @@ async fn an_agent_that_is_dropped_still_writes_what_it_said() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), written).await.expect("the last words");
+    tokio::time::timeout(PATIENCE, written).await.expect("the last words");
 }
 
-#[tokio::test]
-async fn a_closed_agent_has_written_everything_and_takes_nothing() {
-    let (agent, journal) = agent().await;
+async fn a_closed_agent_has_written_everything_and_takes_nothing(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
     let clone = agent.clone();
     session.text_delta("t1", "a").unwrap();
@@ -221,9 +159,8 @@ async fn a_closed_agent_has_written_everything_and_takes_nothing() {
     assert!(matches!(clone.close().await, Ok(())), "closing twice is no mistake");
 }
 
-#[tokio::test]
-async fn mistakes_are_found_before_anything_is_written() {
-    let (agent, journal) = agent().await;
+async fn mistakes_are_found_before_anything_is_written(way: Way) {
+    let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
 
     let refused = [
@@ -243,9 +180,8 @@ async fn mistakes_are_found_before_anything_is_written() {
     assert!(matches!(agent.channel("service:x"), Err(OpenError::CommandsOnly(_))));
 }
 
-#[tokio::test]
-async fn an_agents_life_is_told_on_its_own_channel_and_on_the_firehose() {
-    let (agent, journal) = agent().await;
+async fn an_agents_life_is_told_on_its_own_channel_and_on_the_firehose(way: Way) {
+    let (agent, journal) = way.agent().await;
 
     agent.spawned(&json!({"task": "x", "agent_id": "somebody else"})).await.unwrap();
     agent.completed(&()).await.unwrap();
@@ -266,56 +202,9 @@ async fn an_agents_life_is_told_on_its_own_channel_and_on_the_firehose() {
     assert!(own.iter().zip(&global).all(|(own, global)| own < global), "the own channel first");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_redis_that_is_not_there_is_named_after_ten_seconds() {
-    let before = tokio::time::Instant::now();
-
-    let error = Agent::connect("redis://user:secret@127.0.0.1:1").await.unwrap_err();
-
-    assert!(error.is_retryable());
-    assert!(error.to_string().contains("redis://127.0.0.1:1"), "{error}");
-    assert!(!error.to_string().contains("secret"), "{error}");
-    assert_eq!(before.elapsed().as_secs(), 10);
-}
-
-#[tokio::test]
-async fn nothing_lost_means_a_quiet_flush() {
-    let (agent, _journal) = agent().await;
+async fn nothing_lost_means_a_quiet_flush(way: Way) {
+    let (agent, _) = way.agent().await;
     let flushed: Result<(), FlushError> = agent.flush().await;
     flushed.unwrap();
     assert_eq!(agent.lost_count(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_sessions_at_once_keep_each_its_own_order() {
-    let (agent, journal) = agent().await;
-    let writers = (0..8).map(|n| {
-        let agent = agent.clone();
-        tokio::spawn(async move {
-            let session = agent.session(&n.to_string()).await.unwrap();
-            for step in 0..1_000 {
-                match step % 10 {
-                    9 => drop(session.publish("mark", &step).await.unwrap()),
-                    4 => session.send("note", &step).unwrap(),
-                    _ => session.text_delta("t", &format!("{step} ")).unwrap(),
-                }
-            }
-        })
-    });
-    for writer in writers.collect::<Vec<_>>() {
-        writer.await.unwrap();
-    }
-    agent.close().await.unwrap();
-
-    for n in 0..8 {
-        let mut steps = String::new();
-        for (_, data) in events(&journal, &format!("session:{n}")).await {
-            match data["delta"].as_str() {
-                Some(text) => steps.push_str(text),
-                None => steps.push_str(&format!("{data} ")),
-            }
-        }
-        let expected: String = (0..1_000).map(|step| format!("{step} ")).collect();
-        assert_eq!(steps, expected, "session {n}");
-    }
 }

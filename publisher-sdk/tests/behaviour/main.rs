@@ -1,0 +1,35 @@
+//! What an agent may rely on, whichever way it comes in: each promise is told in the process of its
+//! journal, by Redis, through a relay on Redis, and through a relay that has none.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong in a test ends it")]
+
+#[path = "../stage/mod.rs"]
+mod stage;
+
+/// Makes a test of each function named, for each way in.
+macro_rules! on_every_way {
+    ($($test:ident),+ $(,)?) => {
+        on_every_way! { @way in_process: $($test)+ }
+        on_every_way! { @way by_redis: $($test)+ }
+        on_every_way! { @way through_a_relay: $($test)+ }
+        on_every_way! { @way through_a_relay_without_redis: $($test)+ }
+    };
+    (@way $way:ident: $($test:ident)+) => {
+        mod $way {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$test($crate::stage::Way::$way().await).await;
+                }
+            )+
+        }
+    };
+}
+
+mod commands;
+mod events;
+mod leases;
+mod prompts;
+mod runs;
+mod services;
+mod time;
