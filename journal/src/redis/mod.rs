@@ -1,12 +1,13 @@
 //! Journals in Redis (7.0 or newer) or Valkey.
 //!
-//! Three kinds of connection, never shared: one pipelined connection for appends
-//! ([`appender`]), a small pool for everything that is read, and one link per follower ([`link`]).
+//! Four kinds of connection: one pipelined connection for appends ([`appender`]), one for short questions
+//! ([`shared`]), a small pool for everything that is read at length, and one link per follower ([`link`]).
 
 mod appender;
 mod keys;
 mod lane;
 mod link;
+mod shared;
 mod state;
 mod tally;
 mod wire;
@@ -29,6 +30,7 @@ use crate::read::{self, Extent, PAGE_BYTES, Rows};
 use crate::{AppendError, Name, NewEntry, Page, Receipt, Retention, Side, Unavailable};
 use appender::Appender;
 use keys::Keys;
+use shared::{Lent, Shared};
 
 /// Connections for reading. Two stay free of page reads, for heads and probes.
 const POOL_SIZE: usize = 8;
@@ -62,6 +64,7 @@ pub(crate) struct Redis {
     info: ConnectionInfo,
     keys: Keys,
     pool: Pool,
+    shared: Shared,
     appender: Appender,
     read: Script,
     heads: Script,
@@ -86,11 +89,13 @@ impl Redis {
         let client = Client::open(info.clone()).map_err(|error| refuse(error.to_string()))?;
         let keys = Keys::new(info.redis_settings().db());
         let pool = pool(info.clone()).map_err(&refuse)?;
+        let shared = Shared::new(client.clone());
         let appender = Appender::start(client, keys.clone());
         Ok(Self {
             info,
             keys,
             pool,
+            shared,
             appender,
             read: Script::new(include_str!("read.lua")),
             heads: Script::new(include_str!("heads.lua")),
@@ -221,6 +226,11 @@ impl Redis {
 
     pub(crate) fn link(&self) -> Link {
         link::start(self.info.clone(), self.keys.clone(), self.pool.clone())
+    }
+
+    /// For a short question.
+    async fn lend(&self) -> Result<Lent<'_>, Unavailable> {
+        self.shared.lend().await
     }
 
     async fn connection(&self) -> Result<deadpool_redis::Connection, Unavailable> {

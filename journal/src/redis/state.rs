@@ -145,7 +145,7 @@ impl Redis {
 
     /// Rings; whether anybody listens there.
     pub(crate) async fn ring(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let mut command = redis::cmd("PUBLISH");
         let listeners: u64 = command
             .arg(self.keys.probe(address))
@@ -162,7 +162,7 @@ impl Redis {
         channel: &Channel,
         index: &Index,
     ) -> Result<Members, Unavailable> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let mut command = redis::cmd("HGETALL");
         let listed: Vec<(String, String)> = command
             .arg(self.keys.index(channel, index))
@@ -189,7 +189,7 @@ impl Redis {
 
     /// Takes the duty off the list, if it has fallen due.
     pub(crate) async fn forget_duty(&self, thing: &Thing, duty: Duty) -> Result<(), Unavailable> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let mut command = redis::cmd("ZREM");
         command.arg(self.keys.deadlines(thing.channel.partition())).arg(member(
             duty,
@@ -274,7 +274,7 @@ impl Redis {
         channel: &Channel,
         lifetime: Duration,
     ) -> Result<Channel, Unavailable> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let mut command = redis::cmd("SET");
         let before: Option<String> = command
             .arg(self.keys.prompt_place(request_id))
@@ -293,7 +293,7 @@ impl Redis {
         &self,
         request_id: &str,
     ) -> Result<Option<Channel>, Unavailable> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let mut command = redis::cmd("GET");
         let place: Option<String> = command
             .arg(self.keys.prompt_place(request_id))
@@ -311,7 +311,7 @@ impl Redis {
         let script = &self.state.prompts;
         let mut invocation = script.key(self.keys.stream(&Name::events(channel.clone())));
         invocation.key(self.keys.index(channel, &Index::Prompts));
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let answer: Vec<String> =
             invocation.invoke_async(&mut connection).await.map_err(unavailable)?;
         let [id, time, prompts @ ..] = &*answer else { return Ok((None, Vec::new())) };
@@ -331,15 +331,9 @@ impl Redis {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(20);
         loop {
-            let tried = match self.connection().await {
+            let tried = match self.lend().await {
                 Ok(mut connection) => {
-                    let answer: Result<Vec<Value>, RedisError> =
-                        invocation.invoke_async(&mut connection).await;
-                    if answer.is_err() {
-                        // What the answer to the next question would be, nobody knows.
-                        drop(deadpool_redis::Connection::take(connection));
-                    }
-                    answer.map_err(unavailable)
+                    invocation.invoke_async(&mut connection).await.map_err(unavailable)
                 }
                 Err(error) => Err(error),
             };

@@ -1,0 +1,121 @@
+//! One pipelined connection for all short questions: what a state is, and its steps.
+//!
+//! A pool asks each connection that it hands out whether it still stands, so each question would cost two
+//! round trips. Here many callers share one connection, and whoever finds it broken has the next one make
+//! it anew. What takes long, pages and lists, goes through the pool: nobody waits behind it.
+
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Client, Cmd, ErrorKind, Pipeline, RedisFuture, RedisResult, ServerErrorKind, Value};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::unavailable;
+use crate::Unavailable;
+
+/// The connection, made when it is first needed.
+#[derive(Debug)]
+pub(super) struct Shared {
+    client: Client,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connection: Option<MultiplexedConnection>,
+    /// Counts connections: a late failure of an old one shall not cost us the new one.
+    number: u64,
+    /// When connecting failed last, and why: whoever waited for that attempt makes none of its own.
+    failed: Option<(Instant, Unavailable)>,
+}
+
+/// The connection in one caller's hand.
+pub(super) struct Lent<'a> {
+    shared: &'a Shared,
+    number: u64,
+    connection: MultiplexedConnection,
+}
+
+impl Shared {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, state: Mutex::default() }
+    }
+
+    pub(super) async fn lend(&self) -> Result<Lent<'_>, Unavailable> {
+        let asked = Instant::now();
+        let mut state = self.state.lock().await;
+        let connection = match &state.connection {
+            Some(connection) => connection.clone(),
+            None => self.connect(&mut state, asked).await?,
+        };
+        Ok(Lent { shared: self, number: state.number, connection })
+    }
+
+    async fn connect(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        asked: Instant,
+    ) -> Result<MultiplexedConnection, Unavailable> {
+        match &state.failed {
+            Some((at, why)) if *at > asked => return Err(why.clone()),
+            _ => {}
+        }
+        let config = super::connection_config();
+        match self.client.get_multiplexed_async_connection_with_config(&config).await {
+            Ok(connection) => {
+                state.number += 1;
+                state.connection = Some(connection.clone());
+                Ok(connection)
+            }
+            Err(error) => {
+                let why = unavailable(error);
+                state.failed = Some((Instant::now(), why.clone()));
+                Err(why)
+            }
+        }
+    }
+}
+
+impl Lent<'_> {
+    /// Lets go of a connection that has failed, and of one to a server that has been demoted.
+    async fn judge<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
+        if let Err(error) = &answer {
+            let is_demoted = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
+            if is_demoted || error.code().is_none() {
+                let mut state = self.shared.state.lock().await;
+                if state.number == self.number {
+                    state.connection = None;
+                }
+            }
+        }
+        answer
+    }
+}
+
+impl ConnectionLike for Lent<'_> {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        async move {
+            let answer = self.connection.req_packed_command(cmd).await;
+            self.judge(answer.and_then(Value::extract_error)).await
+        }
+        .boxed()
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        async move {
+            let answer = self.connection.req_packed_commands(pipeline, offset, count).await;
+            self.judge(answer).await
+        }
+        .boxed()
+    }
+
+    fn get_db(&self) -> i64 {
+        self.connection.get_db()
+    }
+}
