@@ -51,6 +51,8 @@ error_codes! {
     TooLarge = "too_large", 413, false, "Send less; store large content elsewhere and send a link.";
     /// More of something than the limit.
     LimitExceeded = "limit_exceeded", 429, false, "Give something up first, for example unsubscribe a channel.";
+    /// Faster than the limit.
+    RateLimited = "rate_limited", 429, true, "Wait for `retry_after_ms`, then send it again, under the same `command_id`.";
     /// Whoever was asked will not do it.
     Rejected = "rejected", 422, false, "The message says why; ask for something else.";
     /// No agent is there.

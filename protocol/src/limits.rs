@@ -35,6 +35,11 @@ pub const PROMPT_ID_BYTES_MAX: usize = 128;
 pub const REASON_BYTES_MAX: usize = 4 * 1024;
 /// Requests of one connection that wait for their replies.
 pub const REQUESTS_MAX: usize = 64;
+/// Commands and requests of one connection, a second; and as many again Cancels and answers. A page that goes
+/// wild takes less than a fiftieth of a Redis core, and nobody's hands are as quick.
+pub const COMMANDS_PER_SECOND: usize = 100;
+/// How many of them may come at once.
+pub const COMMANDS_BURST: usize = 200;
 /// Agents that one Cancel reaches, the agent's own children and theirs.
 pub const CANCELLED_MAX: usize = 256;
 /// Patterns in one list of a grant.

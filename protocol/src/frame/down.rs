@@ -169,13 +169,16 @@ pub struct ErrorBody<'a> {
     /// What was decided before, where that is why.
     #[serde(flatten)]
     pub resolution: Option<&'a Resolution>,
+    /// When to try again, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl<'a> ErrorBody<'a> {
     /// The body for `code`.
     pub fn new(code: ErrorCode, message: &'a str) -> Self {
         let (code, retryable) = (code.as_str(), code.is_retryable());
-        Self { code, message, retryable, resolution: None }
+        Self { code, message, retryable, resolution: None, retry_after_ms: None }
     }
 }
 
@@ -196,6 +199,9 @@ impl Refusal {
     pub fn body(&self) -> ErrorBody<'_> {
         ErrorBody {
             resolution: self.resolution.as_ref(),
+            retry_after_ms: self
+                .retry_after
+                .map(|after| after.as_nanos().div_ceil(1_000_000) as u64),
             ..ErrorBody::new(self.code, &self.message)
         }
     }

@@ -40,12 +40,14 @@ pub struct Refusal {
     pub channel: Option<String>,
     /// What was decided before, where that is why.
     pub resolution: Option<Resolution>,
+    /// When to try again, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
     /// A refusal that is about no channel in particular.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), channel: None, resolution: None }
+        Self { code, message: message.into(), channel: None, resolution: None, retry_after: None }
     }
 
     /// The same, about `channel`.

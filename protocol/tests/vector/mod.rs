@@ -183,6 +183,7 @@ pub(crate) enum Plain {
         code: String,
         message: String,
         resolution: Option<Resolved>,
+        retry_after_ms: Option<u64>,
     },
     Pong {
         id: Id,
@@ -292,17 +293,25 @@ impl Plain {
                 let outcome = match error {
                     None => Outcome::Result(result.as_deref().expect("a result or an error")),
                     Some(Failure { code, message, retryable }) => {
-                        let (retryable, resolution) = (*retryable, None);
-                        Outcome::Error(ErrorBody { code, message, retryable, resolution })
+                        let (resolution, retry_after_ms) = (None, None);
+                        let retryable = *retryable;
+                        Outcome::Error(ErrorBody {
+                            code,
+                            message,
+                            retryable,
+                            resolution,
+                            retry_after_ms,
+                        })
                     }
                 };
                 let (id, command_id) = (raw(id), *command_id);
                 RelayFrame::Response { id: id.as_deref(), command_id, outcome }.to_text()
             }
-            Self::Error { id, channel, code: name, message, resolution } => {
+            Self::Error { id, channel, code: name, message, resolution, retry_after_ms } => {
                 let resolution = resolution.as_ref().map(Resolved::resolution);
                 let body = ErrorBody::new(code(name), message);
-                let error = ErrorBody { resolution: resolution.as_ref(), ..body };
+                let retry_after_ms = *retry_after_ms;
+                let error = ErrorBody { resolution: resolution.as_ref(), retry_after_ms, ..body };
                 let id = raw(id);
                 let channel = channel.as_deref();
                 RelayFrame::Error { id: id.as_deref(), channel, error }.to_text()

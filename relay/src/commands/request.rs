@@ -57,7 +57,7 @@ impl Failure {
 
     pub(crate) fn body(&self) -> ErrorBody<'_> {
         let Self { code, message, retryable } = self;
-        ErrorBody { code, message, retryable: *retryable, resolution: None }
+        ErrorBody { code, message, retryable: *retryable, resolution: None, retry_after_ms: None }
     }
 
     /// The status by HTTP. A worker's own code is one that we do not know.

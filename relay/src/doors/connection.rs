@@ -14,15 +14,17 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use journal::Page;
 use protocol::frame::{
-    self, Addressing, ClientFrame, CorrelationId, Incoming, Outcome, Refusal, RelayFrame,
+    self, Addressing, ClientFrame, Command, CorrelationId, Incoming, Outcome, Refusal, RelayFrame,
     Subscribe, Target,
 };
-use protocol::limits::{PING_INTERVAL, REQUESTS_MAX, SUBSCRIPTIONS_MAX};
+use protocol::limits::{COMMANDS_PER_SECOND, PING_INTERVAL, REQUESTS_MAX, SUBSCRIPTIONS_MAX};
 use protocol::{Channel, ErrorCode, Format};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::House;
+use super::pace::Pace;
 use crate::auth::Principal;
 use crate::commands::Accepted;
 use crate::events::{Next, Pending, Question, Request, Status, Subscription, Wake};
@@ -61,6 +63,10 @@ struct State {
     asked: Vec<(CorrelationId, frame::Request)>,
     /// Requests that are not answered.
     requests: usize,
+    /// Of commands and requests.
+    asks: Pace,
+    /// Of Cancels and answers: a page that goes wild is not without its Stop.
+    decisions: Pace,
 }
 
 /// A page that a subscription waits for.
@@ -231,6 +237,11 @@ impl Connection {
     /// A frame came. Commands are sent one after the other, in the order of their frames.
     pub(super) async fn on_text(&self, text: &str) {
         let Incoming { id, frame } = frame::parse(text);
+        if let Ok(frame) = &frame
+            && let Err(refusal) = self.admit(frame)
+        {
+            return self.refuse(id.as_deref(), frame, &refusal);
+        }
         match frame {
             Err(refusal) => self.say_refusal(id.as_deref(), &refusal),
             Ok(ClientFrame::Ping) => self.say(&RelayFrame::Pong { id: id.as_deref() }),
@@ -264,6 +275,34 @@ impl Connection {
         }
     }
 
+    /// Whether the frame comes no faster than it may.
+    fn admit(&self, frame: &ClientFrame) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let pace = match frame {
+            ClientFrame::Command(Command { cancels: Some(_), .. }) | ClientFrame::Answer(_) => {
+                &mut state.decisions
+            }
+            ClientFrame::Command(_) | ClientFrame::Request(_) => &mut state.asks,
+            _ => return Ok(()),
+        };
+        pace.admit(Instant::now()).map_err(|wait| {
+            let message = format!("a connection may send {COMMANDS_PER_SECOND} a second");
+            let refusal = Refusal::new(ErrorCode::RateLimited, message);
+            Refusal { retry_after: Some(wait), ..refusal }
+        })
+    }
+
+    /// Whoever sent a request waits for a `response`.
+    fn refuse(&self, id: Option<&RawValue>, frame: &ClientFrame, refusal: &Refusal) {
+        match frame {
+            ClientFrame::Request(request) => {
+                let (command_id, outcome) = (request.command_id, Outcome::Error(refusal.body()));
+                self.say(&RelayFrame::Response { id, command_id, outcome });
+            }
+            _ => self.say_refusal(id, refusal),
+        }
+    }
+
     fn say_accepted(&self, id: Option<&RawValue>, accepted: Result<Accepted, Refusal>) {
         match accepted {
             Ok(accepted) => self.say(&accepted.frame(id)),
@@ -285,8 +324,7 @@ impl Connection {
         drop(state);
         let message = format!("{REQUESTS_MAX} requests of this connection wait for their replies");
         let refusal = Refusal::new(ErrorCode::LimitExceeded, message);
-        let (command_id, outcome) = (request.command_id, Outcome::Error(refusal.body()));
-        self.say(&RelayFrame::Response { id: id.as_deref(), command_id, outcome });
+        self.refuse(id.as_deref(), &ClientFrame::Request(request), &refusal);
     }
 
     /// Sees to the replies, as long as the connection lives: with it the waiting ends, and nothing else.

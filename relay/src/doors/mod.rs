@@ -11,6 +11,7 @@ mod health;
 mod http;
 mod inspect;
 mod message;
+mod pace;
 mod refuse;
 mod roll;
 pub(crate) mod traffic;
