@@ -69,16 +69,15 @@ impl AgentOptions {
     }
 
     /// The agent was spawned by the agent of `run`, for that run: a Cancel that cancels the run
-    /// reaches this agent as well.
+    /// reaches this agent as well, whether it was sent to the agent or to the run's session.
     pub fn child_of(self, run: &Run) -> Self {
-        let parent = Parent { agent_id: run.agent_id().into(), run_id: Some(run.id().into()) };
-        Self { parent: Some(parent), ..self }
+        Self { parent: Some(run.as_parent()), ..self }
     }
 
     /// The agent was spawned by the agent `id`, in whichever process that is: a Cancel of that agent
     /// reaches this one as well.
     pub fn child_of_agent(self, id: impl Into<String>) -> Self {
-        let parent = Parent { agent_id: id.into().into(), run_id: None };
+        let parent = Parent { agent_id: id.into().into(), run_id: None, session: None };
         Self { parent: Some(parent), ..self }
     }
 

@@ -5,8 +5,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use journal::LeaseError;
-use protocol::Channel;
+use journal::{LeaseError, Parent};
+use protocol::{Channel, Kind};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -75,8 +75,14 @@ impl Run {
         &self.current.id
     }
 
-    pub(crate) fn agent_id(&self) -> &str {
-        self.agent.voice.channel.id()
+    /// The run, as what has spawned another agent.
+    pub(crate) fn as_parent(&self) -> Parent {
+        let session = &self.current.channel;
+        Parent {
+            agent_id: self.agent.voice.channel.id().into(),
+            run_id: Some(self.id().into()),
+            session: (session.kind() == Kind::Session).then(|| session.clone()),
+        }
     }
 
     /// Is cancelled with the run. Cancelling it cancels nothing else.

@@ -34,7 +34,8 @@ impl Stage {
 
     /// The same, spawned by a run of another.
     pub async fn child(&self, id: &str, agent_id: &str, run_id: &str) -> Actor {
-        let parent = Parent { agent_id: agent_id.into(), run_id: Some(run_id.into()) };
+        let parent =
+            Parent { agent_id: agent_id.into(), run_id: Some(run_id.into()), session: None };
         Actor::enter(&self.redis.url(), id, Some(parent)).await
     }
 }

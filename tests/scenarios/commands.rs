@@ -1,7 +1,7 @@
 //! What people decide reaches the agent it is for, once, wherever it runs; and nobody is left without
 //! an answer.
 
-use publisher_sdk::Commands;
+use publisher_sdk::{Agent, Commands, Run};
 use serde_json::{Value, json};
 use tests::{PATIENCE, Stage};
 
@@ -120,6 +120,35 @@ async fn a_command_to_a_session_reaches_its_agent_and_says_who_asks() {
     assert_eq!((command.name.as_str(), command.by.as_deref()), ("steer", Some("ada")));
     assert_eq!(command.channel.as_str(), "session:42");
     assert_eq!(command.read::<Value>().unwrap(), data);
+}
+
+/// Stop on a session's page stops what was begun there, by whichever agent, and nothing else.
+#[tokio::test]
+async fn a_cancel_of_a_session_reaches_the_agents_spawned_for_its_runs() {
+    let stage = Stage::with_replicas(2).await;
+    let parent = stage.agent("parent").await;
+    let (here, there) =
+        (parent.session("here").await.unwrap(), parent.session("there").await.unwrap());
+    let (mine, other) = (here.begin_run("mine"), there.begin_run("other"));
+    let spawn = async |id: &str, run: &Run| {
+        let options = Agent::options().id(id).child_of(run);
+        options.connect(&stage.redis.url()).await.unwrap()
+    };
+    let child = spawn("child", &mine).await;
+    let helping = child.begin_run("helping");
+    let grandchild = spawn("grandchild", &helping).await;
+    let stranger = spawn("stranger", &other).await;
+    let (digging, working) = (grandchild.begin_run("digging"), stranger.begin_run("working"));
+    let mut browser = stage.browser_on(1).connect().await;
+
+    let stop = json!({"type": "command", "channel": "session:here", "name": "cancel_agent"});
+    let ack = browser.ask(stop).await;
+
+    assert_eq!(ack["listeners"], 3, "{ack}");
+    for run in [&mine, &helping, &digging] {
+        tokio::time::timeout(PATIENCE, run.cancelled()).await.unwrap();
+    }
+    assert!(!other.is_cancelled() && !working.is_cancelled());
 }
 
 /// Orders keep their order.

@@ -1,4 +1,5 @@
-//! ◆ Which agents were spawned by which: a Cancel of the parent reaches the children.
+//! ◆ Which agents were spawned by which: a Cancel of the parent, or of the session on which its run was
+//! begun, reaches the children.
 
 use std::time::Duration;
 
@@ -7,6 +8,13 @@ use protocol::{AgentCall, Channel};
 use super::lease::{Parent, REMEMBERED};
 use super::{Change, Effect, Index, Sort, Thing};
 use crate::{Home, Journal, Unavailable};
+
+impl Parent {
+    /// Where a Cancel may be sent that means the child.
+    fn channels(&self) -> impl Iterator<Item = Channel> {
+        Channel::agent(&self.agent_id).ok().into_iter().chain(self.session.clone())
+    }
+}
 
 impl Journal {
     /// Declares `child` as spawned by `parent`: a Cancel of the parent reaches it as well.
@@ -17,26 +25,28 @@ impl Journal {
         if let Home::Relayed(relayed) = &self.home {
             return relayed.adopt(AgentCall::Adopt, child, parent).await;
         }
-        let Ok(channel) = Channel::agent(&parent.agent_id) else { return Ok(()) };
         let run = parent.run_id.as_deref().unwrap_or_default();
-        let thing = Thing { sort: Sort::Child, channel, id: child.into() };
-        let found = self.look(&thing).await?.state;
-        let mut change = Change::new(&thing, found, &run);
-        change.lifetime = Some(REMEMBERED);
-        change.effects = vec![Effect::Put(Index::Children, child.into(), run.into())];
-        self.commit(&change).await.map(drop)
+        for channel in parent.channels() {
+            let thing = Thing { sort: Sort::Child, channel, id: child.into() };
+            let found = self.look(&thing).await?.state;
+            let mut change = Change::new(&thing, found, &run);
+            change.lifetime = Some(REMEMBERED);
+            change.effects = vec![Effect::Put(Index::Children, child.into(), run.into())];
+            self.commit(&change).await?;
+        }
+        Ok(())
     }
 
-    /// The children of `agent`; with a run, those that belong to it.
+    /// The children of an agent, or of the runs begun on a session; with a run, those that belong to it.
     ///
     /// # Errors
     /// [`Unavailable`].
     pub async fn children(
         &self,
-        agent: &Channel,
+        channel: &Channel,
         run_id: Option<&str>,
     ) -> Result<Vec<Box<str>>, Unavailable> {
-        let children = self.list(agent, &Index::Children).await?;
+        let children = self.list(channel, &Index::Children).await?;
         let meant = children.into_iter().filter(|(_, run)| run_id.is_none_or(|id| id == &**run));
         Ok(meant.map(|(child, _)| child).collect())
     }
@@ -49,12 +59,14 @@ impl Journal {
         if let Home::Relayed(relayed) = &self.home {
             return relayed.adopt(AgentCall::Disown, child, parent).await;
         }
-        let Ok(channel) = Channel::agent(&parent.agent_id) else { return Ok(()) };
-        let thing = Thing { sort: Sort::Child, channel, id: child.into() };
-        let found = self.look(&thing).await?.state;
-        let mut change = Change::new(&thing, found, &"");
-        change.lifetime = Some(Duration::from_secs(1));
-        change.effects = vec![Effect::Remove(Index::Children, child.into())];
-        self.commit(&change).await.map(drop)
+        for channel in parent.channels() {
+            let thing = Thing { sort: Sort::Child, channel, id: child.into() };
+            let found = self.look(&thing).await?.state;
+            let mut change = Change::new(&thing, found, &"");
+            change.lifetime = Some(Duration::from_secs(1));
+            change.effects = vec![Effect::Remove(Index::Children, child.into())];
+            self.commit(&change).await?;
+        }
+        Ok(())
     }
 }

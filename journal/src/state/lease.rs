@@ -46,6 +46,9 @@ pub struct Parent {
     /// Its run, if the child belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<Box<str>>,
+    /// The session on which that run was begun, if on one: a Cancel sent there means the child as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Channel>,
 }
 
 /// A lease's state.

@@ -482,13 +482,21 @@ on_both! {
 
 on_both! {
     async fn children_are_found_by_their_parent(home) {
-        let parent = |run: Option<&str>| journal::Parent { agent_id: "p".into(), run_id: run.map(Into::into) };
+        let session = channel("session:s");
+        let parent = |run: Option<&str>| journal::Parent {
+            agent_id: "p".into(),
+            run_id: run.map(Into::into),
+            session: run.map(|_| session.clone()),
+        };
         home.journal.adopt(&parent(Some("r1")), "c1").await.unwrap();
         home.journal.adopt(&parent(None), "c2").await.unwrap();
         let own = channel("agent:p");
         assert_eq!(home.journal.children(&own, Some("r1")).await.unwrap().concat(), "c1");
         assert_eq!(home.journal.children(&own, None).await.unwrap().len(), 2);
+        assert_eq!(home.journal.children(&session, None).await.unwrap().concat(), "c1");
+        assert!(home.journal.children(&session, Some("r2")).await.unwrap().is_empty());
         home.journal.disown(&parent(Some("r1")), "c1").await.unwrap();
         assert!(home.journal.children(&own, Some("r1")).await.unwrap().is_empty());
+        assert!(home.journal.children(&session, None).await.unwrap().is_empty());
     }
 }

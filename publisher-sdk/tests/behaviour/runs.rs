@@ -122,14 +122,19 @@ async fn open_runs_stand_in_the_record_of_who_is_alive(way: Way) {
 
 async fn a_child_is_known_to_its_parent_until_it_ends(way: Way) {
     let (parent, journal) = way.agent().await;
-    let run = parent.begin_run("r1");
+    let session = parent.session("s").await.unwrap();
+    let run = session.begin_run("r1");
     let own = "agent:a".parse().unwrap();
     let options = || Agent::options().id("child");
 
     let child = way.enter(options().child_of(&run)).await;
-    assert_eq!(journal.children(&own, Some("r1")).await.unwrap().concat(), "child");
+    for channel in [&own, session.channel()] {
+        assert_eq!(journal.children(channel, Some("r1")).await.unwrap().concat(), "child");
+    }
     child.close().await.unwrap();
-    assert!(journal.children(&own, None).await.unwrap().is_empty());
+    for channel in [&own, session.channel()] {
+        assert!(journal.children(channel, None).await.unwrap().is_empty());
+    }
 
     let _child = way.enter(options().child_of_agent("a")).await;
     assert_eq!(journal.children(&own, None).await.unwrap().concat(), "child");

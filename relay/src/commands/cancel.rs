@@ -1,4 +1,5 @@
-//! A Cancel reaches the agents that were spawned under the one it names, and theirs.
+//! A Cancel reaches the agents that were spawned under the one it names, and theirs; sent to a session, those
+//! that were spawned for the runs begun there.
 //!
 //! Each gets a command of its own, whose id follows from the first one's: a Cancel that is sent again, after
 //! a replica died in the middle, too, reaches each of them once.
@@ -19,18 +20,18 @@ use super::Commands;
 const AT_ONCE: usize = 8;
 
 impl Commands {
-    /// Cancels the children of the agent that `cancel` is for, those of the run only where it names one; how
+    /// Cancels the children of the agent or session that `cancel` is for, those of the run only where it names one; how
     /// many agents were there to hear it.
     pub(super) async fn cancel_children(
         &self,
         cancel: &NewCommand,
         cancels: &Cancels,
     ) -> Result<u64, Unavailable> {
-        if cancel.channel.kind() != Kind::Agent {
-            return Ok(0);
+        let mut seen: HashSet<Box<str>> = HashSet::new();
+        if cancel.channel.kind() == Kind::Agent {
+            // An agent that is its own grandparent is cancelled once.
+            seen.insert(cancel.channel.id().into());
         }
-        // An agent that is its own grandparent is cancelled once.
-        let mut seen: HashSet<Box<str>> = HashSet::from([cancel.channel.id().into()]);
         let mut generation =
             self.journal.children(&cancel.channel, cancels.run_id.as_deref()).await?;
         let mut reached = 0;
