@@ -1,5 +1,7 @@
 //! An agent comes in by Redis or through a relay, which has a Redis or has none: nobody can tell which.
 
+use std::time::{Duration, Instant};
+
 use publisher_sdk::{Agent, Cancellation, PermissionRequest, Reason};
 use serde_json::{Value, json};
 use tests::door::Door;
@@ -195,6 +197,30 @@ async fn a_token_says_which_agent_one_may_be() {
     assert!(plan.publish("x", &json!({})).await.is_err(), "not granted");
     let session = agent.channel("session:42").unwrap();
     session.publish("x", &json!({})).await.unwrap();
+}
+
+/// F30, behind a relay: it renews the lease as long as it hears the agent, and for silence not a lease longer.
+#[tokio::test]
+async fn an_agent_that_falls_silent_behind_a_relay_is_lost_within_its_lease() {
+    let stage = Stage::with_replicas(2).await;
+    let mut browser = stage.browser_on(1).subscribed_to("agent:raw").await;
+    let mut agent = stage.browser().path("/ws/agents/raw").connect().await;
+    agent.send(json!({"type": "lease", "id": 1, "channel": "agent:raw"})).await;
+    agent.wait_for("the lease", |frame| frame["id"] == 1).await;
+    let runs = json!({"type": "note", "id": 2, "channel": "agent:raw", "data": {"runs": ["r1"]}});
+    agent.send(runs).await;
+    agent.wait_for("the note", |frame| frame["id"] == 2).await;
+
+    // From here on no ping is answered.
+    agent.stop_reading();
+    let silent = Instant::now();
+    let lost = browser.wait_for("its loss", |frame| frame["event"] == "agent_lost").await;
+
+    assert_eq!(lost["data"]["runs"], json!(["r1"]), "{lost}");
+    // A lease and a second, and three for a busy machine.
+    let took = silent.elapsed();
+    assert!(took < Duration::from_secs(19), "a lease of 15 s ended after {took:?}");
+    drop(agent);
 }
 
 /// What is no call earns an error, and the connection lives on.

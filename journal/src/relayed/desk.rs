@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -79,6 +80,20 @@ impl AgentDesk {
     /// What is cancelled when the lease on `channel`, if it is held, is lost.
     pub fn lost(&self, channel: &Channel) -> Option<CancellationToken> {
         self.held().leases.get(channel).map(|lease| lease.lost())
+    }
+
+    /// The agent has been silent: its leases last so much longer and are not renewed any more, unless it comes
+    /// back and takes them anew.
+    pub async fn let_lapse(&self, lasts: Duration) {
+        let leases: Vec<(Channel, Arc<Lease>)> = self.held().leases.drain().collect();
+        let held: Vec<(Channel, Holder)> = (leases.iter())
+            .map(|(channel, lease)| (channel.clone(), lease.holder().clone()))
+            .collect();
+        // First, so that no renewal comes after it.
+        drop(leases);
+        if let Err(error) = self.journal.let_lapse(&held, lasts).await {
+            tracing::debug!(%error, "leases end later than they might");
+        }
     }
 
     async fn lease(&self, channel: Channel, data: &str) -> Done {

@@ -99,6 +99,18 @@ async fn renew(journal: Journal) {
 }
 
 impl Journal {
+    /// These leases, which nobody renews any more, last for this long from now on.
+    pub(crate) async fn let_lapse(
+        &self,
+        leases: &[(Channel, Holder)],
+        lasts: Duration,
+    ) -> Result<(), Unavailable> {
+        let leases: Vec<(Thing, Holder)> = (leases.iter())
+            .map(|(channel, holder)| (thing(channel, &holder.agent), holder.clone()))
+            .collect();
+        self.renew(&leases, lasts).await.map(drop)
+    }
+
     /// A lease that Redis does not know: lost or taken over (false), or forgotten together with all else,
     /// then it is taken back.
     async fn take_back(&self, thing: &Thing, holder: &Holder) -> Result<bool, Unavailable> {

@@ -15,8 +15,11 @@
     reason = "nobody imports a test"
 )]
 
+mod commands;
+mod leases;
 mod model;
 mod promises;
+mod prompts;
 mod redis_only;
 mod server;
 mod states;

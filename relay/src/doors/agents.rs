@@ -14,7 +14,7 @@ use axum::{Extension, RequestExt};
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use journal::{AgentDesk, follow_since};
+use journal::{AgentDesk, LEASE, follow_since};
 use protocol::limits::EVENT_DATA_BYTES_MAX;
 use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, CloseCode, ErrorCode, Kind};
 use tokio::sync::mpsc;
@@ -30,7 +30,8 @@ use crate::commands::Offer;
 
 /// The pace of pings: an agent that has died must not seem alive for long.
 const PING_EVERY: Duration = Duration::from_secs(5);
-/// An agent that answers no ping for so long is gone.
+/// An agent that answers no ping for so long is gone: less than a [lease](LEASE), the rest of which is left to it
+/// to come back in.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// An event and what stands around it.
 const FRAME_BYTES_MAX: usize = EVENT_DATA_BYTES_MAX + 4 * 1024;
@@ -95,7 +96,7 @@ async fn serve(
     let (mut sink, mut stream) = socket.split();
     let mut calls = Calls {
         principal: &principal,
-        desk,
+        desk: desk.clone(),
         offer,
         says: says.clone(),
         under_way: JoinSet::new(),
@@ -104,7 +105,7 @@ async fn serve(
     let code = tokio::select! {
         code = read(&mut calls, &mut stream) => code,
         () = write(&mut sink, said) => None,
-        code = keep(&house, &principal, &traffic, &says) => Some(code),
+        code = keep(&house, &principal, &traffic, &says, &desk) => Some(code),
         () = overrun.cancelled() => Some(CloseCode::Stalled),
     };
     tracing::info!(agent = id, "an agent's connection has ended");
@@ -244,6 +245,7 @@ async fn keep(
     principal: &Principal,
     traffic: &Traffic,
     says: &mpsc::Sender<AgentHears>,
+    desk: &AgentDesk,
 ) -> CloseCode {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let end = principal.remaining().and_then(|remaining| Instant::now().checked_add(remaining));
@@ -255,6 +257,8 @@ async fn keep(
                     (read, heard_at) = (traffic.read(), Instant::now());
                 }
                 if heard_at.elapsed() > SILENCE_MAX {
+                    // As if it had renewed them itself when it was heard last.
+                    desk.let_lapse(LEASE.saturating_sub(heard_at.elapsed())).await;
                     return CloseCode::Stalled;
                 }
                 if end.is_some_and(|end| Instant::now() >= end) {
