@@ -50,7 +50,7 @@ pub use follow::{Follower, Update, Updates};
 pub use name::{Name, Side};
 use protocol::Channel;
 pub use protocol::frame::Since;
-pub use read::{Page, Reason, Unavailable};
+pub use read::{Page, ReadyError, Reason, Unavailable};
 pub use redis::OpenError;
 pub use relayed::{AgentDesk, follow_since};
 pub use retention::{Keep, Retention};
@@ -135,11 +135,11 @@ impl Journal {
     /// One round trip: are the journals within reach?
     ///
     /// # Errors
-    /// [`Unavailable`] says what was tried.
-    pub async fn ready(&self) -> Result<(), Unavailable> {
+    /// [`ReadyError`] says what was tried.
+    pub async fn ready(&self) -> Result<(), ReadyError> {
         match &self.home {
             Home::Memory(_) => Ok(()),
-            Home::Redis(redis) => redis.ready().await,
+            Home::Redis(redis) => Ok(redis.ready().await?),
             Home::Relayed(relayed) => relayed.ready().await,
         }
     }

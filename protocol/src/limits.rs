@@ -31,6 +31,8 @@ pub const READ_EVENTS_DEFAULT: usize = 100;
 pub const CORRELATION_ID_BYTES_MAX: usize = 128;
 /// The id of a prompt, in bytes.
 pub const PROMPT_ID_BYTES_MAX: usize = 128;
+/// Questions that wait for answers on one channel: each joiner is told of them all.
+pub const PROMPTS_MAX: usize = 64;
 /// The reason of a Cancel or an answer, in bytes: it travels inside several other things.
 pub const REASON_BYTES_MAX: usize = 4 * 1024;
 /// Requests of one connection that wait for their replies.

@@ -296,6 +296,7 @@ impl Inner {
             let channel = channel.clone();
             match error {
                 JoinError::Late(source) => OpenError::NotListening { channel, source },
+                JoinError::Refused(why) => OpenError::Refused(why),
                 JoinError::Taken => OpenError::AlreadyServed(channel),
                 JoinError::Fenced => OpenError::Fenced,
                 JoinError::Closed => OpenError::Closed,

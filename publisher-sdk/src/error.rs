@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use journal::{AppendError, Unavailable};
+use protocol::limits::PROMPTS_MAX;
 use protocol::{Channel, ChannelError, DataError, NameError};
 use thiserror::Error;
 
@@ -51,14 +52,22 @@ pub enum ConnectError {
     Url(#[from] journal::OpenError),
     /// Nobody answered.
     #[error(
-        "`{at}` did not answer within {CONNECT_TIMEOUT:?}: check that Redis runs there, that it can \
-         be reached from here, and the user and password in its address"
+        "`{at}` did not answer within {CONNECT_TIMEOUT:?}: check that Redis, or the relay, runs there, \
+         that it can be reached from here, and the user and password in Redis' address"
     )]
     Unreachable {
         /// Where, without user and password.
         at: String,
         /// What the last attempt came to; `None` where commands could not be followed in time.
         source: Option<Unavailable>,
+    },
+    /// The relay does not let the agent in: the token is missing, not valid, or not for this agent.
+    #[error("the relay at `{at}` refuses the agent: {why}")]
+    Refused {
+        /// Where.
+        at: String,
+        /// What it says.
+        why: String,
     },
 }
 
@@ -93,6 +102,9 @@ pub enum OpenError {
         /// What was tried; `None` where the link is down.
         source: Option<Unavailable>,
     },
+    /// The relay through which the agent comes in does not let it be there.
+    #[error("the relay refuses: {0}")]
+    Refused(String),
     /// The agent serves it already; two handlers would be one too many.
     #[error("this agent serves `{0}` already")]
     AlreadyServed(Channel),
@@ -196,6 +208,12 @@ pub enum AskError {
     /// A question of this id stands on another channel.
     #[error("a question of this id stands on `{0}`: give each an id of its own")]
     Elsewhere(Channel),
+    /// Too many questions wait for answers on the channel.
+    #[error("{PROMPTS_MAX} questions wait for answers on this channel: let some be answered first")]
+    Busy,
+    /// The relay through which the agent comes in does not let it ask there.
+    #[error("the relay refuses: {0}")]
+    Refused(String),
     /// The answer might not be heard.
     #[error("the channel could not be joined within {CONNECT_TIMEOUT:?}: Redis is away, try again")]
     NotListening {
@@ -213,7 +231,7 @@ pub enum AskError {
 impl AskError {
     /// Whether the same call, tried again later, can succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NotListening { .. })
+        matches!(self, Self::NotListening { .. } | Self::Busy)
     }
 }
 
@@ -221,6 +239,7 @@ impl From<JoinError> for AskError {
     fn from(error: JoinError) -> Self {
         match error {
             JoinError::Late(source) => Self::NotListening { source },
+            JoinError::Refused(why) => Self::Refused(why),
             JoinError::Fenced => Self::Fenced,
             // Nobody asks on a service.
             JoinError::Closed | JoinError::Taken => Self::Closed,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use journal::{Journal, Parent, Unavailable};
+use journal::{Journal, Parent, ReadyError};
 use protocol::Channel;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -104,7 +104,11 @@ impl AgentOptions {
         let at = without_secrets(url);
         match answered(&journal, deadline).await {
             Ok(()) => self.start(agent, journal, deadline, at).await,
-            Err(source) => Err(ConnectError::Unreachable { at, source }),
+            Err(Some(ReadyError::Refused(why))) => Err(ConnectError::Refused { at, why }),
+            Err(Some(ReadyError::Unavailable(source))) => {
+                Err(ConnectError::Unreachable { at, source: Some(source) })
+            }
+            Err(_) => Err(ConnectError::Unreachable { at, source: None }),
         }
     }
 
@@ -158,15 +162,19 @@ impl AgentOptions {
 }
 
 /// Asks until there is an answer, or it is too late.
-async fn answered(journal: &Journal, deadline: Instant) -> Result<(), Option<Unavailable>> {
+async fn answered(journal: &Journal, deadline: Instant) -> Result<(), Option<ReadyError>> {
     let mut last = None;
     let asking = async {
-        while let Err(unavailable) = journal.ready().await {
-            last = Some(unavailable);
+        loop {
+            match journal.ready().await {
+                Ok(()) => return Ok(()),
+                Err(refused @ ReadyError::Refused(_)) => return Err(Some(refused)),
+                Err(error) => last = Some(error),
+            }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     };
-    if tokio::time::timeout_at(deadline, asking).await.is_ok() { Ok(()) } else { Err(last) }
+    tokio::time::timeout_at(deadline, asking).await.unwrap_or(Err(last))
 }
 
 /// Which way an agent goes.

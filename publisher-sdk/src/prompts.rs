@@ -303,6 +303,8 @@ impl Inner {
                     self.inbox.presence.fenced().cancel();
                     return Err(AskError::Fenced);
                 }
+                Err(journal::AskError::Busy) => return Err(AskError::Busy),
+                Err(journal::AskError::Refused(why)) => return Err(AskError::Refused(why)),
                 Err(_) => {
                     sleep(RETRY_PAUSE).await;
                     continue;

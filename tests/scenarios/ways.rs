@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use publisher_sdk::{Agent, Cancellation, PermissionRequest, Reason};
+use publisher_sdk::{
+    Agent, AskError, Cancellation, ConnectError, OpenError, PermissionRequest, Reason,
+};
 use serde_json::{Value, json};
 use tests::door::Door;
 use tests::replica::Setup;
@@ -197,6 +199,14 @@ async fn a_token_says_which_agent_one_may_be() {
     assert!(plan.publish("x", &json!({})).await.is_err(), "not granted");
     let session = agent.channel("session:42").unwrap();
     session.publish("x", &json!({})).await.unwrap();
+    let opened = agent.session("42").await;
+    assert!(matches!(opened, Err(OpenError::Refused(_))), "it may speak, not listen: {opened:?}");
+    let asked = session.ask_permission(PermissionRequest::new("Bash", "ls", "Lists")).await;
+    assert!(matches!(asked, Err(AskError::Refused(_))), "{asked:?}");
+    for token in ["none", &mine] {
+        let other = Agent::options().id("other").token(token).connect(&url).await.unwrap_err();
+        assert!(matches!(other, ConnectError::Refused { .. }) && !other.is_retryable(), "{other}");
+    }
 }
 
 /// F30, behind a relay: it renews the lease as long as it hears the agent, and for silence not a lease longer.

@@ -83,12 +83,12 @@ impl Memory {
         {
             return Committed::Fenced;
         }
-        let is_met = match change.condition {
+        let is_met = match &change.condition {
             Condition::Always => true,
-            Condition::Due(duty) => state.things.is_due(duty, thing, now),
-            Condition::NotDue(duty) => !state.things.is_due(duty, thing, now),
-            Condition::Room(most) => {
-                (state.things.index(&thing.channel, &Index::Waiting).len() as u64) < most
+            Condition::Due(duty) => state.things.is_due(*duty, thing, now),
+            Condition::NotDue(duty) => !state.things.is_due(*duty, thing, now),
+            Condition::Room(list, most) => {
+                (state.things.index(&thing.channel, list).len() as u64) < *most
             }
         };
         if !is_met {

@@ -1,6 +1,6 @@
 -- One atomic step of something that has a state: compare, replace, and tell everybody.
 --
--- KEYS  1 state   2 deadlines   3 events   4 commands   5 retention settings   6 waiting commands
+-- KEYS  1 state   2 deadlines   3 events   4 commands   5 retention settings   6 the list that must have room
 --       7 the holder's producer record   8… keys that the effects name by their number
 -- ARGV  1 expected state, '' for none   2 new state   3 its lifetime in ms, '' for ever
 --       4 condition: '' | 'due <member>' | 'notdue <member>' | 'room <most>'

@@ -83,13 +83,16 @@ impl Redis {
             .key(keys.stream(&events))
             .key(keys.stream(&commands))
             .key(keys.settings(partition))
-            .key(keys.index(channel, &Index::Waiting))
+            .key(match &change.condition {
+                Condition::Room(list, _) => keys.index(channel, list),
+                _ => String::new(),
+            })
             .key(holder.map_or(String::new(), record));
         let condition = match change.condition {
             Condition::Always => String::new(),
             Condition::Due(duty) => format!("due {}", member(duty, channel, &thing.id)),
             Condition::NotDue(duty) => format!("notdue {}", member(duty, channel, &thing.id)),
-            Condition::Room(most) => format!("room {most}"),
+            Condition::Room(_, most) => format!("room {most}"),
         };
         let retention = Retention::default();
         invocation

@@ -12,20 +12,21 @@ use futures_util::{SinkExt, StreamExt};
 use protocol::frame::Since;
 use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, Entry, Offset};
 use rand::Rng;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request};
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tokio_util::sync::CancellationToken;
 
 use super::body;
 use super::refused::Refused;
 use crate::follow::{Relayed as Following, Update};
-use crate::{Name, OpenError, Reason, Unavailable};
+use crate::{Name, OpenError, ReadyError, Reason, Unavailable};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,7 +52,7 @@ pub(super) enum Job {
         room: Option<Arc<OwnedSemaphorePermit>>,
     },
     /// Is a relay within reach?
-    Ready(oneshot::Sender<Result<(), String>>),
+    Ready(oneshot::Sender<Result<(), ReadyError>>),
     Follow(Following),
 }
 
@@ -113,7 +114,7 @@ pub(super) struct Client {
     wished: mpsc::Receiver<Wish>,
     followings: Vec<Arc<Following>>,
     is_up: bool,
-    waiting: Vec<oneshot::Sender<Result<(), String>>>,
+    waiting: Vec<oneshot::Sender<Result<(), ReadyError>>>,
 }
 
 type Wish = (Arc<Following>, Name, Option<Option<Since>>);
@@ -190,7 +191,7 @@ impl Client {
                 Err(why) => {
                     // Once per outage: a token that has expired would otherwise go unnoticed.
                     if attempts == 1 {
-                        tracing::warn!(why, "no relay within reach; what waits is kept");
+                        tracing::warn!(%why, "no relay lets the agent in; what waits is kept");
                     }
                     for waiting in self.waiting.drain(..) {
                         drop(waiting.send(Err(why.clone())));
@@ -418,12 +419,19 @@ fn raw(body: &impl serde::Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(body).expect("plain data")
 }
 
-async fn connect(request: Request<()>, pause: Duration) -> Result<Socket, String> {
+async fn connect(request: Request<()>, pause: Duration) -> Result<Socket, ReadyError> {
     tokio::time::sleep(pause).await;
     match timeout(CONNECT_TIMEOUT, connect_async(request)).await {
         Ok(Ok((socket, _))) => Ok(socket),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no answer".to_owned()),
+        Ok(Err(Error::Http(answer))) if answer.status().is_client_error() => {
+            let body = answer.body().as_deref().unwrap_or_default();
+            let said: Option<Value> = serde_json::from_slice(body).ok();
+            let why = said.as_ref().and_then(|said| said["error"]["message"].as_str());
+            let status = answer.status().to_string();
+            Err(ReadyError::Refused(why.map_or(status, ToOwned::to_owned)))
+        }
+        Ok(Err(error)) => Err(Unavailable(error.to_string()).into()),
+        Err(_) => Err(Unavailable("no answer".to_owned()).into()),
     }
 }
 

@@ -293,6 +293,7 @@ impl From<LeaseError> for No {
     fn from(error: LeaseError) -> Self {
         match error {
             LeaseError::Fenced => Self::fenced(),
+            LeaseError::Refused(why) => bad(why),
             LeaseError::Unavailable(error) => error.into(),
         }
     }
@@ -303,6 +304,8 @@ impl From<AskError> for No {
         match error {
             AskError::Fenced => Self::fenced(),
             AskError::Unavailable(error) => error.into(),
+            AskError::Busy => Self::new(ErrorCode::Busy, error.to_string()),
+            AskError::Refused(why) => bad(why),
             AskError::Elsewhere(channel) => {
                 let message = format!("a prompt of this id stands on `{channel}`");
                 Self { code: "elsewhere", message, retryable: false, channel: Some(channel) }

@@ -25,7 +25,7 @@ use crate::follow::{Follower, Updates};
 use crate::read::Unavailable;
 use crate::{
     Answer, AppendError, Appended, AskError, Asked, Asks, Fate, LeaseError, Name, NewEntry,
-    NewPrompt, OpenError, Parent, Receipt, Resolved, Take,
+    NewPrompt, OpenError, Parent, ReadyError, Receipt, Resolved, Take,
 };
 pub(crate) use body::Note;
 use client::{Client, Job, Leases};
@@ -55,10 +55,10 @@ impl Relayed {
         Ok(Self { jobs, room: Arc::new(Semaphore::new(BUFFER_BYTES)), leases })
     }
 
-    pub(crate) async fn ready(&self) -> Result<(), Unavailable> {
+    pub(crate) async fn ready(&self) -> Result<(), ReadyError> {
         let (answer, answered) = oneshot::channel();
         self.jobs.send(Job::Ready(answer)).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?.map_err(Unavailable)
+        answered.await.map_err(|_| closed())?
     }
 
     /// Makes a call, and waits for its answer.
@@ -169,6 +169,8 @@ impl Relayed {
             Ok(asked) => Ok(asked.answer.map_or(Asked::Pending, Asked::Answered)),
             Err(Refused::Fenced) => Err(AskError::Fenced),
             Err(Refused::Elsewhere(channel)) => Err(AskError::Elsewhere(channel)),
+            Err(Refused::Busy) => Err(AskError::Busy),
+            Err(Refused::Not(why)) => Err(AskError::Refused(why)),
             Err(refused) => Err(Unavailable::from(refused).into()),
         }
     }

@@ -9,6 +9,7 @@ use crate::{AppendError, LeaseError, Unavailable};
 pub(super) enum Refused {
     Fenced,
     Elsewhere(Channel),
+    Busy,
     Not(String),
     Away(String),
 }
@@ -23,6 +24,7 @@ impl Refused {
         match (hears.code.as_deref(), &hears.channel) {
             (Some("fenced"), _) => Self::Fenced,
             (Some("elsewhere"), Some(channel)) => Self::Elsewhere(channel.clone()),
+            (Some("busy"), _) => Self::Busy,
             _ if hears.retryable == Some(true) => Self::Away(message),
             _ => Self::Not(message),
         }
@@ -34,6 +36,7 @@ impl From<Refused> for Unavailable {
         Self(match refused {
             Refused::Fenced => "the agent was declared lost".to_owned(),
             Refused::Elsewhere(channel) => format!("it stands on {channel}"),
+            Refused::Busy => "too much waits already".to_owned(),
             Refused::Not(why) | Refused::Away(why) => why,
         })
     }
@@ -43,6 +46,7 @@ impl From<Refused> for LeaseError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Fenced => Self::Fenced,
+            Refused::Not(why) => Self::Refused(why),
             refused => Self::Unavailable(refused.into()),
         }
     }
@@ -53,7 +57,7 @@ impl From<Refused> for AppendError {
         match refused {
             Refused::Fenced => Self::Fenced,
             Refused::Not(why) => Self::Refused(why),
-            Refused::Elsewhere(_) | Refused::Away(_) => Self::Unavailable,
+            Refused::Elsewhere(_) | Refused::Busy | Refused::Away(_) => Self::Unavailable,
         }
     }
 }

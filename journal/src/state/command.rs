@@ -357,7 +357,7 @@ impl Journal {
         };
         let mut change = Change::new(thing, look.state.clone(), &state);
         change.lifetime = Some(new.expires_in + REMEMBERED);
-        change.condition = Condition::Room(waiting_max(&new.channel));
+        change.condition = Condition::Room(Index::Waiting, waiting_max(&new.channel));
         change.effects = vec![
             Effect::Put(Index::Waiting, thing.id.clone(), "".into()),
             Effect::Due(Duty::Expire, Some(new.expires_in)),

@@ -91,6 +91,9 @@ pub enum LeaseError {
     /// A newer incarnation of the agent holds it, or this one was declared lost.
     #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
     Fenced,
+    /// The relay on the way does not let the agent be there.
+    #[error("the relay refuses: {0}")]
+    Refused(String),
     /// The journal could not be reached.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),

@@ -135,15 +135,15 @@ impl Holder {
 pub(crate) type Members = Vec<(Box<str>, Box<str>)>;
 
 /// Under what condition a change is made, beside the state's being the expected one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
     Always,
     /// The duty has fallen due, by the journal's clock.
     Due(Duty),
     /// The duty is not due yet.
     NotDue(Duty),
-    /// Fewer than so many commands wait.
-    Room(u64),
+    /// The list holds fewer than so many.
+    Room(Index, u64),
 }
 
 /// Who makes the change: refused where a newer incarnation of the agent has taken over, or it was lost.

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use protocol::limits::PROMPTS_MAX;
 use protocol::{Channel, Kind, Offset};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -89,6 +90,12 @@ pub enum AskError {
     /// The agent was declared lost, or taken over by a newer incarnation.
     #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
     Fenced,
+    /// Too many wait for answers on the channel.
+    #[error("{PROMPTS_MAX} prompts wait for answers on this channel already")]
+    Busy,
+    /// The relay on the way does not let the agent ask there.
+    #[error("the relay refuses: {0}")]
+    Refused(String),
     /// The journal could not be reached; asking again is harmless.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -188,6 +195,7 @@ impl Journal {
             let mut change = Change::new(&thing, found, &state);
             change.lifetime = Some(lifetime);
             change.holder = Some(holder.clone());
+            change.condition = Condition::Room(Index::Prompts, PROMPTS_MAX as u64);
             change.effects = vec![
                 Effect::Event(event.clone()),
                 Effect::Put(Index::Prompts, thing.id.clone(), question(new, expires_at).into()),
@@ -200,7 +208,7 @@ impl Journal {
                 }
                 Committed::Fenced => return Err(AskError::Fenced),
                 Committed::Conflict(now) => found = now,
-                Committed::Unmet => break,
+                Committed::Unmet => return Err(AskError::Busy),
             }
         }
         Err(super::contended(&thing).into())

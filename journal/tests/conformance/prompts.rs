@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use journal::{Answer, AskError, Asked, Asks, Keeper, NewPrompt, Resolved};
 use protocol::Channel;
+use protocol::limits::PROMPTS_MAX;
 use uuid::Uuid;
 
 use crate::on_both;
@@ -95,6 +96,26 @@ on_both! {
         assert_eq!(resolve("p7", Asks::Permission, None).await, Resolved::Unknown);
         assert_eq!(home.journal.pending(&session).await.unwrap().1.len(), 1);
         assert_eq!(resolve("p1", Asks::Permission, None).await, Resolved::Yours);
+    }
+}
+
+on_both! {
+    async fn a_channel_holds_so_many_prompts_and_has_room_again_when_one_is_answered(home) {
+        let lease = agent(&home.journal, "a").await;
+        let session = channel("session:1");
+        let ask = async |n: usize| {
+            home.journal.ask(lease.holder(), &prompt(&session, &format!("p{n}"))).await
+        };
+        for n in 0..PROMPTS_MAX {
+            assert_eq!(ask(n).await, Ok(Asked::Pending));
+        }
+
+        assert_eq!(ask(PROMPTS_MAX).await, Err(AskError::Busy));
+        assert_eq!(ask(0).await, Ok(Asked::Pending), "it stands already");
+        assert_eq!(home.journal.pending(&session).await.unwrap().1.len(), PROMPTS_MAX);
+        let yes = answer("ada", true);
+        home.journal.resolve(&session, "p0", Asks::Permission, &yes, None).await.unwrap();
+        assert_eq!(ask(PROMPTS_MAX).await, Ok(Asked::Pending));
     }
 }
 

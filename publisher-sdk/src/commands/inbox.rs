@@ -76,6 +76,8 @@ impl Drop for Membership {
 pub(crate) enum JoinError {
     /// Redis did not answer in time; what was tried, if that is known.
     Late(Option<Unavailable>),
+    /// The relay on the way does not let the agent be there.
+    Refused(String),
     /// The agent is no longer who it was.
     Fenced,
     /// It serves the channel already.
@@ -152,6 +154,7 @@ impl Inbox {
                         last = Some(unavailable);
                         sleep(RETRY_PAUSE).await;
                     }
+                    Err(LeaseError::Refused(why)) => return Err(JoinError::Refused(why)),
                     Err(_) => return Err(self.ended()),
                 }
             }
