@@ -26,6 +26,8 @@ pub enum AgentCall {
     Unfollow,
     /// Take a command, before it is begun.
     Take,
+    /// Say how far a request has come.
+    Progress,
     /// Say what became of it.
     Finish,
     /// Ask a question and enter it among the pending ones.

@@ -22,7 +22,7 @@ pub enum NameError {
 /// Types of the relay's own frames. A flat event carries its name as `type`, so a publisher that
 /// could use one of these could forge the frame. `error` is missing on purpose: an event of that name
 /// has an `offset`, the relay's frame has a `code`.
-const RESERVED: [&str; 13] = [
+const RESERVED: [&str; 14] = [
     "ack",
     "caught_up",
     "connected",
@@ -31,6 +31,7 @@ const RESERVED: [&str; 13] = [
     "pong",
     "reconnect",
     "relay_status",
+    "request_progress",
     "reset",
     "response",
     "subscribed",

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use protocol::{Channel, Kind};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,14 +22,15 @@ use tokio::time::Instant;
 use crate::agent::Inner;
 use crate::commands::desk::Outlet;
 use crate::commands::inbox::{Inbox, Membership};
+use crate::commands::progress::Progress;
 use crate::options::CONNECT_TIMEOUT;
-use crate::{Agent, Command, OpenError, RequestError};
+use crate::{Agent, Command, OpenError, PublishError, RequestError};
 
 /// How many requests a worker answers at a time, unless it says otherwise.
 const AT_ONCE: usize = 16;
 
 /// Something that somebody asks of a service, and waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Request {
     /// What is asked for, `sessions.create` for example.
@@ -40,9 +41,29 @@ pub struct Request {
     pub by: Option<String>,
     /// The request's own id; made again with the same one, it is answered once.
     pub command_id: String,
+    progress: Progress,
 }
 
 impl Request {
+    /// Says to whoever waits how far the request has come: any JSON, at most 64 KiB. Does not wait. Only the
+    /// latest counts: what is said quicker than the journal takes it is left out, and nothing is kept for
+    /// who comes later.
+    ///
+    /// # Errors
+    /// [`PublishError`] where the data is no JSON, or too large.
+    ///
+    /// ```
+    /// # async fn example(request: publisher_sdk::Request) -> Result<(), publisher_sdk::PublishError> {
+    /// for file in 0..7 {
+    ///     request.progress(&serde_json::json!({"done": file, "of": 7}))?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn progress(&self, data: &impl Serialize) -> Result<(), PublishError> {
+        self.progress.say(data)
+    }
+
     /// The arguments as a type.
     ///
     /// # Errors
@@ -206,6 +227,7 @@ impl Worker {
                 params: params.map_or("null", RawValue::get).into(),
                 by: command.by.clone(),
                 command_id: command.command_id.clone(),
+                progress: command.progress_handle(),
             },
             Err(error) => {
                 return command.refuse(&RequestError::new("bad_request", error.to_string()));

@@ -1,11 +1,14 @@
 //! A request always gets its reply, once: from its worker, or a reason why there is none.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use hyper::Method;
 use serde_json::{Value, json};
 use tests::{Stage, Token};
+use tokio::sync::Semaphore;
 
 fn request(method: &str) -> Value {
     json!({"type": "request", "method": method, "params": {"title": "New"}})
@@ -79,6 +82,53 @@ async fn every_request_without_a_result_says_why() {
         assert_eq!(error(&response), (&json!(code), &json!(is_retryable)), "{response}");
         assert!(response["command_id"].is_string(), "{response}");
     }
+}
+
+/// Progress goes to whoever waits, also after a reconnect to another replica, and to nobody else.
+#[tokio::test]
+async fn whoever_waits_for_a_reply_is_told_how_far_it_has_come() {
+    let stage = Stage::with_replicas(2).await;
+    let agent = stage.agent("w1").await;
+    let (done, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
+    let worker = (Arc::clone(&done), Arc::clone(&seen));
+    let service = agent.serve("files", move |request| {
+        let (done, seen) = worker.clone();
+        async move {
+            while seen.try_acquire().is_err() {
+                request.progress(&json!({"done": done.load(Ordering::SeqCst)})).unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(json!("copied"))
+        }
+    });
+    let _service = service.await.unwrap();
+    let mut asking = stage.browser_on(0).connect().await;
+    let mut other = stage.browser_on(1).connect().await;
+    let mut frame = request("files.copy");
+    frame["command_id"] = json!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e");
+    frame["id"] = json!("r1");
+
+    asking.send(frame.clone()).await;
+    let first = asking.wait_for_type("request_progress").await;
+    asking.vanish();
+    done.store(3, Ordering::SeqCst);
+    let mut back = stage.browser_on(1).connect().await;
+    back.send(frame).await;
+    let is_later =
+        |frame: &Value| frame["type"] == "request_progress" && frame["data"]["done"] == 3;
+    let later = back.wait_for("what is said later", is_later).await;
+    seen.add_permits(1);
+    let response = back.wait_for_type("response").await;
+    other.settle().await;
+
+    let command_id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
+    let expected = json!({"type": "request_progress", "id": "r1", "command_id": command_id, "data": {"done": 0}});
+    assert_eq!(first, expected);
+    assert_eq!(later["id"], "r1");
+    assert_eq!((&response["id"], &response["result"]), (&json!("r1"), &json!("copied")));
+    back.settle().await;
+    assert_eq!((back.count("response"), other.count("request_progress")), (1, 0));
+    assert_eq!(back.frames().last().unwrap()["type"], "pong", "no progress after the reply");
 }
 
 /// A worker that dies over a request is reported; the request is not done twice.

@@ -49,6 +49,12 @@ pub(super) struct Taken {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Progress {
+    pub(super) key: Uuid,
+    pub(super) data: Box<RawValue>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Finish {
     pub(super) key: Uuid,
     pub(super) status: Status,

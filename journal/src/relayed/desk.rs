@@ -174,6 +174,11 @@ impl AgentDesk {
                 }
                 Ok(raw(&body::Taken { take }))
             }
+            AgentCall::Progress => {
+                let body::Progress { key, data } = read(data)?;
+                self.journal.progress(channel, key, &holder, data.get()).await?;
+                Ok(raw(&()))
+            }
             AgentCall::Finish => {
                 let body::Finish { key, status, detail } = read(data)?;
                 let fate = Fate { status, detail: detail.map(|detail| detail.get().into()) };

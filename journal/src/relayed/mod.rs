@@ -150,6 +150,17 @@ impl Relayed {
         }
     }
 
+    pub(crate) async fn progress(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        data: &str,
+    ) -> Result<(), Unavailable> {
+        let data = serde_json::from_str(data).map_err(|error| Unavailable(error.to_string()))?;
+        let body = body::Progress { key, data };
+        Ok(self.call(AgentCall::Progress, channel, &body).await?)
+    }
+
     pub(crate) async fn finish(
         &self,
         channel: &Channel,

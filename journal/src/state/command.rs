@@ -212,7 +212,7 @@ pub(super) struct State {
     detail: Option<Box<RawValue>>,
     /// Addresses where the answer is waited for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    waiting: Vec<Box<str>>,
+    pub(super) waiting: Vec<Box<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,6 +225,11 @@ pub(super) struct Taker {
 }
 
 impl State {
+    pub(super) fn is_worked_on_by(&self, holder: &Holder) -> bool {
+        let is_taker = self.taker.as_ref().is_some_and(|taker| taker.holder == *holder);
+        is_taker && self.status == Status::Delivered
+    }
+
     pub(super) fn fate(&self) -> Fate {
         Fate { status: self.status, detail: self.detail.as_ref().map(|detail| detail.get().into()) }
     }

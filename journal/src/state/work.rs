@@ -60,6 +60,33 @@ impl Journal {
         Err(super::contended(&thing))
     }
 
+    /// Says to whoever waits how far the request has come that `holder` has taken. Nobody keeps it: who comes
+    /// later hears of what is said later. Nothing comes of it where the request is not the holder's (any more).
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn progress(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        holder: &Holder,
+        data: &str,
+    ) -> Result<(), Unavailable> {
+        if let Home::Relayed(relayed) = &self.home {
+            return relayed.progress(channel, key, data).await;
+        }
+        let thing = thing(channel, key);
+        let found = self.look(&thing).await?.state;
+        let state = super::read::<State>(&thing, found.as_deref());
+        let Some(state) = state.filter(|state| state.is_worked_on_by(holder)) else {
+            return Ok(());
+        };
+        for at in &state.waiting {
+            self.ring(at, &format!("{} {data}", thing.id)).await?;
+        }
+        Ok(())
+    }
+
     /// Says what became of a command that `holder` has taken. `detail`: a reason, or a request's reply,
     /// JSON. False where it is not the holder's to say (any more).
     ///

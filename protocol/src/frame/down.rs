@@ -103,6 +103,15 @@ pub enum RelayFrame<'a> {
         #[serde(flatten)]
         outcome: Outcome<'a>,
     },
+    /// How far a request has come: the latest that its worker has said. The reply is still to come.
+    RequestProgress {
+        /// The request's id.
+        id: &'a RawValue,
+        /// The request's other id, given or made.
+        command_id: Uuid,
+        /// What the worker says: any JSON.
+        data: &'a RawValue,
+    },
     /// Something asked for was not done.
     Error {
         /// The frame this answers.

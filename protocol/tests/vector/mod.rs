@@ -177,6 +177,11 @@ pub(crate) enum Plain {
         result: Option<Box<str>>,
         error: Option<Failure>,
     },
+    RequestProgress {
+        id: Id,
+        command_id: Uuid,
+        data: Id,
+    },
     Error {
         id: Id,
         channel: Option<String>,
@@ -306,6 +311,11 @@ impl Plain {
                 };
                 let (id, command_id) = (raw(id), *command_id);
                 RelayFrame::Response { id: id.as_deref(), command_id, outcome }.to_text()
+            }
+            Self::RequestProgress { id, command_id, data } => {
+                let (id, data) = (raw(id).expect("an id"), raw(data).expect("data"));
+                RelayFrame::RequestProgress { id: &id, command_id: *command_id, data: &data }
+                    .to_text()
             }
             Self::Error { id, channel, code: name, message, resolution, retry_after_ms } => {
                 let resolution = resolution.as_ref().map(Resolved::resolution);

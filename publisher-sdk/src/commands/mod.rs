@@ -13,6 +13,7 @@ mod cancel;
 pub(crate) mod desk;
 pub(crate) mod inbox;
 pub(crate) mod listener;
+pub(crate) mod progress;
 pub(crate) mod queue;
 pub(crate) mod report;
 mod seen;
@@ -24,6 +25,8 @@ use queue::Queue;
 use report::{Report, RequestError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::PublishError;
 
 /// The name of the command that cancels runs.
 pub(crate) const CANCEL: &str = "cancel_agent";
@@ -96,6 +99,14 @@ impl Command {
         self.report.rejected(why);
     }
 
+    /// Says to whoever waits how far the request has come. See [`Request::progress`](crate::Request::progress).
+    ///
+    /// # Errors
+    /// [`PublishError`] where the data is no JSON, or too large.
+    pub fn progress(&self, data: &impl Serialize) -> Result<(), PublishError> {
+        self.report.progress().say(data)
+    }
+
     /// Answers a request. Does not wait. A `result` that cannot be written as JSON is an error of
     /// the agent's and answered as such.
     pub fn reply(self, result: &impl Serialize) {
@@ -108,6 +119,10 @@ impl Command {
     /// Answers a request with an error. Does not wait.
     pub fn refuse(self, error: &RequestError) {
         self.report.refused(error);
+    }
+
+    pub(crate) fn progress_handle(&self) -> progress::Progress {
+        self.report.progress()
     }
 
     pub(crate) fn into_report(self) -> Report {

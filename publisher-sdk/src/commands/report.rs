@@ -8,6 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::inbox::Membership;
+use super::progress::Progress;
 use crate::presence::RETRY_PAUSE;
 
 /// Why a request is not answered with a result.
@@ -53,11 +54,21 @@ struct Owed {
     membership: Membership,
     key: Uuid,
     is_request: bool,
+    progress: Progress,
 }
 
 impl Report {
     pub(super) fn owed(membership: Membership, key: Uuid, is_request: bool) -> Self {
-        Self(Some(Owed { membership, key, is_request }))
+        let progress = match is_request {
+            true => Progress::of(membership.inbox(), membership.channel(), key),
+            false => Progress::nobody_waits(),
+        };
+        Self(Some(Owed { membership, key, is_request, progress }))
+    }
+
+    /// Where is said how far the request has come.
+    pub(crate) fn progress(&self) -> Progress {
+        self.0.as_ref().map_or_else(Progress::nobody_waits, |owed| owed.progress.clone())
     }
 
     /// Nobody waits for a report.
@@ -95,7 +106,7 @@ impl Report {
 
     /// Made in the background, however long Redis is away; closing the agent waits for it.
     fn make(&mut self, status: Status, detail: impl FnOnce(bool) -> Option<Box<str>>) {
-        let Some(Owed { membership, key, is_request }) = self.0.take() else { return };
+        let Some(Owed { membership, key, is_request, .. }) = self.0.take() else { return };
         let fate = Fate { status, detail: detail(is_request) };
         let inbox = std::sync::Arc::clone(membership.inbox());
         let making = async move {

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::stage::{Way, events, fate, nobody_is_on, request, until};
-use journal::Status;
+use crate::stage::{PATIENCE, Way, events, fate, new_command, nobody_is_on, request, until};
+use journal::{Status, Update};
 use publisher_sdk::{Agent, OpenError, RequestError};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 on_every_way! {
     a_request_is_answered_with_what_the_handler_says,
+    whoever_waits_hears_how_far_a_request_has_come,
     each_request_goes_to_one_worker_with_a_free_hand,
     a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_others,
     what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_no_harm,
@@ -56,6 +58,40 @@ async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
     drop(service);
     nobody_is_on(&journal, SUMS).await;
     let _again = agent.serve("sums", async |_| Ok(Value::Null)).await.unwrap();
+}
+
+async fn whoever_waits_hears_how_far_a_request_has_come(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let handler = Arc::clone(&gate);
+    let service = agent.serve("sums", move |request| {
+        let gate = Arc::clone(&handler);
+        async move {
+            assert!(request.progress(&"x".repeat(70_000)).is_err());
+            while gate.try_acquire().is_err() {
+                request.progress(&json!({"done": 1})).unwrap();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(json!(1))
+        }
+    });
+    let _service = service.await.unwrap();
+    let (waiting, mut updates) = journal.follow();
+    let mut command = new_command(SUMS, "request", &json!({"method": "sums.add"}));
+    command.answer_to = Some(waiting.address().into());
+
+    let key = journal.send(&command).await.unwrap().key;
+
+    let mut rung = async || loop {
+        let update = timeout(PATIENCE, updates.next()).await.expect("a ring").unwrap();
+        if let Update::Rung { text } = update {
+            return text.to_string();
+        }
+    };
+    assert_eq!(rung().await, format!("{key} {{\"done\":1}}"));
+    gate.add_permits(1);
+    while rung().await != key.to_string() {}
+    assert_eq!(fate(&journal, SUMS, key).await, (Status::Applied, json!(1)));
 }
 
 async fn each_request_goes_to_one_worker_with_a_free_hand(way: Way) {

@@ -1,6 +1,7 @@
 //! Where replies ring: one address per replica, and whoever waits here for what.
 //!
-//! A ring only says "look now". It may be lost, so whoever waits looks now and then anyway.
+//! A ring says "look now", or how far the request has come. It may be lost, so whoever waits looks now and then
+//! anyway.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +18,30 @@ pub(super) struct Replies {
     /// Where messages for connections go.
     messages: mpsc::Sender<(u64, String)>,
     /// By the command's key. The same request may be waited for by several connections.
-    waiting: Mutex<HashMap<Box<str>, Vec<Arc<Notify>>>>,
+    waiting: Mutex<HashMap<Box<str>, Vec<Arc<Bell>>>>,
+}
+
+/// What has rung for one that waits and was not heard yet.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Notify,
+    said: Mutex<Said>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    look: bool,
+    /// The latest: what was not heard in time is left out.
+    progress: Option<Box<str>>,
+}
+
+/// What one that waits hears.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// Something has changed.
+    Look,
+    /// How far the request has come, JSON.
+    Progress(Box<str>),
 }
 
 /// One that waits. Dropping it changes nothing but that.
@@ -25,7 +49,7 @@ pub(super) struct Replies {
 pub(super) struct Waiter {
     replies: Arc<Replies>,
     key: Box<str>,
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
 }
 
 impl Replies {
@@ -47,7 +71,7 @@ impl Replies {
 
     /// Begins to wait for the command's reply. To be called before it is sent.
     pub(super) fn wait_for(self: &Arc<Self>, key: Uuid) -> Waiter {
-        let (key, bell): (Box<str>, _) = (key.to_string().into(), Arc::<Notify>::default());
+        let (key, bell): (Box<str>, _) = (key.to_string().into(), Arc::<Bell>::default());
         self.waiting().entry(key.clone()).or_default().push(Arc::clone(&bell));
         Waiter { replies: Arc::clone(self), key, bell }
     }
@@ -68,36 +92,63 @@ impl Replies {
         }
     }
 
-    /// A command's key, or a message for one of the connections here: its number, and the frame.
+    /// A command's key, alone or with how far it has come; or a message for one of the connections here: its
+    /// number, and the frame.
     fn ring(&self, text: &str) {
-        match text.split_once(' ') {
-            Some((number, frame)) => {
-                if let Ok(number) = number.parse() {
-                    // Live only: where too many wait, this one is dropped.
-                    drop(self.messages.try_send((number, frame.to_owned())));
-                }
-            }
-            None => self.ring_for(text),
+        let Some((to, what)) = text.split_once(' ') else { return self.ring_for(text, Bell::look) };
+        match to.parse() {
+            // Live only: where too many wait, this one is dropped.
+            Ok(number) => drop(self.messages.try_send((number, what.to_owned()))),
+            Err(_) => self.ring_for(to, |bell| bell.progress(what)),
         }
     }
 
-    fn ring_for(&self, key: &str) {
-        self.waiting().get(key).into_iter().flatten().for_each(|bell| bell.notify_one());
+    fn ring_for(&self, key: &str, ring: impl Fn(&Bell)) {
+        self.waiting().get(key).into_iter().flatten().for_each(|bell| ring(bell));
     }
 
     fn ring_all(&self) {
-        self.waiting().values().flatten().for_each(|bell| bell.notify_one());
+        self.waiting().values().flatten().for_each(|bell| bell.look());
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Arc<Notify>>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Arc<Bell>>>> {
         self.waiting.lock().expect("no code panics with this lock held")
     }
 }
 
+impl Bell {
+    fn look(&self) {
+        self.said().look = true;
+        self.rung.notify_one();
+    }
+
+    fn progress(&self, data: &str) {
+        self.said().progress = Some(data.into());
+        self.rung.notify_one();
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().expect("no code panics with this lock held")
+    }
+}
+
 impl Waiter {
-    /// Returns when it rang since the last time.
-    pub(super) async fn rung(&self) {
-        self.bell.notified().await;
+    /// What rang since the last time. Cancel-safe.
+    pub(super) async fn heard(&self) -> Heard {
+        loop {
+            let said = std::mem::take(&mut *self.bell.said());
+            match said.progress {
+                // What was said before the end is heard before it.
+                Some(data) => {
+                    if said.look {
+                        self.bell.look();
+                    }
+                    return Heard::Progress(data);
+                }
+                None if said.look => return Heard::Look,
+                None => self.bell.rung.notified().await,
+            }
+        }
     }
 }
 

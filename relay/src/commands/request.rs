@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::replies::Waiter;
+use super::replies::{Heard, Waiter};
 use super::{Commands, PATIENCE, check_as_stamped, not_found, not_sent, raw, unavailable};
 use crate::auth::Principal;
 
@@ -74,9 +74,15 @@ impl From<Refusal> for Failure {
 }
 
 impl Commands {
-    /// Carries the request to whoever serves it, and waits for the reply.
-    pub(crate) async fn request(&self, principal: &Principal, request: &Request) -> Reply {
-        let outcome = self.reply_to(principal, request).await;
+    /// Carries the request to whoever serves it, and waits for the reply. How far it has come meanwhile goes to
+    /// `on_progress`.
+    pub(crate) async fn request(
+        &self,
+        principal: &Principal,
+        request: &Request,
+        on_progress: impl Fn(&RawValue),
+    ) -> Reply {
+        let outcome = self.reply_to(principal, request, on_progress).await;
         Reply { command_id: request.command_id, outcome }
     }
 
@@ -84,6 +90,7 @@ impl Commands {
         &self,
         principal: &Principal,
         request: &Request,
+        on_progress: impl Fn(&RawValue),
     ) -> Result<Box<RawValue>, Failure> {
         let Request { channel, method, params, timeout, command_id } = request;
         let deadline = Instant::now() + *timeout;
@@ -116,7 +123,7 @@ impl Commands {
         let sent = sent.map_err(|_| unavailable("redis does not answer"))?;
         let Sent { key, fate, .. } = sent.map_err(|error| refuse(&error, channel, method))?;
         tracing::debug!(%channel, %command_id, method, "a request is under way");
-        let fate = self.wait(channel, key, fate, &waiter, deadline).await;
+        let fate = self.wait(channel, key, fate, &waiter, deadline, on_progress).await;
         fate.map_or_else(|| Err(too_late(*timeout)), |fate| read(fate, *timeout))
     }
 
@@ -128,10 +135,20 @@ impl Commands {
         mut fate: Fate,
         waiter: &Waiter,
         deadline: Instant,
+        on_progress: impl Fn(&RawValue),
     ) -> Option<Fate> {
+        let mut look_at = deadline.min(Instant::now() + LOOK_EVERY);
         while !fate.status.is_final() {
-            let look_at = deadline.min(Instant::now() + LOOK_EVERY);
-            let _rung_or_not = tokio::time::timeout_at(look_at, waiter.rung()).await;
+            let heard = tokio::time::timeout_at(look_at, waiter.heard()).await;
+            if let Ok(Heard::Progress(data)) = heard {
+                if let Some(data) = raw(data) {
+                    on_progress(&data);
+                }
+                if Instant::now() < look_at {
+                    continue;
+                }
+            }
+            look_at = deadline.min(Instant::now() + LOOK_EVERY);
             let looked = if Instant::now() >= deadline {
                 let gave_up = Box::pin(self.journal.give_up(channel, key));
                 let gave_up = tokio::time::timeout(GIVE_UP_WITHIN, gave_up).await;

@@ -198,6 +198,7 @@ impl Calls<'_> {
             | AgentCall::Follow
             | AgentCall::Unfollow
             | AgentCall::Take
+            | AgentCall::Progress
             | AgentCall::Finish
             | AgentCall::Adopt
             | AgentCall::Disown => grant.may_serve(channel),

@@ -39,7 +39,7 @@ pub(super) async fn requests(State(house): State<Arc<House>>, request: Request) 
         let ClientFrame::Request(request) = frame else {
             return Err(wrong_frame("a request"));
         };
-        let reply = house.commands.request(&principal, &request).await;
+        let reply = house.commands.request(&principal, &request, |_| {}).await;
         Ok(match &reply.outcome {
             Ok(_) => Json(reply.frame(id.as_deref())).into_response(),
             Err(failure) => {

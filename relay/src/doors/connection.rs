@@ -333,7 +333,12 @@ impl Connection {
         loop {
             let asked = std::mem::take(&mut self.state().asked);
             under_way.extend(asked.into_iter().map(|(id, request)| async move {
-                let reply = self.house.commands.request(&self.principal, &request).await;
+                let reply = self.house.commands.request(&self.principal, &request, |data| {
+                    let command_id = request.command_id;
+                    let frame = RelayFrame::RequestProgress { id: &id, command_id, data };
+                    self.say_if_there_is_room(frame.to_text());
+                });
+                let reply = reply.await;
                 self.say(&reply.frame(Some(&id)));
                 self.state().requests -= 1;
             }));
