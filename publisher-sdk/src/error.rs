@@ -262,8 +262,9 @@ pub enum FlushError {
         /// Why the last one was.
         last: AppendError,
     },
-    /// The agent closed while events still waited. They are tried on as long as the process lives.
-    #[error("{count} event(s) still wait to be written: Redis is away")]
+    /// The agent closed while events, or its good-bye, still waited: they are tried on as long as the
+    /// runtime lives. An agent that could not say good-bye is declared lost when its lease ends.
+    #[error("Redis is away: {count} event(s) and the agent's good-bye still wait to be written")]
     Unfinished {
         /// How many.
         count: u64,

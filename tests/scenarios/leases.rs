@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use publisher_sdk::{Agent, Reason};
+use publisher_sdk::{Agent, FlushError, Reason};
 use serde_json::{Value, json};
 use tests::process::Process;
 use tests::wait::pause;
-use tests::{Browser, Event, PATIENCE, Stage, replica};
+use tests::{Browser, Event, PATIENCE, Stage, replica, until};
 
 const OWN: &str = "agent:worker";
 const SESSION: &str = "session:show";
@@ -185,6 +185,30 @@ async fn while_redis_stands_still_nobody_is_lost() {
     browser.wait_until("the run's end", |seen| seen.events(OWN).iter().any(is_end)).await;
     assert!(browser.events(OWN).iter().all(|event| event.name != "agent_lost"));
     assert!(!agent.is_fenced());
+}
+
+/// An agent that ends while Redis stands still says good-bye when that is back.
+#[tokio::test]
+async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
+    let stage = Stage::with_replicas(1).await;
+    let mut browser = stage.browser().subscribed_to(OWN).await;
+    let agent = stage.agent("worker").await;
+    let _session = agent.session("show").await.unwrap();
+
+    stage.redis.freeze();
+    let closing = tokio::spawn(agent.close());
+    pause(Duration::from_secs(12)).await;
+    stage.redis.thaw();
+    let closed = closing.await.unwrap();
+
+    assert!(matches!(closed, Err(FlushError::Unfinished { count: 0 })), "{closed:?}");
+    let gone = async || {
+        let agents = stage.replicas[0].get("/api/v1/agents").await.json();
+        agents["agents"].as_array().is_some_and(Vec::is_empty).then_some(())
+    };
+    until("nobody is alive", gone).await;
+    browser.settle().await;
+    assert!(browser.events(OWN).iter().all(|event| event.name != "agent_lost"));
 }
 
 /// A restart finds what was sent meanwhile, and what was begun is not begun again.

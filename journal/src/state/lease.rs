@@ -10,6 +10,7 @@ use std::time::Duration;
 use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::loss::lost_event;
@@ -21,6 +22,8 @@ use crate::{Home, Journal, Unavailable};
 pub const LEASE: Duration = Duration::from_secs(15);
 /// How often it is renewed: two renewals may fail.
 pub const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// The pace at which a release is tried again.
+const RELEASE_AGAIN: Duration = Duration::from_millis(200);
 /// How long the end of a lease is remembered: longer than any journal, so that a fence outlives what it
 /// protects.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
@@ -174,12 +177,18 @@ impl Lease {
     }
 
     /// Gives the lease up: the agent leaves of its own will. What it has taken and not finished is answered
-    /// `rejected`.
+    /// `rejected`. Tried for as long as the lease lasts.
     ///
     /// # Errors
     /// [`Unavailable`]: then the lease runs out, and the agent counts as lost.
     pub async fn release(self) -> Result<(), Unavailable> {
-        self.give_up().await
+        let ends = Instant::now() + LEASE;
+        loop {
+            match self.give_up().await {
+                Err(_) if Instant::now() < ends => tokio::time::sleep(RELEASE_AGAIN).await,
+                released => return released,
+            }
+        }
     }
 
     /// [`release`](Self::release) of a lease that others may look at.
