@@ -211,6 +211,39 @@ async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
     assert!(browser.events(OWN).iter().all(|event| event.name != "agent_lost"));
 }
 
+/// Redis came back without anything: who is alive says so, with all that is known of it.
+#[tokio::test]
+async fn an_agent_is_known_again_with_its_runs_after_redis_lost_everything() {
+    let mut stage = Stage::with_replicas(1).await;
+    let parent = stage.agent("boss").await;
+    let task = parent.begin_run("task");
+    let options = Agent::options().id("worker").child_of(&task);
+    let agent = options.connect(&stage.redis.url()).await.unwrap();
+    let session = agent.session("show").await.unwrap();
+    let run = session.begin_run("r1");
+    run.announce(&()).await.unwrap();
+    let known = async |stage: &Stage| {
+        let agents = stage.replicas[0].get("/api/v1/agents").await.json();
+        let worker = agents["agents"].as_array()?.iter().find(|a| a["agent_id"] == "worker")?;
+        let is_all = worker["runs"] == json!(["r1"])
+            && worker["channels"] == json!([OWN, SESSION])
+            && worker["parent"] == json!({"agent_id": "boss", "run_id": "task"});
+        is_all.then(|| worker["since"].clone())
+    };
+    let since = until("all is known", async || known(&stage).await).await;
+
+    stage.redis.kill9();
+    stage.redis.restart().await;
+
+    let again = until("all is known again", async || known(&stage).await).await;
+    assert_eq!(again, since);
+    let mut browser = stage.browser().connect().await;
+    let cancel = json!({"type": "cancel_agent", "agent_id": "boss", "run_id": "task"});
+    assert_eq!(browser.ask(cancel).await["listeners"], 2, "its child is known as well");
+    tokio::time::timeout(PATIENCE, run.cancelled()).await.unwrap();
+    assert!(!agent.is_fenced() && task.is_cancelled());
+}
+
 /// A restart finds what was sent meanwhile, and what was begun is not begun again.
 #[tokio::test]
 async fn a_restarted_agent_finds_its_commands_and_what_was_begun_is_answered() {

@@ -170,7 +170,10 @@ impl Lease {
             let change = Change::new(&thing, found, &state);
             match self.journal.commit(&change).await? {
                 Committed::Conflict(now) => found = now,
-                _ => return Ok(()),
+                _ => {
+                    self.journal.leases().keep(self.key, state);
+                    return Ok(());
+                }
             }
         }
         Err(super::contended(&thing).into())
@@ -295,17 +298,17 @@ impl Journal {
                     if let Some((before, reason)) = &gone {
                         self.tell_firehose(channel, agent, before, reason).await?;
                     }
-                    return Ok(self.held(channel, holder));
+                    return Ok(self.held(&thing, holder, state));
                 }
             }
         }
         Err(super::contended(&thing).into())
     }
 
-    fn held(&self, channel: &Channel, holder: Holder) -> Lease {
+    fn held(&self, thing: &Thing, holder: Holder, state: State) -> Lease {
         let lost = CancellationToken::new();
-        let key = self.leases().hold(self, channel, &holder, &lost);
-        Lease { journal: self.clone(), channel: channel.clone(), holder, lost, key }
+        let key = self.leases().hold(self, thing, state, &lost);
+        Lease { journal: self.clone(), channel: thing.channel.clone(), holder, lost, key }
     }
 
     async fn release(&self, channel: &Channel, holder: &Holder) -> Result<(), Unavailable> {

@@ -9,7 +9,7 @@ use protocol::Channel;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{LEASE, RENEW_EVERY, Stage, State, thing};
+use super::lease::{LEASE, RENEW_EVERY, State, thing};
 use super::{Change, Duty, Effect, Holder, Index, Thing};
 use crate::{Journal, Unavailable};
 
@@ -22,27 +22,47 @@ pub(crate) struct Leases {
 #[derive(Debug, Default)]
 struct Held {
     next: u64,
-    leases: HashMap<u64, (Thing, u64, CancellationToken)>,
+    leases: HashMap<u64, Kept>,
     is_renewing: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    thing: Thing,
+    /// As it was written last: Redis may come back without it.
+    state: State,
+    lost: CancellationToken,
+}
+
+impl Kept {
+    fn holder(&self) -> Holder {
+        Holder { agent: self.thing.id.clone(), incarnation: self.state.incarnation }
+    }
 }
 
 impl Leases {
     pub(super) fn hold(
         self: &Arc<Self>,
         journal: &Journal,
-        channel: &Channel,
-        holder: &Holder,
+        thing: &Thing,
+        state: State,
         lost: &CancellationToken,
     ) -> u64 {
         let mut held = self.held();
         held.next += 1;
         let key = held.next;
-        let thing = thing(channel, &holder.agent);
-        held.leases.insert(key, (thing, holder.incarnation, lost.clone()));
+        held.leases.insert(key, Kept { thing: thing.clone(), state, lost: lost.clone() });
         if !std::mem::replace(&mut held.is_renewing, true) {
             tokio::spawn(renew(journal.clone()));
         }
         key
+    }
+
+    /// The lease's state was written anew.
+    pub(super) fn keep(&self, key: u64, state: State) {
+        if let Some(kept) = self.held().leases.get_mut(&key) {
+            kept.state = state;
+        }
     }
 
     pub(super) fn forget(&self, key: u64) {
@@ -67,10 +87,7 @@ async fn renew(journal: Journal) {
                 held.is_renewing = false;
                 return;
             }
-            let lease = |(key, (thing, incarnation, _)): (&u64, &(Thing, u64, _))| {
-                let holder = Holder { agent: thing.id.clone(), incarnation: *incarnation };
-                (*key, (thing.clone(), holder))
-            };
+            let lease = |(key, kept): (&u64, &Kept)| (*key, (kept.thing.clone(), kept.holder()));
             held.leases.iter().map(lease).unzip()
         };
         let missing = match journal.renew(&held, LEASE).await {
@@ -83,14 +100,14 @@ async fn renew(journal: Journal) {
             }
         };
         for index in missing {
-            let (key, (thing, holder)) = (keys[index], &held[index]);
-            let entry = leases.held().leases.get(&key).cloned();
-            let Some((.., lost)) = entry else { continue };
-            match journal.take_back(thing, holder).await {
+            let key = keys[index];
+            let kept = leases.held().leases.get(&key).cloned();
+            let Some(kept) = kept else { continue };
+            match journal.take_back(&kept).await {
                 Ok(true) => {}
                 Ok(false) => {
                     leases.forget(key);
-                    lost.cancel();
+                    kept.lost.cancel();
                 }
                 Err(error) => tracing::debug!(%error, "a lease could not be looked at"),
             }
@@ -113,20 +130,18 @@ impl Journal {
 
     /// A lease that Redis does not know: lost or taken over (false), or forgotten together with all else,
     /// then it is taken back.
-    async fn take_back(&self, thing: &Thing, holder: &Holder) -> Result<bool, Unavailable> {
+    async fn take_back(&self, kept: &Kept) -> Result<bool, Unavailable> {
+        let thing = &kept.thing;
         let look = self.look(thing).await?;
-        let state = super::read::<State>(thing, look.state.as_deref());
-        let state = match state {
-            Some(state) if !state.is_held_by(holder) => return Ok(false),
+        let state = match super::read::<State>(thing, look.state.as_deref()) {
+            Some(state) if !state.is_held_by(&kept.holder()) => return Ok(false),
             Some(state) => state,
-            None => State {
-                stage: Stage::Alive,
-                incarnation: holder.incarnation,
-                since: look.now_ms,
-                runs: Vec::new(),
-                parent: None,
-                channels: Vec::new(),
-            },
+            None => {
+                if let Some(parent) = &kept.state.parent {
+                    self.adopt(parent, &thing.id).await?;
+                }
+                kept.state.clone()
+            }
         };
         let mut change = Change::new(thing, look.state, &state);
         change.effects = vec![
