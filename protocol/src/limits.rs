@@ -61,6 +61,8 @@ pub const TOKEN_EXPIRING_NOTICE: Duration = Duration::from_secs(60);
 pub const COMMAND_WAIT_DEFAULT: Duration = Duration::from_secs(600);
 /// The longest a command may wait for an agent.
 pub const COMMAND_WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// The longest a question may wait for an answer.
+pub const PROMPT_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long a Cancel of whatever runs may be left: as long as a lease, so that it does not outlive the
 /// agent that it was meant for.
 pub const CANCEL_WAIT: Duration = Duration::from_secs(15);

@@ -209,6 +209,97 @@ async fn a_token_says_which_agent_one_may_be() {
     }
 }
 
+/// From one replica to the other, and back: the same agent, which is heard everywhere.
+#[tokio::test]
+async fn an_agent_goes_from_replica_to_replica_and_back() {
+    let stage = Stage::with_replicas(2).await;
+    let mut lease = json!({});
+    for (visit, replica) in [0, 1, 0, 1].into_iter().enumerate() {
+        let mut agent = stage.browser_on(replica).path("/ws/agents/raw").connect().await;
+        let id = 10 * visit;
+        agent.send(json!({"type": "lease", "id": id, "channel": "agent:raw", "data": lease})).await;
+        let leased = agent.wait_for("the lease", |frame| frame["id"] == id).await;
+        assert_eq!(leased["type"], "ack", "visit {visit}: {leased}");
+        lease = leased["data"].clone();
+        let publish = json!({"type": "publish", "id": id + 1, "channel": "agent:raw", "event": "x", "data": {}});
+        agent.send(publish).await;
+        let said = agent.wait_for("the ack", |frame| frame["id"] == id + 1).await;
+        assert_eq!(said["type"], "ack", "visit {visit}: {said}");
+    }
+}
+
+/// What is known of an agent is known after its relay was killed, and told when it dies.
+#[tokio::test]
+async fn an_agent_that_came_back_to_its_relay_is_known_with_all_its_runs() {
+    let mut stage = Stage::with_replicas(2).await;
+    let url = format!("http://{}", stage.replicas[1].address());
+    let agent = Agent::options().id("a").child_of_agent("boss").connect(&url).await.unwrap();
+    let session = agent.session("42").await.unwrap();
+    let run = session.begin_run("r1");
+    run.announce(&()).await.unwrap();
+    let known = async |stage: &Stage| {
+        let agents = stage.replicas[0].get("/api/v1/agents").await.json();
+        agents["agents"].as_array()?.iter().find(|agent| agent["agent_id"] == "a").cloned()
+    };
+    let before = until("its channels are known", async || {
+        known(&stage).await.filter(|agent| agent["channels"].as_array().unwrap().len() == 2)
+    })
+    .await;
+    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+
+    stage.replicas[1].kill9();
+    stage.replicas[1].restart().await;
+    session.publish("back", &json!({})).await.unwrap();
+
+    assert_eq!(known(&stage).await.unwrap(), before);
+    stage.replicas[1].kill9();
+    let lost = browser.wait_for("its loss", |frame| frame["event"] == "agent_lost").await;
+    assert_eq!(lost["data"]["runs"], json!(["r1"]), "{lost}");
+}
+
+/// What was asked in vain while the relay was away is not done behind the agent's back, and can be asked again.
+#[tokio::test]
+async fn a_session_that_could_not_be_opened_is_nobodys() {
+    let mut stage = Stage::with_replicas(2).await;
+    let url = format!("http://{}", stage.replicas[1].address());
+    let agent = Agent::options().id("a").connect(&url).await.unwrap();
+
+    stage.replicas[1].kill9();
+    assert!(agent.session("42").await.is_err());
+    stage.replicas[1].restart().await;
+    agent.own_channel().publish("back", &json!({})).await.unwrap();
+
+    let stands = stage.replicas[0].get("/api/v1/channels/session:42").await.json();
+    assert_eq!(stands["agents"], json!([]));
+    agent.session("42").await.unwrap().publish("open", &json!({})).await.unwrap();
+    assert!(!agent.is_fenced());
+}
+
+/// Whoever may be one agent cannot make itself the child of another, and hear what that is told.
+#[tokio::test]
+async fn an_agent_becomes_nobodys_child_without_the_grant() {
+    let stage = Stage::options().replicas(1).with_secret().set().await;
+    let mallory = Token::of("mallory").allowing("serve", &["agent:m"]).sign();
+    let mut m = stage.browser().path("/ws/agents/m").token(&mallory).connect().await;
+    for (id, call, channel, data, code) in [
+        (1, "lease", "agent:m", json!({}), Value::Null),
+        (2, "adopt", "agent:m", json!({"agent_id": "victim"}), json!("not_found")),
+        (3, "adopt", "agent:m", json!({"agent_id": "m"}), Value::Null),
+        (
+            4,
+            "finish",
+            "agent:m",
+            json!({"key": "0b5c4d8e-9d3f-4f37-8f0e-2c7a5d1e6b90", "status": "accepted"}),
+            json!("bad_request"),
+        ),
+        (5, "resolve", "agent:m", json!({}), json!("bad_request")),
+    ] {
+        m.send(json!({"type": call, "id": id, "channel": channel, "data": data})).await;
+        let said = m.wait_for("an answer", |frame| frame["id"] == id).await;
+        assert_eq!(said["code"], code, "{call}: {said}");
+    }
+}
+
 /// F30, behind a relay: it renews the lease as long as it hears the agent, and for silence not a lease longer.
 #[tokio::test]
 async fn an_agent_that_falls_silent_behind_a_relay_is_lost_within_its_lease() {

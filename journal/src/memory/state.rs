@@ -119,7 +119,11 @@ impl Memory {
     }
 
     pub(crate) fn forget_duty(&self, thing: &Thing, duty: Duty) {
-        self.state().things.deadlines.remove(&(duty, thing.clone()));
+        let mut state = self.state();
+        let now = state.now_us();
+        if state.things.is_due(duty, thing, now) {
+            state.things.deadlines.remove(&(duty, thing.clone()));
+        }
     }
 
     pub(crate) fn renew(&self, leases: &[(Thing, Holder)], lasts: Duration) -> Vec<usize> {

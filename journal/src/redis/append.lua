@@ -13,7 +13,8 @@
 --       6… entries, each "name once-id data"; behind the single one of a once-id the id's lifetime in ms
 --
 -- Answers "ok <place> <listeners> <argument 4>" | "known " and the rest of what was answered then |
--- "gap <stored sequence or nothing>" | "fenced". A place is "<id of the first entry> <time in µs>".
+-- "gap <stored sequence or nothing>" | "fenced" |
+-- "overtaken <incarnation>". A place is "<id of the first entry> <time in µs>".
 --
 -- The record is the answers to the last batches, newest last: it makes every retry harmless, and a broken
 -- pipeline unable to reorder. Options cut it to the newest eight at least, as many as may be in flight.
@@ -27,7 +28,9 @@ local stream, record, bell, options = KEYS[1], KEYS[2], ARGV[1], ARGV[5]
 local stored = call('GETRANGE', record, '-32', '-1')
 if stored ~= ARGV[3] then
   local incarnation, theirs = sub(ARGV[4], 1, 16), sub(stored, 1, 16)
-  if theirs > incarnation then return 'fenced' end
+  if theirs > incarnation then
+    return theirs == string.rep('9', 16) and 'fenced' or 'overtaken ' .. theirs
+  end
   if theirs == incarnation then
     local rest = string.match(call('GET', record), 'ok ([%d %-]* ' .. ARGV[4] .. ')')
     return rest and 'known ' .. rest or 'gap ' .. sub(stored, 17)

@@ -400,6 +400,7 @@ fn read_answer(value: Value) -> RedisResult<Answer> {
         }
         "gap" => Answer::Gap(rest.parse().ok()),
         "fenced" => Answer::Fenced,
+        "overtaken" => Answer::Overtaken(rest.parse().map_err(|_| unexpected())?),
         _ => return Err(unexpected()),
     })
 }

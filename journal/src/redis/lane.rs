@@ -129,8 +129,10 @@ pub(super) enum Answer {
     Appended { place: Place, listeners: u64, known: bool },
     /// Refused: the stored sequence leaves a hole, or there is none.
     Gap(Option<u64>),
-    /// Refused: a newer incarnation has appended.
+    /// Refused: the producer is declared lost, or replaced.
     Fenced,
+    /// Refused: the same producer has appended through another process, with this newer incarnation.
+    Overtaken(u64),
     /// No answer, or one that time will change.
     Failed,
     /// Refused for good.
@@ -144,6 +146,8 @@ enum Trouble {
     Resend,
     /// Redis' record ends at this sequence, though more was acknowledged.
     Lost { stored: u64 },
+    /// The producer was elsewhere in between, and is back: begin above that incarnation.
+    Overtaken { by: u64 },
     /// Redis has a lower n than it once acknowledged.
     Regrown,
 }
@@ -321,6 +325,9 @@ impl Lane {
                 };
                 self.trouble = self.trouble.max(Some(trouble));
             }
+            Answer::Overtaken(by) => {
+                self.trouble = self.trouble.max(Some(Trouble::Overtaken { by }));
+            }
             Answer::Failed => self.trouble = self.trouble.max(Some(Trouble::Resend)),
             Answer::Fenced => self.refuse(sequence, AppendError::Fenced),
             Answer::Refused(why) => self.refuse(sequence, AppendError::Refused(why)),
@@ -378,6 +385,23 @@ impl Lane {
         let Some(trouble) = self.trouble.take() else { return };
         match trouble {
             Trouble::Resend => {}
+            Trouble::Overtaken { by } => {
+                self.kept.clear();
+                self.newest = None;
+                self.incarnation = self.incarnation.max(by) + 1;
+                self.acknowledged = 0;
+                // Only a once-id makes sure that what may have arrived is not doubled now.
+                for mut batch in std::mem::take(&mut self.batches) {
+                    if batch.once.is_some() || batch.first_sent.is_none() {
+                        batch.done = None;
+                        self.batches.push_back(batch);
+                        continue;
+                    }
+                    for caller in batch.callers {
+                        settle(&caller, |call| call.settle(Err(AppendError::Unavailable)));
+                    }
+                }
+            }
             Trouble::Lost { stored }
                 if self.kept.front().is_some_and(|(batch, _)| batch.sequence <= stored + 1) =>
             {

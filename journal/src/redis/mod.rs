@@ -128,7 +128,7 @@ impl Redis {
                 pipe.hset(&key, field, keys::retention(keep)).ignore();
             }
         }
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         pipe.query_async(&mut connection).await.map_err(unavailable)
     }
 

@@ -4,7 +4,7 @@
 //! round trips. Here many callers share one connection, and whoever finds it broken has the next one make
 //! it anew. What takes long, pages and lists, goes through the pool: nobody waits behind it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -13,6 +13,9 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::unavailable;
 use crate::Unavailable;
+
+/// After this time without an answer a connection may be dead: what is asked here takes milliseconds.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
 
 /// The connection, made when it is first needed.
 #[derive(Debug)]
@@ -77,6 +80,35 @@ impl Shared {
     }
 }
 
+/// An answer that is waited for. Whoever leaves before it has come, after so long, gives the connection up:
+/// nobody else might wait long enough to find it dead.
+struct Asked<'a> {
+    shared: &'a Shared,
+    number: u64,
+    since: Instant,
+    is_answered: bool,
+}
+
+impl<'a> Asked<'a> {
+    fn of(lent: &Lent<'a>) -> Self {
+        let (shared, number) = (lent.shared, lent.number);
+        Self { shared, number, since: Instant::now(), is_answered: false }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered
+            && self.since.elapsed() >= SUSPICIOUS
+            // Locked: somebody connects, or lets go of it.
+            && let Ok(mut state) = self.shared.state.try_lock()
+            && state.number == self.number
+        {
+            state.connection = None;
+        }
+    }
+}
+
 impl Lent<'_> {
     /// Lets go of a connection that has failed, and of one to a server that has been demoted.
     async fn judge<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
@@ -96,7 +128,9 @@ impl Lent<'_> {
 impl ConnectionLike for Lent<'_> {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         async move {
+            let mut asked = Asked::of(self);
             let answer = self.connection.req_packed_command(cmd).await;
+            asked.is_answered = true;
             self.judge(answer.and_then(Value::extract_error)).await
         }
         .boxed()
@@ -109,7 +143,11 @@ impl ConnectionLike for Lent<'_> {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         async move {
+            let mut asked = Asked::of(self);
             let answer = self.connection.req_packed_commands(pipeline, offset, count).await;
+            asked.is_answered = true;
+            let answer =
+                answer.and_then(|values| values.into_iter().map(Value::extract_error).collect());
             self.judge(answer).await
         }
         .boxed()

@@ -17,8 +17,8 @@ use crate::{Name, NewEntry, Unavailable};
 
 /// How long a step is tried while Redis is away. Trying it again is harmless.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the fence of an agent lasts: longer than any journal.
-pub(super) const FENCE_FOR: Duration = Duration::from_secs(25 * 3_600);
+/// How long the fence of an agent lasts: longer than any journal, and than a process sleeps with its machine.
+pub(super) const FENCE_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// How many duties of one partition are taken up at a time.
 const DUE_MAX: usize = 200;
 
@@ -29,6 +29,7 @@ pub(super) struct Scripts {
     look: Script,
     renew: Script,
     prompts: Script,
+    forget: Script,
 }
 
 impl Scripts {
@@ -38,6 +39,7 @@ impl Scripts {
             look: Script::new(include_str!("look.lua")),
             renew: Script::new(include_str!("renew.lua")),
             prompts: Script::new(include_str!("prompts.lua")),
+            forget: Script::new(include_str!("forget.lua")),
         }
     }
 }
@@ -192,14 +194,10 @@ impl Redis {
 
     /// Takes the duty off the list, if it has fallen due.
     pub(crate) async fn forget_duty(&self, thing: &Thing, duty: Duty) -> Result<(), Unavailable> {
+        let mut invocation = self.state.forget.key(self.keys.deadlines(thing.channel.partition()));
+        invocation.arg(member(duty, &thing.channel, &thing.id));
         let mut connection = self.lend().await?;
-        let mut command = redis::cmd("ZREM");
-        command.arg(self.keys.deadlines(thing.channel.partition())).arg(member(
-            duty,
-            &thing.channel,
-            &thing.id,
-        ));
-        command.query_async(&mut connection).await.map_err(unavailable)
+        invocation.invoke_async(&mut connection).await.map_err(unavailable)
     }
 
     /// Renews leases; answers the places of those that are not there, or another's.
@@ -213,7 +211,7 @@ impl Redis {
             partitions.entry(thing.channel.partition()).or_default().push(place);
         }
         let partitions: Vec<(u8, Vec<usize>)> = partitions.into_iter().collect();
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         for loaded in [false, true] {
             let mut pipe = redis::pipe();
             if loaded {

@@ -33,7 +33,7 @@ impl Redis {
         connections: u64,
         changed: &[(Channel, u64)],
     ) -> Result<(), Unavailable> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         if !changed.is_empty() {
             let mut pipe = redis::pipe();
             for (channel, count) in changed {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use protocol::Channel;
+use protocol::limits::PROMPT_WAIT_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -98,7 +99,7 @@ impl Ask {
             request_id: self.request_id,
             asks: self.asks,
             data: self.question.get().into(),
-            expires_in: Duration::from_millis(self.expires_in_ms),
+            expires_in: Duration::from_millis(self.expires_in_ms).min(PROMPT_WAIT_MAX),
             default: self.default,
             digest: self.digest,
         }

@@ -88,6 +88,11 @@ impl Leases {
 #[derive(Debug)]
 struct Pending {
     text: String,
+    /// Whose lease it takes or gives up.
+    leases: Option<Channel>,
+    releases: Option<Channel>,
+    /// It is of no use where its caller has gone.
+    is_for_its_caller: bool,
     answer: oneshot::Sender<Result<AgentHears, Refused>>,
     _room: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -224,8 +229,10 @@ impl Client {
                         break Some("the replica goes down".to_owned());
                     }
                     Ok(Ok(Some(hears))) => {
-                        if let Err(why) = self.on_news(hears).await {
-                            break Some(why);
+                        match self.on_news(hears).await {
+                            Ok(None) => {}
+                            Ok(Some(text)) => drop(lines.send(text).await),
+                            Err(why) => break Some(why),
                         }
                     }
                 },
@@ -267,6 +274,8 @@ impl Client {
         }
         let followed: Vec<Channel> = self.followed.keys().cloned().collect();
         texts.extend(followed.iter().filter_map(|channel| self.follow(channel)));
+        // What nobody waits for any more would be had by nobody.
+        self.pending.retain(|_, pending| !pending.is_for_its_caller || !pending.answer.is_closed());
         texts.extend(self.pending.values().map(|pending| pending.text.clone()));
         texts
     }
@@ -288,8 +297,25 @@ impl Client {
     fn accept(&mut self, job: Job) -> Option<String> {
         match job {
             Job::Call { call, channel, event, data, answer, room } => {
+                if call == AgentCall::Lease {
+                    // It is wanted again: on the next connection nobody releases it.
+                    self.pending.retain(|_, pending| pending.releases.as_ref() != Some(&channel));
+                }
+                let releases = (call == AgentCall::Release).then(|| channel.clone());
+                let leases = (call == AgentCall::Lease).then(|| channel.clone());
+                let is_for_its_caller = matches!(call, AgentCall::Lease | AgentCall::Take);
                 let (id, text) = self.frame(call, &channel, event, data);
-                self.pending.insert(id, Pending { text: text.clone(), answer, _room: room });
+                self.pending.insert(
+                    id,
+                    Pending {
+                        text: text.clone(),
+                        leases,
+                        releases,
+                        is_for_its_caller,
+                        answer,
+                        _room: room,
+                    },
+                );
                 Some(text)
             }
             Job::Ready(answer) => {
@@ -341,10 +367,10 @@ impl Client {
         Some(self.frame(AgentCall::Follow, channel, None, raw(&body::Follow { since })).1)
     }
 
-    /// An error says why this connection is of no use.
-    async fn on_news(&mut self, hears: AgentHears) -> Result<(), String> {
+    /// What to send for it now, if anything. An error says why this connection is of no use.
+    async fn on_news(&mut self, hears: AgentHears) -> Result<Option<String>, String> {
         match hears.news {
-            AgentNews::Ack | AgentNews::Error => self.on_answer(hears)?,
+            AgentNews::Ack | AgentNews::Error => return self.on_answer(hears),
             AgentNews::Fenced => {
                 if let Some(channel) = &hears.channel {
                     self.leases.fenced(channel);
@@ -356,11 +382,11 @@ impl Client {
             | AgentNews::Reconnect
             | AgentNews::Ping => {}
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn on_answer(&mut self, hears: AgentHears) -> Result<(), String> {
-        let Some(id) = hears.id else { return Ok(()) };
+    fn on_answer(&mut self, hears: AgentHears) -> Result<Option<String>, String> {
+        let Some(id) = hears.id else { return Ok(None) };
         let is_done = hears.news == AgentNews::Ack;
         if let Some(channel) = self.restoring.remove(&id).filter(|_| !is_done) {
             match Refused::of(&hears) {
@@ -371,9 +397,15 @@ impl Client {
         }
         if let Some(pending) = self.pending.remove(&id) {
             let answer = if is_done { Ok(hears) } else { Err(Refused::of(&hears)) };
-            drop(pending.answer.send(answer));
+            if pending.answer.send(answer).is_err()
+                && is_done
+                && let Some(channel) = pending.leases
+            {
+                // Nobody waited so long: it is nobody's.
+                return Ok(Some(self.frame(AgentCall::Release, &channel, None, raw(&())).1));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn on_journal(&mut self, hears: AgentHears) {

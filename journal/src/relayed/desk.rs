@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use protocol::limits::REASON_BYTES_MAX;
 use protocol::{
     AgentCall, AgentFrame, AgentHears, AgentNews, Channel, ErrorCode, check_data, check_event_name,
     check_once_id,
@@ -17,11 +18,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::body;
 use crate::{
-    AppendError, AskError, Asked, Fate, Holder, Journal, Lease, LeaseError, Name, NewEntry, Take,
-    Unavailable,
+    AppendError, AskError, Asked, Fate, Holder, Journal, Lease, LeaseError, Name, NewEntry, Status,
+    Take, Unavailable,
 };
 
 /// Does what one agent asks. Cheap to clone.
@@ -86,8 +88,8 @@ impl AgentDesk {
     /// back and takes them anew.
     pub async fn let_lapse(&self, lasts: Duration) {
         let leases: Vec<(Channel, Arc<Lease>)> = self.held().leases.drain().collect();
-        let held: Vec<(Channel, Holder)> = (leases.iter())
-            .map(|(channel, lease)| (channel.clone(), lease.holder().clone()))
+        let held: Vec<(Channel, Holder, Uuid)> = (leases.iter())
+            .map(|(channel, lease)| (channel.clone(), lease.holder().clone(), lease.taking()))
             .collect();
         // First, so that no renewal comes after it.
         drop(leases);
@@ -161,8 +163,10 @@ impl AgentDesk {
             }
             AgentCall::Release => {
                 let lease = self.held().leases.remove(channel);
-                if let Some(lease) = lease {
-                    lease.give_up().await?;
+                match lease {
+                    Some(lease) => lease.give_up().await?,
+                    // Said on a connection that broke, and again on this one.
+                    None => self.journal.release(channel, &holder, None).await?,
                 }
                 Ok(raw(&()))
             }
@@ -181,6 +185,9 @@ impl AgentDesk {
             }
             AgentCall::Finish => {
                 let body::Finish { key, status, detail } = read(data)?;
+                if !matches!(status, Status::Applied | Status::Rejected) {
+                    return Err(bad("`status` is `applied` or `rejected`"));
+                }
                 let fate = Fate { status, detail: detail.map(|detail| detail.get().into()) };
                 let finished = self.journal.finish(channel, key, &holder, &fate).await?;
                 Ok(raw(&body::Finished { finished }))
@@ -196,6 +203,9 @@ impl AgentDesk {
             }
             AgentCall::Resolve => {
                 let body::Resolve { request_id, asks, mut answer, digest } = read(data)?;
+                if answer.reason.as_ref().is_some_and(|why| why.len() > REASON_BYTES_MAX) {
+                    return Err(bad(format!("`reason` has more than {REASON_BYTES_MAX} bytes")));
+                }
                 // An agent answers in nobody's name.
                 answer.by = None;
                 let digest = digest.as_deref();

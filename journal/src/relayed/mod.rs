@@ -132,8 +132,10 @@ impl Relayed {
     }
 
     pub(crate) async fn release(&self, channel: &Channel) -> Result<(), Unavailable> {
+        // Not before: over a new connection it is taken back, and released there.
+        let released = self.call(AgentCall::Release, channel, &()).await;
         self.forget(channel);
-        Ok(self.call(AgentCall::Release, channel, &()).await?)
+        Ok(released?)
     }
 
     pub(crate) async fn take(

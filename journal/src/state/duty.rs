@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::lease::LEASE;
-use super::{Duty, Thing};
+use super::{Change, Duty, Effect, Index, Thing};
 use crate::{Journal, Unavailable};
 
 /// A poll that comes later than this says that Redis or this process was away; so may the renewals have
@@ -63,6 +63,21 @@ impl Keeper {
 }
 
 impl Journal {
+    /// Its record has expired while no keeper was there: what is listed of it goes as well.
+    pub(super) async fn forget_record(
+        &self,
+        thing: &Thing,
+        found: Option<String>,
+        duty: Duty,
+        index: Index,
+    ) -> Result<(), Unavailable> {
+        let mut change = Change::new(thing, found, &"gone");
+        change.lifetime = Some(Duration::from_secs(1));
+        change.effects = vec![Effect::Remove(index, thing.id.clone()), Effect::Due(duty, None)];
+        // Made anew meanwhile: then it is no longer gone.
+        self.commit(&change).await.map(drop)
+    }
+
     async fn perform(&self, duty: Duty, thing: Thing) -> Result<(), Unavailable> {
         match duty {
             Duty::Expire => self.expire(&thing).await,

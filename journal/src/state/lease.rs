@@ -10,8 +10,10 @@ use std::time::Duration;
 use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::loss::lost_event;
 use super::{Change, Committed, Duty, Effect, Holder, Index, Sort, Thing};
@@ -59,6 +61,9 @@ pub struct Parent {
 pub(super) struct State {
     pub(super) stage: Stage,
     pub(super) incarnation: u64,
+    /// Which taking of the lease it is: no two are the same state, and who holds an older one lets it be.
+    #[serde(default)]
+    pub(super) taking: Uuid,
     /// Since when, Unix milliseconds.
     pub(super) since: u64,
     /// Runs that have begun and not ended.
@@ -115,6 +120,7 @@ pub struct Lease {
     holder: Holder,
     lost: CancellationToken,
     key: u64,
+    taking: Uuid,
 }
 
 impl Lease {
@@ -126,6 +132,10 @@ impl Lease {
     /// Who holds it.
     pub fn holder(&self) -> &Holder {
         &self.holder
+    }
+
+    pub(crate) fn taking(&self) -> Uuid {
+        self.taking
     }
 
     /// Is cancelled when the lease is lost, or taken over by a newer incarnation.
@@ -200,7 +210,7 @@ impl Lease {
             return relayed.release(&self.channel).await;
         }
         self.journal.leases().forget(self.key);
-        self.journal.release(&self.channel, &self.holder).await
+        self.journal.release(&self.channel, &self.holder, Some(self.taking)).await
     }
 }
 
@@ -242,13 +252,34 @@ impl Journal {
                 holder,
                 lost,
                 key: 0,
+                taking: Uuid::nil(),
             });
         }
-        let thing = thing(channel, agent);
-        let look = self.look(&thing).await?;
+        let (journal, thing, parent) = (self.clone(), thing(channel, agent), parent.cloned());
+        let (taken, answer) = oneshot::channel();
+        // To its end, also where nobody waits for it any more: a lease that nobody knows of would run out, and
+        // the agent be lost.
+        tokio::spawn(async move {
+            let lease = journal.take_lease(&thing, incarnation, parent.as_ref()).await;
+            if let Err(Ok(unwanted)) = taken.send(lease) {
+                drop(unwanted.release().await);
+            }
+        });
+        answer.await.unwrap_or_else(|_| Err(Unavailable("the runtime ends".to_owned()).into()))
+    }
+
+    async fn take_lease(
+        &self,
+        thing: &Thing,
+        incarnation: Option<u64>,
+        parent: Option<&Parent>,
+    ) -> Result<Lease, LeaseError> {
+        let (channel, agent) = (&thing.channel, &*thing.id);
+        let taking = Uuid::new_v4();
+        let look = self.look(thing).await?;
         let mut found = look.state;
         for _ in super::races() {
-            let before = super::read::<State>(&thing, found.as_deref());
+            let before = super::read::<State>(thing, found.as_deref());
             let last = before.as_ref().map_or(0, |state| state.incarnation);
             let incarnation = match incarnation {
                 None => look.now_ms.max(last + 1),
@@ -265,9 +296,23 @@ impl Journal {
             };
             let holder = Holder { agent: agent.into(), incarnation };
             let parent = parent.cloned();
-            let (since, stage, runs) = (look.now_ms, Stage::Alive, Vec::new());
-            let state = State { stage, incarnation, since, runs, parent, channels: Vec::new() };
-            let mut change = Change::new(&thing, found, &state);
+            // Taken back over a new connection it is the same life.
+            let same = before.as_ref().filter(|before| before.is_held_by(&holder)).cloned();
+            let state = match same {
+                Some(same) => {
+                    State { taking, parent: parent.or_else(|| same.parent.clone()), ..same }
+                }
+                None => State {
+                    stage: Stage::Alive,
+                    incarnation,
+                    taking,
+                    since: look.now_ms,
+                    runs: Vec::new(),
+                    parent,
+                    channels: Vec::new(),
+                },
+            };
+            let mut change = Change::new(thing, found, &state);
             change.effects = vec![
                 Effect::Put(Index::Agents, agent.into(), "".into()),
                 Effect::Due(Duty::Lose, Some(LEASE)),
@@ -298,28 +343,34 @@ impl Journal {
                     if let Some((before, reason)) = &gone {
                         self.tell_firehose(channel, agent, before, reason).await?;
                     }
-                    return Ok(self.held(&thing, holder, state));
+                    return Ok(self.held(thing, holder, state));
                 }
             }
         }
-        Err(super::contended(&thing).into())
+        Err(super::contended(thing).into())
     }
 
     fn held(&self, thing: &Thing, holder: Holder, state: State) -> Lease {
-        let lost = CancellationToken::new();
+        let (lost, taking) = (CancellationToken::new(), state.taking);
         let key = self.leases().hold(self, thing, state, &lost);
-        Lease { journal: self.clone(), channel: thing.channel.clone(), holder, lost, key }
+        Lease { journal: self.clone(), channel: thing.channel.clone(), holder, lost, key, taking }
     }
 
-    async fn release(&self, channel: &Channel, holder: &Holder) -> Result<(), Unavailable> {
+    /// `taking`: only that one. Whoever has taken the lease since then keeps it.
+    pub(crate) async fn release(
+        &self,
+        channel: &Channel,
+        holder: &Holder,
+        taking: Option<Uuid>,
+    ) -> Result<(), Unavailable> {
         let thing = thing(channel, &holder.agent);
-        self.settle_open(channel, holder).await?;
         let mut found = self.look(&thing).await?.state;
         for _ in super::races() {
             let state = super::read::<State>(&thing, found.as_deref());
-            let Some(mut state) = state.filter(|state| state.is_held_by(holder)) else {
-                return Ok(());
-            };
+            let state = state.filter(|state| state.is_held_by(holder));
+            let is_it = |state: &State| taking.is_none_or(|taking| taking == state.taking);
+            let Some(mut state) = state.filter(is_it) else { return Ok(()) };
+            self.settle_open(channel, holder).await?;
             state.stage = Stage::Released;
             state.runs.clear();
             let mut change = Change::new(&thing, found, &state);

@@ -291,6 +291,9 @@ impl Journal {
         let mut found = look.state;
         for _ in super::races() {
             let state = super::read::<State>(thing, found.as_deref());
+            if state.is_none() {
+                return self.forget_record(thing, found, Duty::TimeOut, Index::Prompts).await;
+            }
             let Some(state) = state.filter(|state| state.answer.is_none()) else {
                 return self.forget_duty(thing, Duty::TimeOut).await;
             };

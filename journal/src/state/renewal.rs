@@ -8,6 +8,7 @@ use std::time::Duration;
 use protocol::Channel;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::lease::{LEASE, RENEW_EVERY, State, thing};
 use super::{Change, Duty, Effect, Holder, Index, Thing};
@@ -119,13 +120,28 @@ impl Journal {
     /// These leases, which nobody renews any more, last for this long from now on.
     pub(crate) async fn let_lapse(
         &self,
-        leases: &[(Channel, Holder)],
+        leases: &[(Channel, Holder, Uuid)],
         lasts: Duration,
     ) -> Result<(), Unavailable> {
-        let leases: Vec<(Thing, Holder)> = (leases.iter())
-            .map(|(channel, holder)| (thing(channel, &holder.agent), holder.clone()))
-            .collect();
-        self.renew(&leases, lasts).await.map(drop)
+        for (channel, holder, taking) in leases {
+            let thing = thing(channel, &holder.agent);
+            let mut found = self.look(&thing).await?.state;
+            for _ in super::races() {
+                let state = super::read::<State>(&thing, found.as_deref());
+                // Taken anew meanwhile, on another connection: it is that one's.
+                let Some(state) = state.filter(|s| s.is_held_by(holder) && s.taking == *taking)
+                else {
+                    break;
+                };
+                let mut change = Change::new(&thing, found, &state);
+                change.effects = vec![Effect::Due(Duty::Lose, Some(lasts))];
+                match self.commit(&change).await? {
+                    super::Committed::Conflict(now) => found = now,
+                    _ => break,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A lease that Redis does not know: lost or taken over (false), or forgotten together with all else,

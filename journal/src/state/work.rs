@@ -157,7 +157,7 @@ impl Journal {
         let mut found = self.look(thing).await?.state;
         for _ in super::races() {
             let Some(state) = super::read::<State>(thing, found.as_deref()) else {
-                return self.forget_duty(thing, Duty::Expire).await;
+                return self.forget_record(thing, found, Duty::Expire, Index::Waiting).await;
             };
             if state.status != Status::Accepted {
                 return self.forget_duty(thing, Duty::Expire).await;
@@ -195,7 +195,9 @@ impl Journal {
         let mut found = self.look(thing).await?.state;
         for _ in super::races() {
             let state = super::read::<State>(thing, found.as_deref());
-            let Some(mut state) = state else { return Ok(()) };
+            let Some(mut state) = state else {
+                return self.forget_record(thing, found, Duty::Expire, open.clone()).await;
+            };
             let Some(taker) = state.taker.clone() else { return Ok(()) };
             let is_theirs = taker.holder.agent == lost.agent
                 && taker.holder.incarnation <= lost.incarnation

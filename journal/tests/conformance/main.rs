@@ -16,11 +16,15 @@
 )]
 
 mod commands;
+mod failover;
+mod gate;
+mod keepers;
 mod leases;
 mod model;
 mod promises;
 mod prompts;
 mod redis_only;
+mod returning;
 mod server;
 mod states;
 

@@ -3,6 +3,7 @@
 //! The connection is the agent's proof of life: its leases are held here, and run out when it breaks, unless
 //! the agent has come back by then, to whichever replica.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,11 +15,12 @@ use axum::{Extension, RequestExt};
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use journal::{AgentDesk, LEASE, follow_since};
+use journal::{AgentDesk, LEASE, Parent, follow_since};
 use protocol::limits::EVENT_DATA_BYTES_MAX;
 use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, CloseCode, ErrorCode, Kind};
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +41,8 @@ const FRAME_BYTES_MAX: usize = EVENT_DATA_BYTES_MAX + 4 * 1024;
 const QUEUE: usize = 1024;
 /// Calls of one agent that are under way; then nothing more is read from it.
 const CALLS_MAX: usize = 1024;
+/// Channels that one agent serves at a time.
+const CHANNELS_MAX: usize = 10_000;
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -101,6 +105,7 @@ async fn serve(
         says: says.clone(),
         under_way: JoinSet::new(),
         watches: JoinSet::new(),
+        channels: HashMap::new(),
     };
     let code = tokio::select! {
         code = read(&mut calls, &mut stream) => code,
@@ -126,6 +131,8 @@ struct Calls<'a> {
     under_way: JoinSet<()>,
     /// One per lease, for its loss.
     watches: JoinSet<()>,
+    /// Where the agent has taken a lease or followed, with the watch over the lease.
+    channels: HashMap<Channel, Option<AbortHandle>>,
 }
 
 async fn read(calls: &mut Calls<'_>, stream: &mut SplitStream<WebSocket>) -> Option<CloseCode> {
@@ -157,16 +164,31 @@ impl Calls<'_> {
             }
         };
         let (id, channel, call) = (frame.id, frame.channel.clone(), frame.call);
-        if !self.may(call, &channel) {
+        if !self.may(call, &channel) || (call == AgentCall::Adopt && !self.may_be_child(&frame)) {
             let message = format!("there is no `{channel}` for you");
             return self.say(refused(Some(id), ErrorCode::NotFound, message)).await;
+        }
+        if matches!(call, AgentCall::Lease | AgentCall::Follow) && !self.has_room_for(&channel) {
+            let message = format!("an agent serves at most {CHANNELS_MAX} channels");
+            return self.say(refused(Some(id), ErrorCode::LimitExceeded, message)).await;
         }
         match call {
             AgentCall::Follow => match follow_since(&frame) {
                 Ok(since) => self.offer.follow(&channel, since),
                 Err(refused) => self.say(*refused).await,
             },
-            AgentCall::Unfollow => self.offer.unfollow(&channel),
+            AgentCall::Unfollow => {
+                self.offer.unfollow(&channel);
+                self.leave(&channel);
+            }
+            // What follows may need it, and what is refused for want of it is heard after it.
+            AgentCall::Lease | AgentCall::Release => {
+                let done = self.desk.begin(frame).await.await;
+                self.say(done).await;
+                if call == AgentCall::Release {
+                    self.leave(&channel);
+                }
+            }
             _ => {
                 let done = self.desk.begin(frame).await;
                 let says = self.says.clone();
@@ -177,12 +199,42 @@ impl Calls<'_> {
         if call == AgentCall::Lease
             && let Some(lost) = self.desk.lost(&channel)
         {
-            let says = self.says.clone();
-            self.watches.spawn(async move {
+            let (says, about) = (self.says.clone(), channel.clone());
+            let watch = self.watches.spawn(async move {
                 lost.cancelled().await;
-                drop(says.send(AgentHears::new(AgentNews::Fenced).about(&channel)).await);
+                drop(says.send(AgentHears::new(AgentNews::Fenced).about(&about)).await);
             });
+            while self.watches.try_join_next().is_some() {}
+            if let Some(Some(before)) = self.channels.insert(channel, Some(watch)) {
+                before.abort();
+            }
         }
+    }
+
+    /// Whoever is a child hears of its parent's Cancels.
+    fn may_be_child(&self, frame: &AgentFrame) -> bool {
+        let data = frame.data.as_deref().map_or("null", RawValue::get);
+        let parent = serde_json::from_str::<Parent>(data).ok();
+        let parent = parent.and_then(|parent| Channel::agent(&parent.agent_id).ok());
+        let grant = &self.principal.grant;
+        // What cannot be read is refused where it is read.
+        parent.is_none_or(|parent| grant.may_serve(&parent) || grant.may_command(&parent))
+    }
+
+    fn leave(&mut self, channel: &Channel) {
+        if let Some(Some(watch)) = self.channels.remove(channel) {
+            watch.abort();
+        }
+    }
+
+    fn has_room_for(&mut self, channel: &Channel) -> bool {
+        if !self.channels.contains_key(channel) {
+            if self.channels.len() >= CHANNELS_MAX {
+                return false;
+            }
+            self.channels.insert(channel.clone(), None);
+        }
+        true
     }
 
     /// The one question: may this agent's token do that there?

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::{Fields, agent};
+use super::fields::{Fields, agent, bounded};
 use super::{Answer, Asked, Cancels, ClientFrame, Command, Refusal, Request, bad};
 use crate::channel::shortened;
 use crate::limits::{
@@ -151,5 +151,6 @@ fn cancels(data: &str) -> Result<Cancels, Refusal> {
     let Data { run_id, reason } = serde_json::from_str(data).map_err(|error| {
         Refusal::new(ErrorCode::BadRequest, format!("`data` of a `{CANCEL}`: {error}"))
     })?;
+    let reason = reason.map(bounded).transpose()?;
     Ok(Cancels { run_id, reason })
 }

@@ -129,14 +129,18 @@ impl<'a> Fields<'a> {
 
     /// Why somebody wants it, in their words.
     pub(super) fn reason(&self) -> Result<Option<String>, Refusal> {
-        let reason = self.string("reason")?;
-        match reason.as_ref().map(String::len).filter(|bytes| *bytes > REASON_BYTES_MAX) {
-            None => Ok(reason),
-            Some(bytes) => Err(Refusal::new(
-                ErrorCode::TooLarge,
-                format!("`reason` has {bytes} bytes, the limit is {REASON_BYTES_MAX}"),
-            )),
-        }
+        self.string("reason")?.map(bounded).transpose()
+    }
+}
+
+/// A reason that may travel inside several other things.
+pub(super) fn bounded(reason: String) -> Result<String, Refusal> {
+    match reason.len() {
+        ..=REASON_BYTES_MAX => Ok(reason),
+        bytes => Err(Refusal::new(
+            ErrorCode::TooLarge,
+            format!("`reason` has {bytes} bytes, the limit is {REASON_BYTES_MAX}"),
+        )),
     }
 }
 

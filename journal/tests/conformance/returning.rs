@@ -1,0 +1,161 @@
+//! An agent that comes back, to whichever replica, is who it was; and two that begin at once are two.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use journal::{AgentDesk, AppendError, Journal, Keeper, LEASE, Name, Parent, Take};
+use serde_json::{Value, json};
+
+use crate::gate::{Gate, proxy};
+use crate::keepers::{losses, poll_for};
+use crate::states::{agent, channel, command};
+use crate::{Server, entry};
+
+async fn say(desk: &AgentDesk, frame: Value) -> Value {
+    let frame = serde_json::from_value(frame).unwrap();
+    let hears = desk.begin(frame).await.await;
+    serde_json::from_str(&hears.to_text()).unwrap()
+}
+
+/// The agent has come back to another replica; then the first one notices that it has been silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_has_come_back_elsewhere_is_not_let_lapse() {
+    let server = Server::start().await;
+    let [one, two, third] = [(); 3].map(|()| Journal::open(&server.url()).unwrap());
+    let mut keeper = Keeper::new(third.clone());
+    poll_for(&mut keeper, LEASE + Duration::from_secs(1)).await;
+    let (before, after) = (AgentDesk::new(one, "a"), AgentDesk::new(two, "a"));
+    let said = say(&before, json!({"type": "lease", "id": 1, "channel": "agent:a"})).await;
+    let incarnation = said["data"]["incarnation"].as_u64().unwrap();
+    // As the client restores it on the new connection.
+    let back = json!({"type": "lease", "id": 2, "channel": "agent:a", "data": {"incarnation": incarnation}});
+    let said = say(&after, back).await;
+    assert_eq!(said["type"], "ack", "{said}");
+
+    // What `keep` in relay/src/doors/agents.rs does after 12 to 13 s of silence.
+    before.let_lapse(LEASE.saturating_sub(Duration::from_millis(12_500))).await;
+    poll_for(&mut keeper, Duration::from_secs(6)).await;
+
+    let lost = losses(&third, &channel("agent:a")).await;
+    assert!(lost.is_empty(), "it lives, behind the other replica: {lost:?}");
+}
+
+/// A relayed agent goes from one replica to another and back within a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_comes_back_to_the_first_replica_is_not_fenced() {
+    let server = Server::start().await;
+    let (one, two) = (Journal::open(&server.url()).unwrap(), Journal::open(&server.url()).unwrap());
+    let lease = agent(&one, "a").await;
+    let own = Name::events(lease.channel().clone());
+    for (n, journal) in [&one, &two, &one].into_iter().enumerate() {
+        let (_desk_retakes, holder) = (
+            journal
+                .lease(lease.channel(), "a", Some(lease.holder().incarnation), None)
+                .await
+                .unwrap(),
+            lease.holder(),
+        );
+        let said =
+            journal.as_producer(holder).append(&own, vec![entry("x").once(format!("a.{n}"))]).await;
+        assert!(!matches!(said, Err(AppendError::Fenced)), "visit {n}: {said:?}");
+        said.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A relayed agent reconnects in the middle of a run, and dies later on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
+    let journal = Journal::in_memory();
+    let mut keeper = Keeper::new(journal.clone());
+    let parent = Parent { agent_id: "p".into(), run_id: None, session: None };
+    journal.adopt(&parent, "a").await.unwrap();
+    let desk = AgentDesk::new(journal.clone(), "a");
+    let lease = json!({"type": "lease", "id": 1, "channel": "agent:a", "data": {"parent": {"agent_id": "p"}}});
+    let said = say(&desk, lease).await;
+    let incarnation = said["data"]["incarnation"].as_u64().unwrap();
+    let note = json!({"type": "note", "id": 2, "channel": "agent:a", "data": {"runs": ["r1"], "channels": ["agent:a", "session:1"]}});
+    say(&desk, note).await;
+    drop(desk);
+    let desk = AgentDesk::new(journal.clone(), "a");
+    let back = json!({"type": "lease", "id": 3, "channel": "agent:a", "data": {"incarnation": incarnation}});
+    say(&desk, back).await;
+    let alive = journal.alive().await.unwrap().remove(0);
+    drop(desk);
+    poll_for(&mut keeper, LEASE + Duration::from_secs(2)).await;
+    let lost = losses(&journal, &channel("agent:a")).await;
+    let children = journal.children(&channel("agent:p"), None).await.unwrap();
+    assert_eq!(alive.runs.concat(), "r1");
+    assert_eq!(lost[0]["runs"], json!(["r1"]));
+    assert!(children.is_empty());
+}
+
+/// A session is closed while the agent's connection breaks: the call is said again on the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_said_again_on_the_next_connection_releases() {
+    let journal = Journal::in_memory();
+    let mut keeper = Keeper::new(journal.clone());
+    let desk = AgentDesk::new(journal.clone(), "a");
+    let said = say(&desk, json!({"type": "lease", "id": 1, "channel": "agent:a"})).await;
+    let incarnation = said["data"]["incarnation"].as_u64().unwrap();
+    say(&desk, json!({"type": "lease", "id": 2, "channel": "session:1"})).await;
+    // The client forgets the lease of the session, says `release`, and the connection breaks.
+    drop(desk);
+    let desk = AgentDesk::new(journal.clone(), "a");
+    let back = json!({"type": "lease", "id": 4, "channel": "agent:a", "data": {"incarnation": incarnation}});
+    say(&desk, back).await;
+    let said = say(&desk, json!({"type": "release", "id": 3, "channel": "session:1"})).await;
+    assert_eq!(said["type"], "ack");
+    poll_for(&mut keeper, LEASE + Duration::from_secs(2)).await;
+    let lost = losses(&journal, &channel("session:1")).await;
+    let again = say(&desk, json!({"type": "lease", "id": 5, "channel": "session:1"})).await;
+    assert!(lost.is_empty());
+    assert_eq!(again["type"], "ack");
+}
+
+/// Two processes of one id start at the same moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_begin_in_the_same_millisecond_are_two_incarnations() {
+    let server = Server::start().await;
+    let (one, two) = (Journal::open(&server.url()).unwrap(), Journal::open(&server.url()).unwrap());
+    one.ready().await.unwrap();
+    two.ready().await.unwrap();
+    let mut same = 0;
+    for n in 0..200 {
+        let id = format!("a{n}");
+        let (x, y) = tokio::join!(agent(&one, &id), agent(&two, &id));
+        if x.holder() == y.holder() {
+            same += 1;
+            let sent = one.send(&command(x.channel())).await.unwrap();
+            let (a, b) = (
+                one.take(x.channel(), sent.key, x.holder(), false).await,
+                two.take(y.channel(), sent.key, y.holder(), false).await,
+            );
+            assert_eq!((a, b), (Ok(Take::Yours), Ok(Take::Yours)));
+        }
+    }
+    assert_eq!(same, 0, "of 200 pairs so many were one incarnation, and both got the same command");
+}
+
+/// `Presence::take` is dropped at its deadline, between the commit and the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_whose_taking_was_given_up_does_not_end_the_agent() {
+    let server = Server::start().await;
+    let direct = Journal::open(&server.url()).unwrap();
+    let gates = Arc::new(vec![Gate::new(b"HGETALL")]);
+    let port = proxy(Arc::new(AtomicU16::new(server.port)), Arc::clone(&gates)).await;
+    let theirs = Journal::open(&format!("redis://127.0.0.1:{port}")).unwrap();
+    let mut keeper = Keeper::new(direct.clone());
+    let own = agent(&theirs, "a").await;
+    let session = channel("session:1");
+    gates[0].armed.store(true, Ordering::SeqCst);
+    let joining = theirs.lease(&session, "a", Some(own.holder().incarnation), None);
+    assert!(tokio::time::timeout(Duration::from_secs(1), joining).await.is_err());
+    gates[0].open.add_permits(1);
+
+    poll_for(&mut keeper, LEASE + Duration::from_secs(2)).await;
+    let lost = losses(&direct, &session).await;
+    let again = theirs.lease(&session, "a", Some(own.holder().incarnation), None).await;
+    assert!(lost.is_empty() && again.is_ok());
+}
