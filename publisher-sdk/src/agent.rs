@@ -25,6 +25,7 @@ use crate::events::writer;
 use crate::lifecycle::{self, Stage, Voice};
 use crate::options::CONNECT_TIMEOUT;
 use crate::presence::{Presence, RETRY_PAUSE};
+use crate::reason::within_bounds;
 use crate::runs::{Current, Runs};
 use crate::{
     AgentOptions, Commands, ConnectError, FlushError, OpenError, PublishError, Publisher, Reason,
@@ -59,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) runs: Arc<Runs>,
     parent: Option<Parent>,
     is_closing: AtomicBool,
+    /// Everything is ended.
+    closed: CancellationToken,
     runtime: Handle,
     /// Keeps the agent listening on its own channel.
     own: OnceLock<Membership>,
@@ -109,6 +112,7 @@ impl Agent {
             runs,
             parent,
             is_closing: AtomicBool::new(false),
+            closed: CancellationToken::new(),
             runtime: Handle::current(),
             own: OnceLock::new(),
         });
@@ -210,7 +214,7 @@ impl Agent {
     /// [`PublishError`].
     pub async fn failed(&self, error: &str, fields: &impl Serialize) -> Result<(), PublishError> {
         let mut fields = lifecycle::fields(fields)?;
-        fields.insert("error".to_owned(), error.into());
+        fields.insert("error".to_owned(), within_bounds(error).into());
         self.inner.voice.say(Stage::Failed, fields).await
     }
 
@@ -327,10 +331,22 @@ impl Inner {
     }
 
     async fn close(&self) -> Result<(), FlushError> {
-        let Some(closing) = self.begin_closing() else {
-            return self.voice.buffer.flush().await;
+        let closed = self.closed.clone();
+        let closing = match self.begin_closing() {
+            Some(closing) => self.runtime.spawn(async move {
+                let _ends_with_this = closed.drop_guard();
+                closing.close().await
+            }),
+            // Somebody closes it already: that is waited for.
+            None => {
+                let buffer = Arc::clone(&self.voice.buffer);
+                self.runtime.spawn(async move {
+                    closed.cancelled().await;
+                    buffer.flush().await
+                })
+            }
         };
-        match timeout(CLOSE_TIMEOUT, self.runtime.spawn(closing.close())).await {
+        match timeout(CLOSE_TIMEOUT, closing).await {
             Ok(closed) => closed.unwrap_or(Err(FlushError::Stopped)),
             Err(_) => Err(FlushError::Unfinished { count: self.voice.buffer.unsettled() }),
         }

@@ -66,15 +66,29 @@ impl Voice {
         saying.await.unwrap_or(Err(PublishError::Closed)).map(drop)
     }
 
+    /// Puts it in at once, whether there is room or not: an end that is owed. What is given back says when both
+    /// are written.
+    pub(crate) fn owe(
+        &self,
+        stage: Stage,
+        fields: Map<String, Value>,
+    ) -> Result<impl Future<Output = Result<(), PublishError>> + Send + 'static, PublishError> {
+        let entry = self.entry(stage, fields)?;
+        let own = self.buffer.owe(&self.channel, entry.clone())?;
+        let all = self.buffer.owe(&Channel::global_events(), entry)?;
+        Ok(async move {
+            for answered in [own, all] {
+                answered.await.unwrap_or(Err(PublishError::Closed))?;
+            }
+            Ok(())
+        })
+    }
+
     /// The same as far as possible where nobody can wait.
     pub(crate) fn say_without_waiting(&self, stage: Stage, fields: Map<String, Value>) {
-        let said = self.entry(stage, fields).and_then(|entry| {
-            self.buffer.send(&self.channel, entry.clone())?;
-            self.buffer.send(&Channel::global_events(), entry)
-        });
-        match said {
+        match self.owe(stage, fields) {
             // Whoever declared the agent lost has said so.
-            Ok(()) | Err(PublishError::Fenced) => {}
+            Ok(_) | Err(PublishError::Fenced) => {}
             Err(error) => {
                 let event = stage.event();
                 tracing::warn!(channel = %self.channel, %error, "`{event}` could not be said");

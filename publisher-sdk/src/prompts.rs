@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{Answer, Asked, Asks, Holder, NewPrompt};
+use protocol::limits::PROMPT_WAIT_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
@@ -100,10 +101,10 @@ macro_rules! common_options {
             self
         }
 
-        /// How long people have. Default: an hour.
+        /// How long people have: at most a week. Default: an hour.
         #[must_use]
         pub fn expires_in(mut self, time: Duration) -> Self {
-            self.common.expires_in = time;
+            self.common.expires_in = time.min(PROMPT_WAIT_MAX);
             self
         }
 

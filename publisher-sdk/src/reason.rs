@@ -1,5 +1,6 @@
 //! Why a run was cancelled, in the words of the wire.
 
+use protocol::limits::REASON_BYTES_MAX;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -63,6 +64,15 @@ impl From<Reason> for Cancellation {
     }
 }
 
+/// Words for a person as they fit into an event: cut after 4 KiB.
+pub(crate) fn within_bounds(words: &str) -> &str {
+    let mut end = words.len().min(REASON_BYTES_MAX);
+    while !words.is_char_boundary(end) {
+        end -= 1;
+    }
+    &words[..end]
+}
+
 impl Cancellation {
     /// As a person's command says it.
     pub(crate) fn by_user(by: Option<String>, detail: Option<String>) -> Self {
@@ -73,7 +83,8 @@ impl Cancellation {
     pub(crate) fn fields(&self) -> Map<String, Value> {
         let reason = ("reason".to_owned(), self.reason.as_str().into());
         let by = self.by.as_deref().map(|by| ("by".to_owned(), by.into()));
-        let detail = self.detail.as_deref().map(|detail| ("detail".to_owned(), detail.into()));
+        let detail = self.detail.as_deref().map(within_bounds);
+        let detail = detail.map(|detail| ("detail".to_owned(), detail.into()));
         [reason].into_iter().chain(by).chain(detail).collect()
     }
 }

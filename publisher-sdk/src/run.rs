@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Inner;
 use crate::lifecycle::{self, Stage};
+use crate::reason::within_bounds;
 use crate::runs::Current;
 use crate::{Cancellation, PublishError, Reason};
 
@@ -202,15 +203,21 @@ impl Run {
     }
 
     async fn end(self, stage: Stage, fields: Map<String, Value>) -> Result<(), PublishError> {
-        if !self.agent.runs.end(self.current.key) {
+        let (agent, current) = (Arc::clone(&self.agent), self.current.clone());
+        let fields = self.fields(fields);
+        let mut saying = None;
+        let say = || saying = Some(agent.voice.owe(stage, fields));
+        if !agent.runs.end_saying(current.key, say) {
             // The agent was closed, and has said so.
             return Ok(());
         }
-        let (agent, current) = (Arc::clone(&self.agent), self.current.clone());
-        let fields = self.fields(fields);
         // However early the caller stops waiting: what is said is noted, too.
         let ending = tokio::spawn(async move {
-            let said = agent.voice.say(stage, fields).await;
+            let said = match saying {
+                Some(Ok(saying)) => saying.await,
+                Some(Err(error)) => Err(error),
+                None => Ok(()),
+            };
             agent.unnote_run(&current);
             said
         });
@@ -225,19 +232,24 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        if !self.agent.runs.end(self.current.key) || !self.agent.runs.is_noted(self.current.key) {
-            return;
-        }
+        let is_owed = self.agent.runs.is_noted(self.current.key);
         let (stage, fields) = match self.cancellation() {
             Some(why) => (Stage::Cancelled, why.fields()),
             None if std::thread::panicking() => (Stage::Failed, failed("the agent panicked")),
             None => (Stage::Failed, failed("the run ended without a result")),
         };
-        self.agent.voice.say_without_waiting(stage, self.fields(fields));
-        self.agent.unnote_run(&self.current);
+        let fields = self.fields(fields);
+        let say = || {
+            if is_owed {
+                self.agent.voice.say_without_waiting(stage, fields);
+            }
+        };
+        if self.agent.runs.end_saying(self.current.key, say) {
+            self.agent.unnote_run(&self.current);
+        }
     }
 }
 
 fn failed(error: &str) -> Map<String, Value> {
-    Map::from_iter([("error".to_owned(), error.into())])
+    Map::from_iter([("error".to_owned(), within_bounds(error).into())])
 }

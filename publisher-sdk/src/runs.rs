@@ -153,8 +153,15 @@ impl Runs {
 
     /// The run has ended; whether it was current until now: whoever learns that says its end.
     pub(crate) fn end(&self, key: u64) -> bool {
+        self.end_saying(key, || {})
+    }
+
+    /// The same; `say` puts the end into the buffer before anybody who waits for the last run, or closes,
+    /// can take the run for over.
+    pub(crate) fn end_saying(&self, key: u64, say: impl FnOnce()) -> bool {
         let mut state = self.state();
         let Some(run) = state.current.remove(&key) else { return false };
+        say();
         state.ended.push_back((run.id, run.channel));
         if state.ended.len() > ENDED_MAX {
             state.ended.pop_front();

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::inbox::Membership;
 use super::progress::Progress;
 use crate::presence::RETRY_PAUSE;
+use crate::reason::within_bounds;
 
 /// Why a request is not answered with a result.
 ///
@@ -80,10 +81,16 @@ impl Report {
         self.0.as_ref().is_some_and(|owed| owed.is_request)
     }
 
-    /// Done. `result`: a request's reply.
+    /// Done. `result`: a request's reply, within the bounds of data.
     pub(crate) fn applied(mut self, result: Option<&Value>) {
-        let detail = result.map(|result| result.to_string().into());
-        self.make(Status::Applied, |_| detail);
+        let detail: Option<Box<str>> = result.map(|result| result.to_string().into());
+        match detail.as_deref().map(protocol::check_data) {
+            None | Some(Ok(())) => self.make(Status::Applied, |_| detail),
+            Some(Err(error)) => {
+                let message = format!("the reply: {error}");
+                self.refused(&RequestError::new("bad_reply", message));
+            }
+        }
     }
 
     /// Not done.
@@ -94,11 +101,17 @@ impl Report {
     /// A request, not done.
     pub(crate) fn refused(mut self, error: &RequestError) {
         self.make(Status::Rejected, |is_request| {
-            Some(if is_request { json(error) } else { json(&error.message) })
+            let message = within_bounds(&error.message);
+            Some(if is_request {
+                json(&RequestError { message: message.to_owned(), ..error.clone() })
+            } else {
+                json(message)
+            })
         });
     }
 
     fn reject(&mut self, why: &str) {
+        let why = within_bounds(why);
         self.make(Status::Rejected, |is_request| {
             Some(if is_request { json(&RequestError::new("rejected", why)) } else { json(why) })
         });

@@ -90,9 +90,16 @@ pub(crate) struct Added {
 }
 
 impl Batch {
-    /// An event: everything before it goes out with it, and nothing joins across it.
-    pub(crate) fn event(&mut self, entry: NewEntry, generation: u64, answer: Option<Answer>) {
-        let ticket = Ticket { cost: event_cost(&entry), generation, answer };
+    /// An event that has taken `cost` of the room: everything before it goes out with it, and nothing joins
+    /// across it.
+    pub(crate) fn event(
+        &mut self,
+        cost: usize,
+        entry: NewEntry,
+        generation: u64,
+        answer: Option<Answer>,
+    ) {
+        let ticket = Ticket { cost, generation, answer };
         self.waiting.push_back(Waiting { content: Content::Event(entry), ticket });
         self.events += 1;
         self.seal();
@@ -234,7 +241,7 @@ mod tests {
     }
 
     fn event(batch: &mut Batch, name: &str) {
-        batch.event(NewEntry::new(name, "{}"), 0, None);
+        batch.event(0, NewEntry::new(name, "{}"), 0, None);
     }
 
     /// What waits, as `name` or `turn: text`.

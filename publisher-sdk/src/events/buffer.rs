@@ -104,8 +104,22 @@ impl Buffer {
 
     /// Puts in an event without waiting.
     pub(crate) fn send(&self, channel: &Channel, entry: NewEntry) -> Result<(), PublishError> {
-        self.take_room(event_cost(&entry))?;
-        self.put_in(channel, entry, None)
+        let cost = event_cost(&entry);
+        self.take_room(cost)?;
+        self.put_in(channel, cost, entry, None)
+    }
+
+    /// Puts in an event that is owed, at once, whether there is room or not; its offset comes later.
+    pub(crate) fn owe(
+        &self,
+        channel: &Channel,
+        entry: NewEntry,
+    ) -> Result<oneshot::Receiver<Result<Offset, PublishError>>, PublishError> {
+        let cost = event_cost(&entry);
+        let cost = if self.take_room(cost).is_ok() { cost } else { 0 };
+        let (answer, answered) = oneshot::channel();
+        self.put_in(channel, cost, entry, Some(answer))?;
+        Ok(answered)
     }
 
     /// Puts in an event, waits for room and for its offset.
@@ -114,10 +128,11 @@ impl Buffer {
         channel: &Channel,
         entry: NewEntry,
     ) -> Result<Offset, PublishError> {
-        let room = self.room.acquire_many(event_cost(&entry) as u32).await;
+        let cost = event_cost(&entry);
+        let room = self.room.acquire_many(cost as u32).await;
         room.map_err(|_| self.refusal())?.forget();
         let (answer, answered) = oneshot::channel();
-        self.put_in(channel, entry, Some(answer))?;
+        self.put_in(channel, cost, entry, Some(answer))?;
         answered.await.unwrap_or_else(|_| Err(self.refusal()))
     }
 
@@ -261,6 +276,7 @@ impl Buffer {
     fn put_in(
         &self,
         channel: &Channel,
+        cost: usize,
         entry: NewEntry,
         answer: Option<Answer>,
     ) -> Result<(), PublishError> {
@@ -270,7 +286,8 @@ impl Buffer {
         }
         let generation = state.generation;
         *state.unsettled.entry(generation).or_default() += 1;
-        state.lanes.entry(channel.clone()).or_default().batch.event(entry, generation, answer);
+        let lane = state.lanes.entry(channel.clone()).or_default();
+        lane.batch.event(cost, entry, generation, answer);
         if state.make_ready(channel) {
             self.bell.notify_one();
         }

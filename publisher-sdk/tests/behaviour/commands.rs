@@ -57,6 +57,8 @@ async fn whoever_watches_sees_what_becomes_of_a_command(way: Way) {
     next(&mut commands).await.applied();
     let refused = command(&journal, "agent:a", "b", json!({})).await;
     next(&mut commands).await.rejected("not today");
+    let wordy = command(&journal, "agent:a", "b", json!({})).await;
+    next(&mut commands).await.rejected(&"no ".repeat(30_000));
     let dropped = command(&journal, "agent:a", "c", json!({})).await;
     drop(next(&mut commands).await);
     let panicked = command(&journal, "agent:a", "d", json!({})).await;
@@ -68,6 +70,7 @@ async fn whoever_watches_sees_what_becomes_of_a_command(way: Way) {
     for (id, last) in [
         (done, ("applied", Value::Null)),
         (refused, ("rejected", json!("not today"))),
+        (wordy, ("rejected", json!("no ".repeat(30_000)[..4_096]))),
         (dropped, ("rejected", json!("the agent dropped it"))),
         (panicked, ("rejected", json!("the agent panicked over it"))),
     ] {

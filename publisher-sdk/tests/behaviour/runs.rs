@@ -8,6 +8,8 @@ on_every_way! {
     an_announced_run_always_says_how_it_ended,
     a_scope_ends_its_run_as_its_work_ends,
     an_agent_that_closes_ends_its_open_runs_once,
+    a_run_that_stops_while_its_agent_closes_says_its_end,
+    an_end_is_said_though_there_is_no_room_or_too_much_to_say,
     open_runs_stand_in_the_record_of_who_is_alive,
     a_child_is_known_to_its_parent_until_it_ends,
 }
@@ -94,6 +96,43 @@ async fn an_agent_that_closes_ends_its_open_runs_once(way: Way) {
     assert_eq!(ends(events(&journal, "agent:a").await), ["1 agent_cancelled shutdown"]);
     assert_eq!(ends(events(&journal, "global:events").await), ["1 agent_cancelled shutdown"]);
     assert!(journal.alive().await.unwrap().is_empty(), "it is gone, and will not be missed");
+}
+
+/// As after a signal: the run hears that the agent ends, and says its own end meanwhile.
+async fn a_run_that_stops_while_its_agent_closes_says_its_end(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let run = agent.begin_run("1");
+    run.announce(&()).await.unwrap();
+
+    let (stopped, closed) = tokio::join!(run.stop(), agent.close());
+
+    stopped.unwrap();
+    closed.unwrap();
+    for channel in ["agent:a", "global:events"] {
+        assert_eq!(
+            ends(events(&journal, channel).await),
+            ["1 agent_cancelled shutdown"],
+            "{channel}"
+        );
+    }
+}
+
+async fn an_end_is_said_though_there_is_no_room_or_too_much_to_say(way: Way) {
+    let agent = way.enter(Agent::options().id("a").buffer(256 * 1024)).await;
+    let (long, dropped) = (agent.begin_run("long"), agent.begin_run("dropped"));
+    long.announce(&()).await.unwrap();
+    dropped.announce(&()).await.unwrap();
+    long.fail(&"x".repeat(70_000)).await.unwrap();
+    // Nothing is awaited, so nothing is written meanwhile.
+    let own = agent.own_channel();
+    while own.send("large", &"x".repeat(50_000)).is_ok() {}
+    while own.send("small", &()).is_ok() {}
+
+    drop(dropped);
+    agent.flush().await.unwrap();
+
+    let said = ends(events(&way.journal, "global:events").await);
+    assert_eq!(said, ["long agent_failed", "dropped agent_failed"]);
 }
 
 async fn open_runs_stand_in_the_record_of_who_is_alive(way: Way) {

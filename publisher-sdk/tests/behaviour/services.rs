@@ -34,6 +34,7 @@ async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
                 Ok(json!({"sum": terms.iter().sum::<u64>(), "for": request.by}))
             }
             "sums.panic" => panic!("on purpose"),
+            "sums.large" => Ok(json!("x".repeat(2_000_000))),
             "sums.busy" => Err(RequestError::new("busy", "later").retryable()),
             other => Err(RequestError::new("no_method", format!("there is no `{other}`"))),
         })
@@ -47,6 +48,7 @@ async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
         ("sums.add", json!([1, 2]), Status::Applied, "sum", json!(3)),
         ("sums.add", json!([1]), Status::Applied, "for", json!("ann")),
         ("sums.add", json!("two"), Status::Rejected, "code", json!("bad_request")),
+        ("sums.large", json!([]), Status::Rejected, "code", json!("bad_reply")),
         ("sums.busy", json!(null), Status::Rejected, "retryable", json!(true)),
         ("sums.mul", json!(null), Status::Rejected, "code", json!("no_method")),
     ] {
