@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use publisher_sdk::{Agent, Journal};
 use serde_json::{Value, json};
 use tests::{Browser, Stage, until};
 
@@ -202,6 +203,27 @@ async fn a_cancel_reaches_the_agents_that_were_spawned_under_it() {
     }
     let heard: Value = serde_json::from_str(&other.next().await.data).unwrap();
     assert_eq!(heard, json!({"agent_id": "other"}), "only the Cancel of everything reaches it");
+}
+
+/// A Cancel reaches many, and of too many as many as it may.
+#[tokio::test]
+async fn a_cancel_reaches_256_of_those_that_were_spawned() {
+    let stage = Stage::with_replicas(1).await;
+    let journal = Journal::open(&stage.redis.url()).unwrap();
+    let child = |n: usize| {
+        let options = Agent::options().id(format!("child-{n}")).child_of_agent("boss");
+        options.attach(journal.clone())
+    };
+    let boss = stage.agent("boss").await;
+    let mut children = join_all((0..256).map(child)).await;
+    let mut browser = stage.browser().connect().await;
+
+    let all = browser.ask(cancel("boss")).await;
+    children.push(child(256).await);
+    let as_many = browser.ask(cancel("boss")).await;
+
+    assert!(children.iter().all(Result::is_ok) && !boss.is_fenced());
+    assert_eq!((&all["listeners"], &as_many["listeners"]), (&json!(257), &json!(257)));
 }
 
 /// An agent that takes nothing is not buried, and no other minds.

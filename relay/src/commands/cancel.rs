@@ -34,14 +34,15 @@ impl Commands {
         }
         let mut generation =
             self.journal.children(&cancel.channel, cancels.run_id.as_deref()).await?;
+        let most = seen.len() + CANCELLED_MAX;
         let mut reached = 0;
         loop {
-            generation.retain(|child| seen.insert(child.clone()));
-            if generation.is_empty() {
-                return Ok(reached);
-            }
-            if seen.len() > CANCELLED_MAX {
+            generation.retain(|child| !seen.contains(child));
+            if generation.len() > most - seen.len() {
                 tracing::warn!(channel = %cancel.channel, "a cancel reaches not all that were spawned");
+            }
+            generation.retain(|child| seen.len() < most && seen.insert(child.clone()));
+            if generation.is_empty() {
                 return Ok(reached);
             }
             let cancelled = stream::iter(std::mem::take(&mut generation))

@@ -37,8 +37,6 @@ use crate::events::Pending;
 const READ_BUFFER: usize = 4 * 1024;
 /// What is fed before the socket is written to.
 const WRITE_BUFFER: usize = 16 * 1024;
-/// A frame on top of a full buffer must always fit.
-const WRITE_BUFFER_MAX: usize = 1024 * 1024;
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// What a leaving replica gives a browser to go by itself, after the moment it was told.
@@ -112,7 +110,6 @@ async fn upgrade(
         .protocols([SUBPROTOCOL])
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(WRITE_BUFFER_MAX)
         .max_message_size(FRAME_UP_BYTES_MAX)
         .max_frame_size(FRAME_UP_BYTES_MAX)
         .on_upgrade(move |socket| serve(house, socket, principal, wish, traffic))
