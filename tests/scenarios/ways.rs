@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use publisher_sdk::{
-    Agent, AskError, Cancellation, ConnectError, OpenError, PermissionRequest, Reason,
+    Agent, AskError, Cancellation, ConnectError, OpenError, PermissionRequest, PublishError, Reason,
 };
 use serde_json::{Value, json};
 use tests::door::Door;
 use tests::replica::Setup;
+use tests::wait::pause;
 use tests::{PATIENCE, Persistence, Replica, Stage, Token, until};
 
 /// A way in, and the replica on which the people are.
@@ -255,6 +256,32 @@ async fn an_agent_that_came_back_to_its_relay_is_known_with_all_its_runs() {
     stage.replicas[1].kill9();
     let lost = browser.wait_for("its loss", |frame| frame["event"] == "agent_lost").await;
     assert_eq!(lost["data"]["runs"], json!(["r1"]), "{lost}");
+}
+
+/// Lost while its relay was away, an agent learns it once and for all, and leaves the relay in peace.
+#[tokio::test]
+async fn an_agent_that_was_lost_behind_its_relay_learns_it_and_knocks_no_more() {
+    let mut stage = Stage::with_replicas(2).await;
+    let url = format!("http://{}", stage.replicas[1].address());
+    let agent = Agent::options().id("a").connect(&url).await.unwrap();
+    let session = agent.session("42").await.unwrap();
+    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+    session.send("number", &json!({"i": 0})).unwrap();
+
+    stage.replicas[1].kill9();
+    let talking = tokio::spawn(async move {
+        while !matches!(session.publish("late", &json!({})).await, Err(PublishError::Fenced)) {}
+    });
+    browser.wait_for("its loss", |frame| frame["event"] == "agent_lost").await;
+    stage.replicas[1].restart().await;
+
+    tokio::time::timeout(PATIENCE, agent.fenced()).await.unwrap();
+    tokio::time::timeout(PATIENCE, talking).await.unwrap().unwrap();
+    pause(Duration::from_secs(2)).await;
+    let came = stage.replicas[1].log().text().matches("an agent has connected").count();
+    assert!(came <= 3, "it came back {came} times");
+    browser.settle().await;
+    assert!(browser.events("session:42").iter().all(|event| event.name != "late"));
 }
 
 /// What was asked in vain while the relay was away is not done behind the agent's back, and can be asked again.

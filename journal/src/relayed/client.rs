@@ -16,7 +16,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request};
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -88,11 +88,8 @@ impl Leases {
 #[derive(Debug)]
 struct Pending {
     text: String,
-    /// Whose lease it takes or gives up.
-    leases: Option<Channel>,
-    releases: Option<Channel>,
-    /// It is of no use where its caller has gone.
-    is_for_its_caller: bool,
+    call: AgentCall,
+    channel: Channel,
     answer: oneshot::Sender<Result<AgentHears, Refused>>,
     _room: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -186,10 +183,15 @@ impl Client {
             attempts += 1;
             match connected {
                 Ok(socket) => {
-                    let why = match self.serve(socket, &mut attempts).await {
+                    let began = Instant::now();
+                    let why = match self.serve(socket).await {
                         Some(why) => why,
                         None => return,
                     };
+                    // One that ends at once is no better than none.
+                    if began.elapsed() > BACKOFF_MAX {
+                        attempts = 0;
+                    }
                     tracing::warn!(why, "the way through the relay is lost; what waits is kept");
                     self.say_link(false).await;
                 }
@@ -207,7 +209,7 @@ impl Client {
     }
 
     /// Serves one connection to its end; `None` when nobody needs it any more.
-    async fn serve(&mut self, socket: Socket, attempts: &mut u32) -> Option<String> {
+    async fn serve(&mut self, socket: Socket) -> Option<String> {
         let (sink, mut stream) = socket.split();
         let (lines, to_write) = mpsc::channel(QUEUE);
         // Beside the reading: a relay that does not read must still be heard.
@@ -219,7 +221,6 @@ impl Client {
                     Ok(Err(why)) => break Some(why),
                     Ok(Ok(None)) => {}
                     Ok(Ok(Some(hears))) if hears.news == AgentNews::Connected => {
-                        *attempts = 0;
                         for text in self.restore() {
                             drop(lines.send(text).await);
                         }
@@ -275,7 +276,11 @@ impl Client {
         let followed: Vec<Channel> = self.followed.keys().cloned().collect();
         texts.extend(followed.iter().filter_map(|channel| self.follow(channel)));
         // What nobody waits for any more would be had by nobody.
-        self.pending.retain(|_, pending| !pending.is_for_its_caller || !pending.answer.is_closed());
+        let is_unwanted = |pending: &Pending| {
+            let is_for_its_caller = matches!(pending.call, AgentCall::Lease | AgentCall::Take);
+            is_for_its_caller && pending.answer.is_closed()
+        };
+        self.pending.retain(|_, pending| !is_unwanted(pending));
         texts.extend(self.pending.values().map(|pending| pending.text.clone()));
         texts
     }
@@ -299,23 +304,13 @@ impl Client {
             Job::Call { call, channel, event, data, answer, room } => {
                 if call == AgentCall::Lease {
                     // It is wanted again: on the next connection nobody releases it.
-                    self.pending.retain(|_, pending| pending.releases.as_ref() != Some(&channel));
+                    let releases =
+                        |p: &Pending| p.call == AgentCall::Release && p.channel == channel;
+                    self.pending.retain(|_, pending| !releases(pending));
                 }
-                let releases = (call == AgentCall::Release).then(|| channel.clone());
-                let leases = (call == AgentCall::Lease).then(|| channel.clone());
-                let is_for_its_caller = matches!(call, AgentCall::Lease | AgentCall::Take);
                 let (id, text) = self.frame(call, &channel, event, data);
-                self.pending.insert(
-                    id,
-                    Pending {
-                        text: text.clone(),
-                        leases,
-                        releases,
-                        is_for_its_caller,
-                        answer,
-                        _room: room,
-                    },
-                );
+                let pending = Pending { text: text.clone(), call, channel, answer, _room: room };
+                self.pending.insert(id, pending);
                 Some(text)
             }
             Job::Ready(answer) => {
@@ -397,12 +392,11 @@ impl Client {
         }
         if let Some(pending) = self.pending.remove(&id) {
             let answer = if is_done { Ok(hears) } else { Err(Refused::of(&hears)) };
-            if pending.answer.send(answer).is_err()
-                && is_done
-                && let Some(channel) = pending.leases
-            {
+            if pending.answer.send(answer).is_err() && is_done && pending.call == AgentCall::Lease {
                 // Nobody waited so long: it is nobody's.
-                return Ok(Some(self.frame(AgentCall::Release, &channel, None, raw(&())).1));
+                return Ok(Some(
+                    self.frame(AgentCall::Release, &pending.channel, None, raw(&())).1,
+                ));
             }
         }
         Ok(None)

@@ -38,6 +38,8 @@ pub struct AgentDesk {
 struct Held {
     /// Who the agent is, once it has taken the lease of its own channel.
     holder: Option<Holder>,
+    /// It is no longer who it was.
+    is_fenced: bool,
     leases: HashMap<Channel, Arc<Lease>>,
 }
 
@@ -101,12 +103,9 @@ impl AgentDesk {
     async fn lease(&self, channel: Channel, data: &str) -> Done {
         let body::Lease { incarnation, parent } = read::<Option<_>>(data)?.unwrap_or_default();
         let is_own = *channel.id() == *self.agent && channel.kind() == protocol::Kind::Agent;
-        let incarnation = match (is_own, self.held().holder.as_ref()) {
-            (true, _) => incarnation,
-            (false, Some(holder)) => Some(holder.incarnation),
-            (false, None) => return Err(no_lease(&self.agent)),
-        };
+        let incarnation = if is_own { incarnation } else { Some(self.holder()?.incarnation) };
         let lease = self.journal.lease(&channel, &self.agent, incarnation, parent.as_ref()).await;
+        self.held().is_fenced |= matches!(lease, Err(LeaseError::Fenced));
         let lease = lease.map_err(No::from)?;
         let holder = lease.holder().clone();
         let mut held = self.held();
@@ -216,7 +215,12 @@ impl AgentDesk {
     }
 
     fn holder(&self) -> Result<Holder, No> {
-        self.held().holder.clone().ok_or_else(|| no_lease(&self.agent))
+        let held = self.held();
+        match &held.holder {
+            _ if held.is_fenced => Err(No::fenced()),
+            Some(holder) => Ok(holder.clone()),
+            None => Err(no_lease(&self.agent)),
+        }
     }
 
     fn lease_of(&self, channel: &Channel) -> Result<Arc<Lease>, No> {

@@ -4,6 +4,7 @@
 //! since where it was. Nothing is taken here: the agent takes what it begins.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use journal::{Follower, Journal, Name, Since, Update, Updates};
@@ -25,8 +26,9 @@ struct Listener {
     says: mpsc::Sender<AgentHears>,
     /// It has heard everything up to here.
     heard: Option<Offset>,
-    /// It does not read: it comes back and goes on where it was.
-    overrun: CancellationToken,
+    /// There was no room for more: what came since then is read again when there is.
+    is_behind: bool,
+    lags: Arc<AtomicBool>,
 }
 
 /// One connection's share; what it follows ends with it.
@@ -35,7 +37,8 @@ pub(crate) struct Offer {
     offers: Arc<Offers>,
     connection: u64,
     says: mpsc::Sender<AgentHears>,
-    overrun: CancellationToken,
+    /// One of its listeners is behind.
+    lags: Arc<AtomicBool>,
 }
 
 impl Offers {
@@ -47,13 +50,8 @@ impl Offers {
     }
 
     /// For a connection that says what it hears through `says`.
-    pub(crate) fn open(
-        self: &Arc<Self>,
-        connection: u64,
-        says: mpsc::Sender<AgentHears>,
-        overrun: CancellationToken,
-    ) -> Offer {
-        Offer { offers: Arc::clone(self), connection, says, overrun }
+    pub(crate) fn open(self: &Arc<Self>, connection: u64, says: mpsc::Sender<AgentHears>) -> Offer {
+        Offer { offers: Arc::clone(self), connection, says, lags: Arc::default() }
     }
 
     async fn run(self: Arc<Self>, mut updates: Updates, shutdown: CancellationToken) {
@@ -75,6 +73,17 @@ impl Offers {
                     listener.say(AgentHears::new(AgentNews::Reset).about(&name.channel));
                 }),
                 Update::Link { .. } | Update::Rung { .. } => {}
+            }
+        }
+    }
+
+    /// There is room again: whatever the connection's listeners have missed comes anew.
+    fn catch_up(&self, connection: u64) {
+        for (channel, listeners) in self.listeners().iter_mut() {
+            let mine = listeners.iter_mut().find(|listener| listener.connection == connection);
+            if let Some(listener) = mine.filter(|listener| listener.is_behind) {
+                listener.is_behind = false;
+                self.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
             }
         }
     }
@@ -112,7 +121,8 @@ impl Offer {
             connection: self.connection,
             says: self.says.clone(),
             heard,
-            overrun: self.overrun.clone(),
+            is_behind: false,
+            lags: Arc::clone(&self.lags),
         };
         let mut all = self.offers.listeners();
         let listeners = all.entry(channel.clone()).or_default();
@@ -121,6 +131,17 @@ impl Offer {
         // From the start for everybody: each passes over what it has heard. Few agents share a channel, and
         // what waits there is bounded.
         self.offers.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
+    }
+
+    /// To be called when all that was said has been taken: what there was no room for comes anew.
+    pub(crate) fn catch_up(&self) -> impl Fn() + use<> {
+        let (offers, lags) = (Arc::clone(&self.offers), Arc::clone(&self.lags));
+        let connection = self.connection;
+        move || {
+            if lags.swap(false, Ordering::SeqCst) {
+                offers.catch_up(connection);
+            }
+        }
     }
 
     /// They come no more.
@@ -144,23 +165,28 @@ impl Listener {
             .heard
             .is_some_and(|heard| heard.epoch == entry.offset.epoch && entry.offset.n <= heard.n);
         let Ok(data) = RawValue::from_string(entry.data.to_string()) else { return };
-        if is_heard {
+        if is_heard || self.is_behind {
             return;
         }
-        self.heard = Some(entry.offset);
-        self.say(AgentHears {
+        let is_said = self.say(AgentHears {
             offset: Some(entry.offset.to_string()),
             name: Some(entry.name.clone()),
             time_us: Some(entry.time_us),
             data: Some(data),
             ..AgentHears::new(AgentNews::Command).about(channel)
         });
+        if is_said {
+            self.heard = Some(entry.offset);
+        }
     }
 
     /// Never waits: one agent that does not read must not hold up the others.
-    fn say(&self, hears: AgentHears) {
-        if self.says.try_send(hears).is_err() {
-            self.overrun.cancel();
+    fn say(&mut self, hears: AgentHears) -> bool {
+        let is_said = self.says.try_send(hears).is_ok();
+        if !is_said {
+            self.is_behind = true;
+            self.lags.store(true, Ordering::SeqCst);
         }
+        is_said
     }
 }

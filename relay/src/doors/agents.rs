@@ -22,7 +22,6 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::refuse::Refused;
 use super::traffic::Traffic;
@@ -91,9 +90,9 @@ async fn serve(
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
     let _counted = house.connections.token();
     let (says, said) = mpsc::channel(QUEUE);
-    let overrun = CancellationToken::new();
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-    let offer = house.offers.open(number, says.clone(), overrun.clone());
+    let offer = house.offers.open(number, says.clone());
+    let catch_up = offer.catch_up();
     let desk = AgentDesk::new(house.journal.clone(), &id);
     drop(says.try_send(AgentHears::new(AgentNews::Connected)));
     tracing::info!(agent = id, "an agent has connected");
@@ -109,9 +108,8 @@ async fn serve(
     };
     let code = tokio::select! {
         code = read(&mut calls, &mut stream) => code,
-        () = write(&mut sink, said) => None,
+        () = write(&mut sink, said, catch_up) => None,
         code = keep(&house, &principal, &traffic, &says, &desk) => Some(code),
-        () = overrun.cancelled() => Some(CloseCode::Stalled),
     };
     tracing::info!(agent = id, "an agent's connection has ended");
     drop(calls);
@@ -273,7 +271,11 @@ fn refused(id: Option<u64>, code: ErrorCode, message: String) -> AgentHears {
 }
 
 /// Says what there is to say, and pings; returns when the agent is gone.
-async fn write(sink: &mut SplitSink<WebSocket, Message>, mut said: mpsc::Receiver<AgentHears>) {
+async fn write(
+    sink: &mut SplitSink<WebSocket, Message>,
+    mut said: mpsc::Receiver<AgentHears>,
+    catch_up: impl Fn(),
+) {
     let mut pings = tokio::time::interval(PING_EVERY);
     loop {
         let message = tokio::select! {
@@ -286,8 +288,11 @@ async fn write(sink: &mut SplitSink<WebSocket, Message>, mut said: mpsc::Receive
         if sink.feed(message).await.is_err() {
             return;
         }
-        if said.is_empty() && sink.flush().await.is_err() {
-            return;
+        if said.is_empty() {
+            if sink.flush().await.is_err() {
+                return;
+            }
+            catch_up();
         }
     }
 }
