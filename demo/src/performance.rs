@@ -249,6 +249,7 @@ impl Performance<'_> {
         let Wish { tool, command, description } = wish;
         // Nobody need be there to see the demo: then it goes on.
         let ask = PermissionRequest::new(*tool, *command, *description)
+            .within(self.run)
             .expires_in(ANSWER_WITHIN)
             .allowed_by_default();
         self.answered(self.stage.session.ask_permission(ask), |permission| {
@@ -264,6 +265,7 @@ impl Performance<'_> {
             .field("tokens", spent.tokens)
             .field("description", spent.description)
             .field("runId", self.run.id())
+            .within(self.run)
             .expires_in(ANSWER_WITHIN)
             .continued_by_default();
         self.answered(self.stage.agent.own_channel().ask_budget(ask), |budget| match budget {
@@ -281,7 +283,6 @@ impl Performance<'_> {
     ) -> Result<(), Stop> {
         let answer = tokio::select! {
             biased;
-            _ = self.run.cancelled() => return Err(Stop::Cancelled),
             () = self.stage.shutdown.cancelled() => return self.pause(0).await,
             answer = asked => answer,
         };
@@ -291,6 +292,7 @@ impl Performance<'_> {
                 self.run.cancel(no);
                 Err(Stop::Cancelled)
             }
+            Err(AskError::Cancelled) => Err(Stop::Cancelled),
             Err(error) => {
                 tracing::warn!(%error, "a question could not be asked");
                 Err(Stop::Failed("a question could not be asked"))

@@ -263,7 +263,8 @@ impl Agent {
     /// From now on, when the process is asked to end (SIGTERM, SIGINT), every run is cancelled with
     /// the reason `shutdown`, has 3 seconds to end by itself, and the agent is
     /// [closed](Self::close). The handle gives the outcome; then it is time to exit. It does not
-    /// keep the agent alive.
+    /// keep the agent alive. It is over, with `Ok`, when the agent ends in another way, too: whoever
+    /// is to be started again after a loss looks at [`is_fenced`](Self::is_fenced).
     ///
     /// # Errors
     /// Where the system lets nobody listen for signals.

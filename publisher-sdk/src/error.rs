@@ -223,6 +223,9 @@ pub enum AskError {
     /// The agent was declared lost, or a newer one of its id has taken over.
     #[error("{FENCED}")]
     Fenced,
+    /// The run that it [belongs to](crate::PermissionRequest::within) was cancelled: it is asked no more.
+    #[error("the run was cancelled")]
+    Cancelled,
     /// The agent has been closed. The question stands.
     #[error("the agent has been closed")]
     Closed,

@@ -36,8 +36,9 @@
 //!   to a [service](Agent::serve) go to one of its workers.
 //! - An agent is known to be alive, or declared lost: a run always has an end that everybody hears
 //!   of, whatever becomes of the process.
-//! - The agent and the relay never meet: both speak to the [`Journal`], and neither waits for the
-//!   other. A browser that leaves changes nothing here.
+//! - The agent and the relay meet in the [`Journal`], and neither waits for the other. An agent that has no
+//!   Redis connects to a relay (`http://…`), which speaks to the journal for it. A browser that leaves
+//!   changes nothing here.
 
 mod agent;
 mod closing;

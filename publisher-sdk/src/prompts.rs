@@ -19,13 +19,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::agent::Inner;
 use crate::commands::desk::Outlet;
 use crate::options::CONNECT_TIMEOUT;
 use crate::presence::RETRY_PAUSE;
-use crate::{AskError, Publisher};
+use crate::{AskError, Publisher, Run};
 
 /// How long people usually have.
 const EXPIRES_IN: Duration = Duration::from_secs(3_600);
@@ -58,11 +59,14 @@ struct Common {
     expires_in: Duration,
     default: bool,
     digest: Option<String>,
+    /// Is cancelled with the run to which the question belongs.
+    run: Option<CancellationToken>,
 }
 
 impl Default for Common {
     fn default() -> Self {
-        Self { request_id: None, expires_in: EXPIRES_IN, default: false, digest: None }
+        let expires_in = EXPIRES_IN;
+        Self { request_id: None, expires_in, default: false, digest: None, run: None }
     }
 }
 
@@ -112,6 +116,15 @@ macro_rules! common_options {
         #[must_use]
         pub fn $default(mut self) -> Self {
             self.common.default = true;
+            self
+        }
+
+        /// The question belongs to `run`: cancelled, the run takes it along. It is resolved with a no, with
+        /// the reason `the run was cancelled`, and asking ends with
+        /// [`AskError::Cancelled`](crate::AskError::Cancelled).
+        #[must_use]
+        pub fn within(mut self, run: &Run) -> Self {
+            self.common.run = Some(run.token());
             self
         }
 
@@ -165,18 +178,22 @@ impl Publisher {
     /// Asks people whether the agent may, and waits for the first answer or for the default.
     ///
     /// What was said on the channel before is written before the question. While Redis is away this
-    /// waits. Dropping the future leaves the question pending.
+    /// waits. Dropping the future leaves the question pending: ask [within](PermissionRequest::within) a
+    /// run, and it ends with the run.
     ///
     /// # Errors
     /// [`AskError`].
     ///
     /// ```
-    /// # async fn example(session: publisher_sdk::Publisher) -> Result<(), Box<dyn std::error::Error>> {
-    /// use publisher_sdk::PermissionRequest;
+    /// # async fn example(session: publisher_sdk::Publisher, run: publisher_sdk::Run) -> Result<(), Box<dyn std::error::Error>> {
+    /// use publisher_sdk::{AskError, PermissionRequest};
     ///
     /// let request = PermissionRequest::new("Bash", "rm -r build", "Deletes the build directory");
-    /// if session.ask_permission(request).await?.allowed {
-    ///     // …
+    /// match session.ask_permission(request.within(&run)).await {
+    ///     Ok(permission) if permission.allowed => { /* … */ }
+    ///     Ok(_denied) => {}
+    ///     Err(AskError::Cancelled) => run.stop().await?,
+    ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok(())
     /// # }
@@ -247,7 +264,7 @@ impl Publisher {
         data: impl FnOnce(&str, u64) -> Value,
     ) -> Result<Answer, AskError> {
         let agent = self.agent();
-        let Common { request_id, expires_in, default, digest } = common;
+        let Common { request_id, expires_in, default, digest, run } = common;
         let request_id = request_id.unwrap_or_else(|| Uuid::new_v4().to_string());
         protocol::check_once_id(&request_id).map_err(|_| AskError::Id(request_id.clone()))?;
         // By this clock; the relay goes by that of Redis.
@@ -268,12 +285,18 @@ impl Publisher {
             default,
             digest: digest.map(Into::into),
         };
-        let answered = agent.answered(prompt, &mut answers.0);
+        let answered = agent.answered(prompt.clone(), &mut answers.0);
         let fenced = agent.inbox.presence.fenced();
+        let run = run.unwrap_or_default();
         tokio::select! {
             biased;
             () = fenced.cancelled() => Err(AskError::Fenced),
             () = agent.inbox.stopped.cancelled() => Err(AskError::Closed),
+            () = run.cancelled() => {
+                let no = Answer { allowed: false, ..nobodys(&prompt, "the run was cancelled") };
+                agent.resolve(&prompt, Answer { timed_out: false, ..no }).await;
+                Err(AskError::Cancelled)
+            }
             answer = answered => answer,
         }
     }
@@ -319,29 +342,35 @@ impl Inner {
         if let Some(answer) = told(answers, GRACE).await {
             return Ok(answer);
         }
-        self.declare_expired(&prompt).await
+        // Nobody has answered, and nobody has said so: there is no relay.
+        let expired = nobodys(&prompt, "nobody answered in time");
+        Ok(self.resolve(&prompt, expired).await)
     }
 
-    /// Nobody has answered, and nobody has said so: there is no relay.
-    async fn declare_expired(&self, prompt: &NewPrompt) -> Result<Answer, AskError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let answer = Answer {
-            allowed: prompt.default,
-            always: false,
-            reason: Some("nobody answered in time".into()),
-            by: None,
-            at: now.as_millis() as u64,
-            timed_out: true,
-            command_id: format!("timeout-{}", prompt.request_id).into(),
-        };
+    /// Resolves the prompt, unless somebody was first; the answer that holds.
+    async fn resolve(&self, prompt: &NewPrompt, answer: Answer) -> Answer {
         let NewPrompt { channel, request_id, asks, .. } = prompt;
         loop {
             match self.inbox.journal.resolve(channel, request_id, *asks, &answer, None).await {
-                Ok(journal::Resolved::Already(answer)) => return Ok(answer),
-                Ok(_) => return Ok(answer),
+                Ok(journal::Resolved::Already(first)) => return first,
+                Ok(_) => return answer,
                 Err(_) => sleep(RETRY_PAUSE).await,
             }
         }
+    }
+}
+
+/// What holds where no person has answered.
+fn nobodys(prompt: &NewPrompt, why: &str) -> Answer {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Answer {
+        allowed: prompt.default,
+        always: false,
+        reason: Some(why.into()),
+        by: None,
+        at: now.as_millis() as u64,
+        timed_out: true,
+        command_id: format!("timeout-{}", prompt.request_id).into(),
     }
 }
 

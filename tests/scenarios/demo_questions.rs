@@ -55,6 +55,27 @@ async fn two_pages_see_the_same_question_and_the_slower_one_is_told() {
     }
 }
 
+/// What one decides the other sees, and whose it was; a Cancel takes the question along.
+#[tokio::test]
+async fn a_page_shows_what_was_decided_elsewhere_and_no_question_of_a_cancelled_run() {
+    let (_stage, _agent, one, two) = with_agent().await;
+    let said = |what: &str| format!("document.body.innerText.includes('{what}')");
+    one.wait("the agent asks", ASKS).await;
+    two.wait("the agent asks there too", ASKS).await;
+
+    one.click(".question .yes").await;
+
+    two.wait("whose it was", &said("Allowed on another page")).await;
+    one.wait("that it is allowed", &said("Allowed")).await;
+    let asks = "document.querySelector('.question[data-kind=budget]')";
+    two.wait("the agent asks for more", asks).await;
+    one.click("#cancel").await;
+    for page in [&one, &two] {
+        page.wait("nothing is asked any more", "!document.querySelector('.question')").await;
+    }
+    picture(&two, "cancelled.png").await;
+}
+
 /// F29 as people see it.
 #[tokio::test]
 async fn a_killed_agent_shows_as_lost() {

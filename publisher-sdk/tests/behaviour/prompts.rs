@@ -2,13 +2,14 @@
 
 use crate::stage::{Way, event, events, said};
 use journal::{Answer, Asks, Journal, Resolved};
-use publisher_sdk::{Agent, AskError, Budget, BudgetRequest, PermissionRequest};
+use publisher_sdk::{Agent, AskError, Budget, BudgetRequest, PermissionRequest, Reason};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 on_every_way! {
     a_permission_is_asked_after_what_was_said_and_answered_by_a_person,
     a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told,
+    a_question_asked_within_a_run_ends_with_it,
     an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed,
 }
 
@@ -88,6 +89,24 @@ async fn a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told(wa
         .map(|(_, data)| data["decision"].clone())
         .collect();
     assert_eq!(resolved, [json!("continue"), json!("stop")]);
+}
+
+/// A page shall not ask for what nobody wants to know any more.
+async fn a_question_asked_within_a_run_ends_with_it(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let session = agent.session("s").await.unwrap();
+    let run = session.begin_run("r1");
+
+    let (asked, ()) = tokio::join!(session.ask_permission(request().within(&run)), async {
+        event(&journal, "session:s", "permission_request").await;
+        run.cancel(Reason::User);
+    });
+
+    assert!(matches!(asked, Err(AskError::Cancelled)), "{asked:?}");
+    let resolved = event(&journal, "session:s", "permission_resolved").await;
+    assert_eq!(resolved["allowed"], json!(false));
+    assert_eq!(resolved["reason"], json!("the run was cancelled"));
+    assert!(journal.pending(session.channel()).await.unwrap().1.is_empty());
 }
 
 /// The crash between resolving a prompt and the agent's hearing of it.
