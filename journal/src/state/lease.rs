@@ -295,6 +295,9 @@ impl Journal {
                 Some(incarnation) => incarnation,
             };
             let holder = Holder { agent: agent.into(), incarnation };
+            let takes_over = before
+                .as_ref()
+                .is_some_and(|b| b.stage == Stage::Alive && b.incarnation < incarnation);
             let parent = parent.cloned();
             // Taken back over a new connection it is the same life.
             let same = before.as_ref().filter(|before| before.is_held_by(&holder)).cloned();
@@ -337,6 +340,9 @@ impl Journal {
             match self.commit(&change).await? {
                 Committed::Conflict(now) => found = now,
                 _ => {
+                    if takes_over && channel.kind() == Kind::Agent {
+                        tracing::warn!(agent, "it takes the place of one that lived a moment ago");
+                    }
                     let before = Holder { agent: agent.into(), incarnation: incarnation - 1 };
                     self.settle_open(channel, &before).await?;
                     // If the replica that declared it lost died over it, the firehose has not heard yet.

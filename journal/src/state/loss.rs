@@ -53,7 +53,8 @@ impl Journal {
                 Committed::Conflict(now) => found = now,
                 Committed::Unmet => return Ok(()),
                 _ => {
-                    tracing::warn!(channel = %thing.channel, agent = %thing.id, "an agent is lost");
+                    let runs = state.runs.join(" ");
+                    tracing::warn!(channel = %thing.channel, agent = %thing.id, runs, "an agent is lost");
                     return self.settle(thing).await;
                 }
             }

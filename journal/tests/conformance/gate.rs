@@ -3,16 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::Server;
 
-/// Passes bytes on, unless a word is among them that is held.
+/// Passes bytes on, unless a word is among them that is held back: once, when it is armed.
 pub(crate) struct Gate {
-    pub(crate) word: &'static [u8],
+    word: &'static [u8],
     pub(crate) armed: AtomicBool,
+    /// It has held something back.
     pub(crate) hit: Semaphore,
+    /// Lets that go on.
     pub(crate) open: Semaphore,
 }
 
@@ -25,6 +30,7 @@ impl Gate {
             open: Semaphore::new(0),
         }
     }
+
     async fn pass(&self, bytes: &[u8]) {
         if bytes.windows(self.word.len()).any(|w| w == self.word)
             && self.armed.swap(false, Ordering::SeqCst)
@@ -35,54 +41,64 @@ impl Gate {
     }
 }
 
+/// What a connection's bytes wait for before they go on.
+type Pass = Box<dyn Fn(Vec<u8>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Every new connection goes to `target`; what is said on it passes the gates.
 pub(crate) async fn proxy(target: Arc<AtomicU16>, gates: Arc<Vec<Gate>>) -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let (target, gates) = (target.load(Ordering::SeqCst), Arc::clone(&gates));
-            tokio::spawn(async move {
-                let far = tokio::net::TcpStream::connect(("127.0.0.1", target)).await.unwrap();
-                let (mut near_read, mut near_write) = near.into_split();
-                let (mut far_read, mut far_write) = far.into_split();
-                tokio::spawn(
-                    async move { drop(tokio::io::copy(&mut far_read, &mut near_write).await) },
-                );
-                let mut bytes = vec![0; 65536];
-                while let Ok(n @ 1..) = near_read.read(&mut bytes).await {
-                    for gate in gates.iter() {
-                        gate.pass(&bytes[..n]).await;
-                    }
-                    if far_write.write_all(&bytes[..n]).await.is_err() {
-                        return;
-                    }
+    listen(move || {
+        let gates = Arc::clone(&gates);
+        let pass = move |bytes: Vec<u8>| {
+            let gates = Arc::clone(&gates);
+            async move {
+                for gate in gates.iter() {
+                    gate.pass(&bytes).await;
                 }
-            });
-        }
-    });
-    port
+            }
+            .boxed()
+        };
+        (target.load(Ordering::SeqCst), Box::new(pass))
+    })
+    .await
 }
 
 /// Connections that were made before the last `fetch_add` stand, and carry nothing.
 pub(crate) async fn black_hole(server: &Server, generation: Arc<AtomicU16>) -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (port, target) = (listener.local_addr().unwrap().port(), server.port);
+    let target = server.port;
+    listen(move || {
+        let (mine, generation) = (generation.load(Ordering::SeqCst), Arc::clone(&generation));
+        let pass = move |_| {
+            let is_mine = generation.load(Ordering::SeqCst) == mine;
+            async move {
+                if !is_mine {
+                    std::future::pending::<()>().await;
+                }
+            }
+            .boxed()
+        };
+        (target, Box::new(pass))
+    })
+    .await
+}
+
+async fn listen(connect: impl Fn() -> (u16, Pass) + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((near, _)) = listener.accept().await {
-            let (mine, generation) = (generation.load(Ordering::SeqCst), Arc::clone(&generation));
+            let (target, pass) = connect();
             tokio::spawn(async move {
-                let far = tokio::net::TcpStream::connect(("127.0.0.1", target)).await.unwrap();
+                let far = TcpStream::connect(("127.0.0.1", target)).await.unwrap();
                 let (mut near_read, mut near_write) = near.into_split();
                 let (mut far_read, mut far_write) = far.into_split();
-                tokio::spawn(
-                    async move { drop(tokio::io::copy(&mut far_read, &mut near_write).await) },
-                );
+                let back = async move { tokio::io::copy(&mut far_read, &mut near_write).await };
+                tokio::spawn(back);
                 let mut bytes = vec![0; 65536];
                 while let Ok(n @ 1..) = near_read.read(&mut bytes).await {
-                    if generation.load(Ordering::SeqCst) != mine {
-                        std::future::pending::<()>().await;
+                    pass(bytes[..n].to_vec()).await;
+                    if far_write.write_all(&bytes[..n]).await.is_err() {
+                        return;
                     }
-                    far_write.write_all(&bytes[..n]).await.unwrap();
                 }
             });
         }

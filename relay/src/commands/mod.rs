@@ -146,8 +146,9 @@ impl Commands {
             }
             Err(error) => return Err(not_sent(&error, &new.channel)),
         };
-        let (channel, listeners) = (&new.channel, accepted.listeners);
-        tracing::info!(%channel, %command_id, listeners, "a command was accepted");
+        let NewCommand { channel, name, by, .. } = &new;
+        let listeners = accepted.listeners;
+        tracing::info!(%channel, name, by, %command_id, listeners, "a command was accepted");
         Ok(accepted)
     }
 }

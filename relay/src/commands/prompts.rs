@@ -66,7 +66,8 @@ impl Commands {
         // The answer stands, whoever is there to hear it.
         let listeners = self.journal.agents_on(&channel).await.map_or(0, |agents| agents.len());
         let command_id = answer.command_id;
-        tracing::info!(%channel, request_id, listeners, "a prompt was answered");
+        let journal::Answer { allowed, by, .. } = &given;
+        tracing::info!(%channel, request_id, allowed, by, listeners, "a prompt was answered");
         let (status, is_queued) = (Status::Applied, listeners == 0);
         let listeners = listeners as u64;
         Ok(Accepted { command_id, status, detail: None, listeners, is_queued })
