@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tests::process::Process;
 use tests::replica::{Setup, launch, run};
-use tests::{Replica, Stage, Token};
+use tests::{Replica, Stage, Token, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -14,7 +14,7 @@ async fn verdict(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>
     let mut process: Process = run(&arguments, &variables.iter().map(own).collect::<Vec<_>>());
     let code = process.exit().await.code();
     // The last lines may still be on their way from the pipe to the log.
-    let said = tests::until("it says why it ended", async || {
+    let said = until("it says why it ended", async || {
         let said = process.log().text();
         (code == Some(0) || !said.is_empty()).then_some(said)
     });
@@ -135,9 +135,13 @@ async fn variables_do_what_flags_do() {
     let process = run(&["serve", "--log-format", "json"].map(str::to_owned), &variables);
 
     let address = process.log().wait("`listening`", tests::replica::listening).await;
-    let get = tests::http::call(&address.to_string(), hyper::Method::GET, "/readyz", &[], "").await;
 
-    assert_eq!(get.unwrap().status, 200);
+    let address = address.to_string();
+    until("it is ready, so it has found its Redis", async || {
+        let ready = tests::http::call(&address, hyper::Method::GET, "/readyz", &[], "").await;
+        (ready.unwrap().status == 200).then_some(())
+    })
+    .await;
 }
 
 /// F64: logs never hold tokens or payloads, however much is logged.
