@@ -29,13 +29,11 @@ impl Closing {
         let fenced = self.inbox.presence.fenced();
         self.runs.cancel_all(if fenced.is_cancelled() { Reason::Lost } else { Reason::Shutdown });
         for run in self.runs.owed() {
-            // Whoever owns it finds that its end was said.
-            if self.runs.end(run.key) {
-                let why = run.cancellation.get().cloned();
-                let mut fields = why.map_or_else(Map::new, |why| why.fields());
-                fields.insert("runId".to_owned(), Value::from(&*run.id));
-                self.voice.say_without_waiting(Stage::Cancelled, fields);
-            }
+            let why = run.cancellation.get().cloned();
+            let mut fields = why.map_or_else(Map::new, |why| why.fields());
+            fields.insert("runId".to_owned(), Value::from(&*run.id));
+            // Whoever owns the run finds that its end was said.
+            self.runs.end(run.key, || self.voice.say_without_waiting(Stage::Cancelled, fields));
         }
         self.voice.buffer.close();
     }

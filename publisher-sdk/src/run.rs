@@ -205,18 +205,15 @@ impl Run {
     async fn end(self, stage: Stage, fields: Map<String, Value>) -> Result<(), PublishError> {
         let (agent, current) = (Arc::clone(&self.agent), self.current.clone());
         let fields = self.fields(fields);
-        let mut saying = None;
-        let say = || saying = Some(agent.voice.owe(stage, fields));
-        if !agent.runs.end_saying(current.key, say) {
+        let Some(saying) = agent.runs.end(current.key, || agent.voice.owe(stage, fields)) else {
             // The agent was closed, and has said so.
             return Ok(());
-        }
+        };
         // However early the caller stops waiting: what is said is noted, too.
         let ending = tokio::spawn(async move {
             let said = match saying {
-                Some(Ok(saying)) => saying.await,
-                Some(Err(error)) => Err(error),
-                None => Ok(()),
+                Ok(saying) => saying.await,
+                Err(error) => Err(error),
             };
             agent.unnote_run(&current);
             said
@@ -244,7 +241,7 @@ impl Drop for Run {
                 self.agent.voice.say_without_waiting(stage, fields);
             }
         };
-        if self.agent.runs.end_saying(self.current.key, say) {
+        if self.agent.runs.end(self.current.key, say).is_some() {
             self.agent.unnote_run(&self.current);
         }
     }

@@ -151,23 +151,18 @@ impl Runs {
         noted.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// The run has ended; whether it was current until now: whoever learns that says its end.
-    pub(crate) fn end(&self, key: u64) -> bool {
-        self.end_saying(key, || {})
-    }
-
-    /// The same; `say` puts the end into the buffer before anybody who waits for the last run, or closes,
-    /// can take the run for over.
-    pub(crate) fn end_saying(&self, key: u64, say: impl FnOnce()) -> bool {
+    /// The run has ended. Whoever finds that it was current until now says its end: `say` puts that into the
+    /// buffer before anybody who waits for the last run, or closes, can take the run for over.
+    pub(crate) fn end<T>(&self, key: u64, say: impl FnOnce() -> T) -> Option<T> {
         let mut state = self.state();
-        let Some(run) = state.current.remove(&key) else { return false };
-        say();
+        let run = state.current.remove(&key)?;
+        let said = say();
         state.ended.push_back((run.id, run.channel));
         if state.ended.len() > ENDED_MAX {
             state.ended.pop_front();
         }
         self.count.send_replace(state.current.len());
-        true
+        Some(said)
     }
 
     /// Cancels the current runs that a Cancel on `channel` means.
@@ -261,7 +256,10 @@ mod tests {
         assert_eq!(state(), [true, false, false]);
         assert!(matches!(runs.cancel(&agent, Some("run-b"), &nobody()), Hit::Cancelled));
         assert_eq!(state(), [true, true, false]);
-        assert!(runs.end(c.key) && !runs.end(c.key), "a run ends once");
+        assert!(
+            runs.end(c.key, || ()).is_some() && runs.end(c.key, || ()).is_none(),
+            "a run ends once"
+        );
         runs.cancel(&agent, None, &nobody());
         assert_eq!(state(), [true, true, false], "what has ended is not cancelled");
         assert!(matches!(runs.cancel(&agent, Some("run-c"), &nobody()), Hit::Ended));
