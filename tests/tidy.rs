@@ -131,7 +131,7 @@ fn no_path_of_somebodys_machine_is_anywhere() {
     assert_none("works on one machine only", found);
 }
 
-/// `redis` only where the record is; `axum` only at the doors; the agent's side and the middle never
+/// `redis` only where the record is; `axum` only at the routes; the agent's side and the middle never
 /// meet; the way down and the way up never meet.
 #[test]
 fn everything_is_imported_only_where_it_belongs() {
@@ -145,8 +145,8 @@ fn everything_is_imported_only_where_it_belongs() {
         (
             &["axum"],
             Box::new(anywhere_but(&[
-                "relay/src/doors/",
-                "relay/src/doors.rs",
+                "relay/src/routes/",
+                "relay/src/routes.rs",
                 "relay/src/server.rs",
                 "bench/",
             ])),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use journal::{Journal, Keeper, Lease};
+use journal::{Journal, Lease, Reaper};
 use protocol::Channel;
 use tokio::time::{Instant, sleep_until};
 
@@ -39,11 +39,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 async fn measure(options: &Options) -> Result<()> {
     let surroundings = Surroundings::look()?;
     let redis = RedisServer::start(Core::First)?;
-    let mut keepers = Vec::new();
+    let mut reapers = Vec::new();
     for _ in 0..options.replicas {
-        keepers.push(Keeper::new(Journal::open(&redis.url())?));
+        reapers.push(Reaper::new(Journal::open(&redis.url())?));
     }
-    let idle = share(&redis, &mut keepers, Duration::from_secs(options.seconds)).await?;
+    let idle = share(&redis, &mut reapers, Duration::from_secs(options.seconds)).await?;
 
     let began = Instant::now();
     let mut held = Vec::new();
@@ -54,7 +54,7 @@ async fn measure(options: &Options) -> Result<()> {
         }
     }
     let taking = began.elapsed().as_secs_f64() * 1e6 / held.len() as f64;
-    let busy = share(&redis, &mut keepers, Duration::from_secs(options.seconds)).await?;
+    let busy = share(&redis, &mut reapers, Duration::from_secs(options.seconds)).await?;
 
     figures::print(
         &["leases", "share of a Redis core"],
@@ -77,14 +77,14 @@ async fn hold(journal: &Journal, id: &str) -> Result<[Lease; 2]> {
     Ok([own, session])
 }
 
-/// The share of a core that Redis uses while the keepers look.
-async fn share(redis: &RedisServer, keepers: &mut [Keeper], during: Duration) -> Result<f64> {
+/// The share of a core that Redis uses while the reapers look.
+async fn share(redis: &RedisServer, reapers: &mut [Reaper], during: Duration) -> Result<f64> {
     let mut connection = redis.connection()?;
     let (cpu, began) = (redis.cpu(&mut connection)?, Instant::now());
     let mut next = began;
     while began.elapsed() < during {
-        for keeper in &mut *keepers {
-            keeper.poll().await?;
+        for reaper in &mut *reapers {
+            reaper.poll().await?;
         }
         next += POLL_EVERY;
         sleep_until(next).await;

@@ -43,14 +43,14 @@ pub(crate) trait Pipeline {
 /// Bare PUBLISHes, in turn over channels.
 #[derive(Debug)]
 pub(crate) struct Publishes<'a> {
-    bells: Vec<String>,
+    notifications: Vec<String>,
     data: &'a str,
     turn: usize,
 }
 
 impl<'a> Publishes<'a> {
     pub(crate) fn new(names: &[Name], data: &'a str) -> Self {
-        Self { bells: names.iter().map(bell).collect(), data, turn: 0 }
+        Self { notifications: names.iter().map(notification).collect(), data, turn: 0 }
     }
 }
 
@@ -62,7 +62,7 @@ impl Pipeline for Publishes<'_> {
     fn next(&mut self) -> Cmd {
         self.turn += 1;
         let mut command = redis::cmd("PUBLISH");
-        command.arg(&self.bells[self.turn % self.bells.len()]).arg(self.data);
+        command.arg(&self.notifications[self.turn % self.notifications.len()]).arg(self.data);
         command
     }
 
@@ -87,7 +87,7 @@ pub(crate) struct LeastScripts<'a> {
 
 impl<'a> LeastScripts<'a> {
     pub(crate) fn load(names: &[Name], data: &'a str, connection: &mut Connection) -> Result<Self> {
-        let keys = names.iter().map(|name| (stream(name), bell(name))).collect();
+        let keys = names.iter().map(|name| (stream(name), notification(name))).collect();
         Ok(Self { keys, data, hash: load(LEAST, connection)?, turn: 0 })
     }
 }
@@ -99,9 +99,15 @@ impl Pipeline for LeastScripts<'_> {
 
     fn next(&mut self) -> Cmd {
         self.turn += 1;
-        let (stream, bell) = &self.keys[self.turn % self.keys.len()];
+        let (stream, notification) = &self.keys[self.turn % self.keys.len()];
         let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.hash).arg(1).arg(stream).arg(bell).arg("1763661000000-*").arg(self.data);
+        command
+            .arg(&self.hash)
+            .arg(1)
+            .arg(stream)
+            .arg(notification)
+            .arg("1763661000000-*")
+            .arg(self.data);
         command
     }
 
@@ -125,7 +131,7 @@ struct Appended {
     stream: String,
     record: String,
     settings: String,
-    bell: String,
+    notification: String,
     incarnation: u64,
     sequence: u64,
 }
@@ -143,7 +149,7 @@ impl Appends {
             stream: stream(name),
             record: key(name, "seq", &format!(":{producer}")),
             settings: format!("relay:{{{}}}:cfg", name.channel.partition()),
-            bell: bell(name),
+            notification: notification(name),
             incarnation: 1_763_661_000_000_000,
             sequence: 0,
         };
@@ -184,7 +190,7 @@ impl Pipeline for Appends {
             command.arg(&journal.settings);
         }
         command
-            .arg(&journal.bell)
+            .arg(&journal.notification)
             .arg(format!("{}-*", if opens { EPOCH - 1 } else { EPOCH }))
             .arg(format!("{:016}{:016}", journal.incarnation, journal.sequence - 1))
             .arg(format!("{:016}{:016}", journal.incarnation, journal.sequence))
@@ -213,7 +219,7 @@ fn key(name: &Name, what: &str, rest: &str) -> String {
     format!("relay:{{{}}}:{what}:{}{rest}", name.channel.partition(), name.channel)
 }
 
-fn bell(name: &Name) -> String {
+fn notification(name: &Name) -> String {
     format!("relay:0:{{{}}}:events:{}", name.channel.partition(), name.channel)
 }
 

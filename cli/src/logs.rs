@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn the_finer_levels_of_others_are_never_logged() {
         let log = logged("trace", || {
-            tracing::trace!(target: "relay::doors", "ours");
+            tracing::trace!(target: "relay::routes", "ours");
             tracing::debug!(target: "tungstenite::protocol", "a payload");
             tracing::warn!(target: "hyper", "a warning");
         });

@@ -249,7 +249,7 @@ impl Performance<'_> {
         let Wish { tool, command, description } = wish;
         // Nobody need be there to see the demo: then it goes on.
         let ask = PermissionRequest::new(*tool, *command, *description)
-            .within(self.run)
+            .for_run(self.run)
             .expires_in(ANSWER_WITHIN)
             .allowed_by_default();
         self.answered(self.stage.session.ask_permission(ask), |permission| {
@@ -265,7 +265,7 @@ impl Performance<'_> {
             .field("tokens", spent.tokens)
             .field("description", spent.description)
             .field("runId", self.run.id())
-            .within(self.run)
+            .for_run(self.run)
             .expires_in(ANSWER_WITHIN)
             .continued_by_default();
         self.answered(self.stage.agent.own_channel().ask_budget(ask), |budget| match budget {

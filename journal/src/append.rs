@@ -17,18 +17,18 @@ pub struct NewEntry {
     /// The data, JSON.
     pub data: Box<str>,
     /// For two minutes, an entry with the same id on the same journal is this one, whoever appends it.
-    pub once: Option<Box<str>>,
+    pub idempotency_key: Option<Box<str>>,
 }
 
 impl NewEntry {
-    /// An entry without a once-id.
+    /// An entry without an idempotency key.
     pub fn new(name: impl Into<Box<str>>, data: impl Into<Box<str>>) -> Self {
-        Self { name: name.into(), data: data.into(), once: None }
+        Self { name: name.into(), data: data.into(), idempotency_key: None }
     }
 
-    /// The same with a once-id ([`protocol::check_once_id`]).
-    pub fn once(self, id: impl Into<Box<str>>) -> Self {
-        Self { once: Some(id.into()), ..self }
+    /// The same with an idempotency key ([`protocol::check_idempotency_key`]).
+    pub fn with_key(self, id: impl Into<Box<str>>) -> Self {
+        Self { idempotency_key: Some(id.into()), ..self }
     }
 
     /// What the entry takes in a buffer, its share of the bookkeeping included.
@@ -85,7 +85,7 @@ impl AppendError {
 }
 
 /// What an append comes to.
-pub(crate) type Outcome = Result<Vec<Appended>, AppendError>;
+pub(crate) type AppendOutcome = Result<Vec<Appended>, AppendError>;
 
 /// Resolves when the entries are in the journal. May be dropped: the append goes on.
 #[derive(Debug)]
@@ -93,24 +93,24 @@ pub struct Receipt(State);
 
 #[derive(Debug)]
 enum State {
-    Done(Option<Outcome>),
-    Waiting(oneshot::Receiver<Outcome>),
+    Done(Option<AppendOutcome>),
+    Waiting(oneshot::Receiver<AppendOutcome>),
 }
 
 impl Receipt {
-    pub(crate) fn done(outcome: Outcome) -> Self {
+    pub(crate) fn done(outcome: AppendOutcome) -> Self {
         Self(State::Done(Some(outcome)))
     }
 
-    pub(crate) fn waiting(outcome: oneshot::Receiver<Outcome>) -> Self {
+    pub(crate) fn waiting(outcome: oneshot::Receiver<AppendOutcome>) -> Self {
         Self(State::Waiting(outcome))
     }
 }
 
 impl Future for Receipt {
-    type Output = Outcome;
+    type Output = AppendOutcome;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<AppendOutcome> {
         match &mut self.0 {
             // Polled again after it was ready: a future has no answer to that.
             State::Done(outcome) => {

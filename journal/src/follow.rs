@@ -1,13 +1,13 @@
 //! Follow: a live link made gap-free.
 //!
-//! One task per [`Updates`] owns a [`Track`] per followed journal. Joining is always the same: register
+//! One task per [`Updates`] owns a [`FollowState`] per followed journal. Joining is always the same: register
 //! interest → wait for the link's confirmation → compare the head, and read since the position where it
 //! differs → follow. A broken link, an overflow, a jump of n, another epoch and a silence that hides a
 //! lost last entry all lead back into that same path, so there is one way to heal.
 //!
 //! Down: [`link`](crate::link) → **follow** → the relay's hub, or an agent's commands
 
-mod track;
+mod state;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::link::{Link, Request, Signal};
 use crate::{Journal, Name, Page, Reason, Unavailable};
-use track::{Next, Ticket, Track};
+use state::{FollowState, Next, Ticket};
 
 /// How many updates may wait for the consumer. A consumer that stands still makes the link overflow,
 /// which is healed by reading.
@@ -69,7 +69,7 @@ pub enum Update {
         head: Option<Offset>,
     },
     /// Somebody rang at the [`address`](Follower::address). Rings may be lost.
-    Rung {
+    Notified {
         /// What was said.
         text: Box<str>,
     },
@@ -105,7 +105,7 @@ impl Follower {
         self.push(Change::Unfollow(name.clone()));
     }
 
-    /// Where this follower can be rung, from anywhere: see [`NewCommand::answer_to`](crate::NewCommand).
+    /// Where this follower can be notified, from anywhere: see [`NewCommand::answer_to`](crate::NewCommand).
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -181,7 +181,7 @@ pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
         link,
         updates,
         is_up: false,
-        tracks: HashMap::new(),
+        followed: HashMap::new(),
         requests: VecDeque::new(),
         heads: Vec::new(),
         pages: VecDeque::new(),
@@ -208,12 +208,12 @@ struct Follow {
     link: Link,
     updates: mpsc::Sender<Update>,
     is_up: bool,
-    tracks: HashMap<Name, Track>,
+    followed: HashMap<Name, FollowState>,
     /// Requests that wait for room in the link.
     requests: VecDeque<Request>,
-    /// Tracks whose head is to be asked for.
+    /// FollowState whose head is to be asked for.
     heads: Vec<(Name, Ticket)>,
-    /// Tracks whose journal is to be read.
+    /// FollowState whose journal is to be read.
     pages: VecDeque<(Name, Ticket)>,
     pages_reading: usize,
     reads: FuturesUnordered<BoxFuture<'static, Answer>>,
@@ -269,11 +269,11 @@ impl Follow {
             match change {
                 Change::Follow(name, since) => {
                     self.lives += 1;
-                    self.tracks.insert(name.clone(), Track::new(self.lives, since));
+                    self.followed.insert(name.clone(), FollowState::new(self.lives, since));
                     follow.push(name);
                 }
                 Change::Unfollow(name) => {
-                    if self.tracks.remove(&name).is_some() {
+                    if self.followed.remove(&name).is_some() {
                         self.send_follows(&mut follow);
                         self.requests.push_back(Request::Unfollow(name));
                     }
@@ -295,30 +295,30 @@ impl Follow {
             Signal::Up => {
                 self.is_up = true;
                 self.requests.clear();
-                let mut names: Vec<Name> = self.tracks.keys().cloned().collect();
+                let mut names: Vec<Name> = self.followed.keys().cloned().collect();
                 self.send_follows(&mut names);
                 self.emit(Update::Link { up: true }).await
             }
             Signal::Down => {
                 self.is_up = false;
                 self.requests.clear();
-                self.tracks.values_mut().for_each(Track::detach);
+                self.followed.values_mut().for_each(FollowState::detach);
                 self.emit(Update::Link { up: false }).await
             }
             Signal::Confirmed(names) => {
                 for name in names {
-                    if let Some(track) = self.tracks.get_mut(&name)
-                        && track.confirmed()
+                    if let Some(follow_state) = self.followed.get_mut(&name)
+                        && follow_state.confirmed()
                     {
-                        self.heads.push((name, track.ticket()));
+                        self.heads.push((name, follow_state.ticket()));
                     }
                 }
                 Ok(())
             }
-            Signal::Rung(text) => self.emit(Update::Rung { text }).await,
+            Signal::Notified(text) => self.emit(Update::Notified { text }).await,
             Signal::Entries(name, entries) => {
-                let Some(track) = self.tracks.get_mut(&name) else { return Ok(()) };
-                let next = track.take(entries, Instant::now());
+                let Some(follow_state) = self.followed.get_mut(&name) else { return Ok(()) };
+                let next = follow_state.take(entries, Instant::now());
                 self.go_on(name, next).await
             }
         }
@@ -332,13 +332,13 @@ impl Follow {
                     |heads| heads.into_iter().map(Some).collect(),
                 );
                 for ((name, ticket), head) in names.into_iter().zip(heads) {
-                    let Some(track) = self.track(&name, ticket) else { continue };
+                    let Some(follow_state) = self.follow_state(&name, ticket) else { continue };
                     let Some(head) = head else {
-                        track.read_failed();
+                        follow_state.read_failed();
                         continue;
                     };
-                    let announce = track.announce(head);
-                    let next = track.compare(head, Instant::now());
+                    let announce = follow_state.announce(head);
+                    let next = follow_state.compare(head, Instant::now());
                     if announce {
                         self.emit(Update::Live { name: name.clone(), head }).await?;
                     }
@@ -348,13 +348,13 @@ impl Follow {
             }
             Answer::Page(name, ticket, page) => {
                 self.pages_reading -= 1;
-                let Some(track) = self.track(&name, ticket) else { return Ok(()) };
+                let Some(follow_state) = self.follow_state(&name, ticket) else { return Ok(()) };
                 let Ok(page) = page else {
-                    track.read_failed();
+                    follow_state.read_failed();
                     return Ok(());
                 };
                 let (head, reset) = (page.head, page.reset);
-                let (entries, next) = track.continue_with(page, Instant::now());
+                let (entries, next) = follow_state.continue_with(page, Instant::now());
                 if let Some(reason) = reset {
                     tracing::info!(journal = %name, reason = reason.as_str(), "a followed journal lost what was handed out");
                     self.emit(Update::Reset { name: name.clone(), reason, head }).await?;
@@ -367,9 +367,9 @@ impl Follow {
         }
     }
 
-    /// The track, if the question is still open.
-    fn track(&mut self, name: &Name, ticket: Ticket) -> Option<&mut Track> {
-        self.tracks.get_mut(name).filter(|track| track.ticket() == ticket)
+    /// The follow_state, if the question is still open.
+    fn follow_state(&mut self, name: &Name, ticket: Ticket) -> Option<&mut FollowState> {
+        self.followed.get_mut(name).filter(|follow_state| follow_state.ticket() == ticket)
     }
 
     async fn go_on(&mut self, name: Name, next: Next) -> Result<(), Gone> {
@@ -388,16 +388,16 @@ impl Follow {
 
     fn on_tick(&mut self) {
         for name in self.link.missed.take() {
-            if let Some(track) = self.tracks.get_mut(&name)
-                && track.missed()
+            if let Some(follow_state) = self.followed.get_mut(&name)
+                && follow_state.missed()
             {
                 self.read_page(&name);
             }
         }
         let now = Instant::now();
-        for (name, track) in &mut self.tracks {
-            if track.must_retry() || track.is_due(now) {
-                self.heads.push((name.clone(), track.ticket()));
+        for (name, follow_state) in &mut self.followed {
+            if follow_state.must_retry() || follow_state.is_due(now) {
+                self.heads.push((name.clone(), follow_state.ticket()));
             }
         }
     }
@@ -416,7 +416,9 @@ impl Follow {
         while self.pages_reading < PAGES_AT_ONCE
             && let Some((name, ticket)) = self.pages.pop_front()
         {
-            let Some(since) = self.track(&name, ticket).map(|track| track.position()) else {
+            let Some(since) =
+                self.follow_state(&name, ticket).map(|follow_state| follow_state.position())
+            else {
                 continue;
             };
             let journal = self.journal.clone();
@@ -429,8 +431,8 @@ impl Follow {
     }
 
     fn read_page(&mut self, name: &Name) {
-        if let Some(track) = self.tracks.get(name) {
-            self.pages.push_back((name.clone(), track.ticket()));
+        if let Some(follow_state) = self.followed.get(name) {
+            self.pages.push_back((name.clone(), follow_state.ticket()));
         }
     }
 

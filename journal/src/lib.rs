@@ -1,7 +1,7 @@
 //! The record: append, read since, follow. The only code that speaks Redis.
 //!
 //! A channel has two journals, its events and its commands ([`Name`]). [`Journal`] is the one face of
-//! both homes of a journal: Redis ([`Journal::open`]) and this process' memory
+//! both backends of a journal: Redis ([`Journal::open`]) and this process' memory
 //! ([`Journal::in_memory`]). Both keep the same promises, held by one conformance suite:
 //!
 //! - **append** is atomic, ordered per caller, and idempotent under retries: an entry that was
@@ -31,6 +31,7 @@
 //! ```
 
 mod append;
+mod counts;
 mod follow;
 mod link;
 mod memory;
@@ -40,7 +41,6 @@ mod redis;
 mod relayed;
 mod retention;
 mod state;
-mod tally;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,26 +52,26 @@ use protocol::Channel;
 pub use protocol::frame::Since;
 pub use read::{Page, ReadyError, Reason, Unavailable};
 pub use redis::OpenError;
-pub use relayed::{AgentDesk, follow_since};
+pub use relayed::{AgentSession, follow_since};
 pub use retention::{Keep, Retention};
 pub use state::Holder;
-pub use state::command::{Command, Fate, NewCommand, SendError, Sent, Status, Take};
-pub use state::duty::Keeper;
+pub use state::approval::{Answer, AskError, Asked, Asks, NewApproval, Pending, Resolved};
+pub use state::command::{Command, CommandOutcome, NewCommand, SendError, Sent, Status, Take};
 pub use state::lease::{Alive, LEASE, Lease, LeaseError, Parent, RENEW_EVERY};
-pub use state::prompt::{Answer, AskError, Asked, Asks, NewPrompt, Pending, Resolved};
+pub use state::reaper::Reaper;
 
-pub use tally::{ReplicaTally, TALLY_LASTS};
+pub use counts::{COUNTS_LIFETIME, ReplicaCounts};
 
 use memory::Memory;
 use redis::Redis;
 use relayed::Relayed;
 use state::renewal::Leases;
-use state::{Change, Committed, Duty, Index, Look, Members, Thing};
+use state::{Change, Committed, Deadline, Index, Members, Record, Snapshot};
 
 /// Every journal of one deployment. Cheap to clone; all clones share connections and order.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    home: Home,
+    backend: Backend,
     /// The leases that are held through this journal's clones.
     leases: Arc<Leases>,
     /// As whom this clone appends; none: as the process.
@@ -81,7 +81,7 @@ pub struct Journal {
 /// Where journals live. The two keep the same promises; what differs is who shares them and for how
 /// long.
 #[derive(Clone, Debug)]
-enum Home {
+enum Backend {
     Memory(Arc<Memory>),
     Redis(Arc<Redis>),
     Relayed(Arc<Relayed>),
@@ -95,7 +95,7 @@ impl Journal {
 
     /// The same, keeping as much as `retention` says.
     pub fn in_memory_keeping(retention: Retention) -> Self {
-        Self::at(Home::Memory(Arc::new(Memory::new(retention))))
+        Self::at(Backend::Memory(Arc::new(Memory::new(retention))))
     }
 
     /// Journals in the Redis at `url` (`redis://` or `rediss://`). Does not wait for it: connections are
@@ -104,7 +104,7 @@ impl Journal {
     /// # Errors
     /// [`OpenError`] where `url` is none that we understand.
     pub fn open(url: &str) -> Result<Self, OpenError> {
-        Ok(Self::at(Home::Redis(Arc::new(Redis::open(url)?))))
+        Ok(Self::at(Backend::Redis(Arc::new(Redis::open(url)?))))
     }
 
     /// Journals behind the relay at `url` (`http://` or `https://`), for the agent of this id, which has no
@@ -113,11 +113,11 @@ impl Journal {
     /// # Errors
     /// [`OpenError`] where `url` or the token is none.
     pub fn through_relay(url: &str, agent: &str, token: Option<&str>) -> Result<Self, OpenError> {
-        Ok(Self::at(Home::Relayed(Arc::new(Relayed::open(url, agent, token)?))))
+        Ok(Self::at(Backend::Relayed(Arc::new(Relayed::open(url, agent, token)?))))
     }
 
-    fn at(home: Home) -> Self {
-        Self { home, leases: Arc::default(), producer: None }
+    fn at(backend: Backend) -> Self {
+        Self { backend, leases: Arc::default(), producer: None }
     }
 
     /// A clone that appends as the incarnation of an agent: once `holder` is lost, or a newer one has taken
@@ -129,7 +129,7 @@ impl Journal {
 
     /// Whether the journals live in this process only.
     pub fn is_in_memory(&self) -> bool {
-        matches!(self.home, Home::Memory(_))
+        matches!(self.backend, Backend::Memory(_))
     }
 
     /// One round trip: are the journals within reach?
@@ -137,10 +137,10 @@ impl Journal {
     /// # Errors
     /// [`ReadyError`] says what was tried.
     pub async fn ready(&self) -> Result<(), ReadyError> {
-        match &self.home {
-            Home::Memory(_) => Ok(()),
-            Home::Redis(redis) => Ok(redis.ready().await?),
-            Home::Relayed(relayed) => relayed.ready().await,
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Redis(redis) => Ok(redis.ready().await?),
+            Backend::Relayed(relayed) => relayed.ready().await,
         }
     }
 
@@ -150,9 +150,9 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`] where Redis does not say.
     pub async fn eviction(&self) -> Result<Option<String>, Unavailable> {
-        match &self.home {
-            Home::Memory(_) | Home::Relayed(_) => Ok(None),
-            Home::Redis(redis) => redis.eviction().await,
+        match &self.backend {
+            Backend::Memory(_) | Backend::Relayed(_) => Ok(None),
+            Backend::Redis(redis) => redis.eviction().await,
         }
     }
 
@@ -161,10 +161,10 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`] where Redis does not answer.
     pub async fn keep(&self, retention: &Retention) -> Result<(), Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => memory.keep(retention.clone()),
-            Home::Redis(redis) => redis.keep(retention).await?,
-            Home::Relayed(_) => return Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => memory.keep(retention.clone()),
+            Backend::Redis(redis) => redis.keep(retention).await?,
+            Backend::Relayed(_) => return Err(relayed::not_here()),
         }
         Ok(())
     }
@@ -183,12 +183,12 @@ impl Journal {
         name: &Name,
         entries: Vec<NewEntry>,
     ) -> Result<Receipt, AppendError> {
-        match &self.home {
-            Home::Memory(memory) => {
+        match &self.backend {
+            Backend::Memory(memory) => {
                 Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
             }
-            Home::Redis(redis) => redis.enqueue(name, entries, self.producer.clone()).await,
-            Home::Relayed(relayed) => relayed.enqueue(name, entries).await,
+            Backend::Redis(redis) => redis.enqueue(name, entries, self.producer.clone()).await,
+            Backend::Relayed(relayed) => relayed.enqueue(name, entries).await,
         }
     }
 
@@ -197,12 +197,12 @@ impl Journal {
     /// # Errors
     /// [`AppendError::Full`] where the buffer has no room now.
     pub fn try_enqueue(&self, name: &Name, entries: Vec<NewEntry>) -> Result<Receipt, AppendError> {
-        match &self.home {
-            Home::Memory(memory) => {
+        match &self.backend {
+            Backend::Memory(memory) => {
                 Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
             }
-            Home::Redis(redis) => redis.try_enqueue(name, entries, self.producer.clone()),
-            Home::Relayed(relayed) => relayed.try_enqueue(name, entries),
+            Backend::Redis(redis) => redis.try_enqueue(name, entries, self.producer.clone()),
+            Backend::Relayed(relayed) => relayed.try_enqueue(name, entries),
         }
     }
 
@@ -228,10 +228,10 @@ impl Journal {
         since: Since,
         entries_max: usize,
     ) -> Result<Page, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.read(name, since, entries_max)),
-            Home::Redis(redis) => redis.read(name, since, entries_max).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.read(name, since, entries_max)),
+            Backend::Redis(redis) => redis.read(name, since, entries_max).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -240,17 +240,17 @@ impl Journal {
         &self,
         names: &[Name],
     ) -> Result<Vec<Option<protocol::Offset>>, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.heads(names)),
-            Home::Redis(redis) => redis.heads(names).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.heads(names)),
+            Backend::Redis(redis) => redis.heads(names).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
     /// Follows journals over a live link of its own. Must be called within a tokio runtime; dropping
     /// both halves ends the link.
     pub fn follow(&self) -> (Follower, Updates) {
-        if let Home::Relayed(relayed) = &self.home {
+        if let Backend::Relayed(relayed) = &self.backend {
             return relayed.follow();
         }
         follow::start(self.clone())
@@ -261,11 +261,11 @@ impl Journal {
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn ring(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.ring(address, text)),
-            Home::Redis(redis) => redis.ring(address, text).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+    pub async fn notify(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.notify(address, text)),
+            Backend::Redis(redis) => redis.notify(address, text).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -273,106 +273,110 @@ impl Journal {
         &self.leases
     }
 
-    async fn look(&self, thing: &Thing) -> Result<Look, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.look(thing)),
-            Home::Redis(redis) => redis.look(thing).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+    async fn snapshot(&self, record: &Record) -> Result<Snapshot, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.snapshot(record)),
+            Backend::Redis(redis) => redis.snapshot(record).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
     async fn commit(&self, change: &Change) -> Result<Committed, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.commit(change)),
-            Home::Redis(redis) => redis.commit(change).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.commit(change)),
+            Backend::Redis(redis) => redis.commit(change).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
     async fn list(&self, channel: &Channel, index: &Index) -> Result<Members, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.list(channel, index)),
-            Home::Redis(redis) => redis.list(channel, index).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.list(channel, index)),
+            Backend::Redis(redis) => redis.list(channel, index).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
-    async fn due(&self) -> Result<Vec<(Duty, Thing)>, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.due()),
-            Home::Redis(redis) => redis.due().await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+    async fn due(&self) -> Result<Vec<(Deadline, Record)>, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.due()),
+            Backend::Redis(redis) => redis.due().await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
-    async fn forget_duty(&self, thing: &Thing, duty: Duty) -> Result<(), Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => memory.forget_duty(thing, duty),
-            Home::Redis(redis) => redis.forget_duty(thing, duty).await?,
-            Home::Relayed(_) => return Err(relayed::not_here()),
+    async fn forget_deadline(
+        &self,
+        record: &Record,
+        deadline: Deadline,
+    ) -> Result<(), Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.forget_deadline(record, deadline),
+            Backend::Redis(redis) => redis.forget_deadline(record, deadline).await?,
+            Backend::Relayed(_) => return Err(relayed::not_here()),
         }
         Ok(())
     }
 
     async fn renew(
         &self,
-        leases: &[(Thing, Holder)],
+        leases: &[(Record, Holder)],
         lasts: Duration,
     ) -> Result<Vec<usize>, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.renew(leases, lasts)),
-            Home::Redis(redis) => redis.renew(leases, lasts).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.renew(leases, lasts)),
+            Backend::Redis(redis) => redis.renew(leases, lasts).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
-    async fn leased(&self) -> Result<Vec<(Thing, Option<String>)>, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.leased()),
-            Home::Redis(redis) => redis.leased().await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+    async fn leased(&self) -> Result<Vec<(Record, Option<String>)>, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.leased()),
+            Backend::Redis(redis) => redis.leased().await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
-    async fn place_prompt(
+    async fn place_approval(
         &self,
         request_id: &str,
         channel: &Channel,
         lifetime: Duration,
     ) -> Result<Channel, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.place_prompt(request_id, channel, lifetime)),
-            Home::Redis(redis) => redis.place_prompt(request_id, channel, lifetime).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.place_approval(request_id, channel, lifetime)),
+            Backend::Redis(redis) => redis.place_approval(request_id, channel, lifetime).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
-    async fn prompt_place(&self, request_id: &str) -> Result<Option<Channel>, Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.prompt_place(request_id)),
-            Home::Redis(redis) => redis.prompt_place(request_id).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+    async fn approval_place(&self, request_id: &str) -> Result<Option<Channel>, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.approval_place(request_id)),
+            Backend::Redis(redis) => redis.approval_place(request_id).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.
-    async fn prompts(
+    async fn approvals(
         &self,
         channel: &Channel,
     ) -> Result<(Option<protocol::Offset>, Members), Unavailable> {
-        match &self.home {
-            Home::Memory(memory) => Ok(memory.prompts(channel)),
-            Home::Redis(redis) => redis.prompts(channel).await,
-            Home::Relayed(_) => Err(relayed::not_here()),
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.approvals(channel)),
+            Backend::Redis(redis) => redis.approvals(channel).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
     fn link(&self) -> link::Link {
-        match &self.home {
-            Home::Memory(memory) => memory.link(),
-            Home::Redis(redis) => redis.link(),
+        match &self.backend {
+            Backend::Memory(memory) => memory.link(),
+            Backend::Redis(redis) => redis.link(),
             // It has a follower of its own.
-            Home::Relayed(_) => link::new("").0,
+            Backend::Relayed(_) => link::new("").0,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A live link to a home of journals: who follows what, and what comes in.
+//! A live link to a backend of journals: who follows what, and what comes in.
 //!
 //! The link promises only this: after `Confirmed`, what is appended arrives, in order, *or* the name is
 //! marked as missed, *or* `Down` is said. Making that gap-free is [`follow`](crate::follow)'s.
@@ -38,13 +38,13 @@ pub(crate) enum Signal {
     /// Entries that were appended together.
     Entries(Name, Vec<Arc<Entry>>),
     /// Somebody rang at this link's address.
-    Rung(Box<str>),
+    Notified(Box<str>),
 }
 
 /// The follower's end of a link.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// Where this link can be rung.
+    /// Where this link can be notified.
     pub(crate) address: Box<str>,
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) signals: mpsc::Receiver<Signal>,
@@ -90,8 +90,8 @@ impl Deliver {
     }
 
     /// Never waits. A ring that finds no room is lost: whoever waits for one looks again by itself.
-    pub(crate) fn rung(&self, text: &str) {
-        drop(self.signals.try_send(Signal::Rung(text.into())));
+    pub(crate) fn notified(&self, text: &str) {
+        drop(self.signals.try_send(Signal::Notified(text.into())));
     }
 
     /// Waits for room. False where the follower is gone.
@@ -104,7 +104,7 @@ impl Deliver {
     }
 }
 
-/// A new link, which can be rung at `address`: the follower's end and the far end.
+/// A new link, which can be notified at `address`: the follower's end and the far end.
 pub(crate) fn new(address: &str) -> (Link, FarEnd) {
     let (requests, asked) = mpsc::channel(REQUESTS);
     let (said, signals) = mpsc::channel(QUEUE_BATCHES);

@@ -1,22 +1,22 @@
 //! Journals in this process' memory: the same promises, for one process and as long as it lives.
 
+mod counts;
 mod state;
-mod tally;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protocol::frame::Since;
-use protocol::limits::ONCE_LIFETIME;
+use protocol::limits::IDEMPOTENCY_KEY_LIFETIME;
 use protocol::{Entry, Offset};
 
-use crate::append::Outcome;
+use crate::append::AppendOutcome;
 use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
 use crate::{AppendError, Appended, Name, NewEntry, Page, Retention, Side};
 
-/// How often, in appends, journals and once-ids that nobody touches are looked through.
+/// How often, in appends, journals and idempotency keys that nobody touches are looked through.
 const SWEEP_EVERY: u64 = 1024;
 
 #[derive(Debug)]
@@ -27,21 +27,21 @@ pub(crate) struct Memory {
 #[derive(Debug)]
 struct State {
     retention: Retention,
-    journals: HashMap<Name, Shelf>,
-    once: HashMap<(Name, Box<str>), (Offset, u64)>,
+    journals: HashMap<Name, StoredStream>,
+    idempotency_key: HashMap<(Name, Box<str>), (Offset, u64)>,
     followers: HashMap<u64, (Deliver, HashSet<Name>)>,
     next_follower: u64,
     appends: u64,
     /// Entries of one epoch must have ascending times, whatever the system's clock does.
     last_time_us: u64,
     last_epoch: u64,
-    things: state::Things,
-    tallies: tally::Tallies,
+    records: state::Records,
+    counts: counts::Counts,
 }
 
 /// One journal. Never empty.
 #[derive(Debug)]
-struct Shelf {
+struct StoredStream {
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
 }
@@ -52,14 +52,14 @@ impl Memory {
             state: Mutex::new(State {
                 retention,
                 journals: HashMap::new(),
-                once: HashMap::new(),
+                idempotency_key: HashMap::new(),
                 followers: HashMap::new(),
                 next_follower: 0,
                 appends: 0,
                 last_time_us: 0,
                 last_epoch: 0,
-                things: state::Things::default(),
-                tallies: tally::Tallies::default(),
+                records: state::Records::default(),
+                counts: counts::Counts::default(),
             }),
         }
     }
@@ -73,10 +73,10 @@ impl Memory {
         name: &Name,
         entries: Vec<NewEntry>,
         producer: Option<&str>,
-    ) -> Outcome {
+    ) -> AppendOutcome {
         let mut state = self.state();
         if let Some(producer) = producer
-            && state.things.is_fenced(&name.channel, producer.to_owned())
+            && state.records.is_fenced(&name.channel, producer.to_owned())
         {
             return Err(AppendError::Fenced);
         }
@@ -95,8 +95,8 @@ impl Memory {
         let mut state = self.state();
         let now = state.now_us();
         state.expire(name, now);
-        let Some(shelf) = state.journals.get(name) else { return read::absent(since) };
-        let (extent, head) = (shelf.extent(), shelf.head());
+        let Some(stored) = state.journals.get(name) else { return read::absent(since) };
+        let (extent, head) = (stored.extent(), stored.head());
         // From the position itself, so that its check is compared; from the oldest where it is none.
         let from = match since {
             Since::Offset(position) if position.epoch == extent.epoch => {
@@ -107,7 +107,7 @@ impl Memory {
         let rows = |from: u64| {
             let mut left = PAGE_BYTES;
             let entries =
-                shelf.entries.iter().skip(from as usize).take(entries_max.saturating_add(1));
+                stored.entries.iter().skip(from as usize).take(entries_max.saturating_add(1));
             let entries = entries.take_while(|entry| {
                 let fits = left > 0;
                 left = left.saturating_sub(entry.bytes());
@@ -123,7 +123,7 @@ impl Memory {
 
     pub(crate) fn heads(&self, names: &[Name]) -> Vec<Option<Offset>> {
         let state = self.state();
-        names.iter().map(|name| state.journals.get(name).map(Shelf::head)).collect()
+        names.iter().map(|name| state.journals.get(name).map(StoredStream::head)).collect()
     }
 
     pub(crate) fn link(self: &Arc<Self>) -> Link {
@@ -175,14 +175,14 @@ impl State {
     }
 
     fn append_one(&mut self, name: &Name, new: NewEntry, now: u64) -> Offset {
-        if let Some(id) = &new.once
-            && let Some((offset, until)) = self.once.get(&(name.clone(), id.clone()))
+        if let Some(id) = &new.idempotency_key
+            && let Some((offset, until)) = self.idempotency_key.get(&(name.clone(), id.clone()))
             && *until > now
         {
             return *offset;
         }
         let (epoch, n) = match self.journals.get(name) {
-            Some(shelf) => (shelf.head().epoch, shelf.head().n + 1),
+            Some(stored) => (stored.head().epoch, stored.head().n + 1),
             None => {
                 // A name's next life must not look like its last one.
                 self.last_epoch = (now / 1_000).max(self.last_epoch + 1);
@@ -190,16 +190,17 @@ impl State {
             }
         };
         let offset = Offset::of_entry(epoch, n, now);
-        if let Some(id) = new.once {
-            self.once.insert((name.clone(), id), (offset, now + micros(ONCE_LIFETIME)));
+        if let Some(id) = new.idempotency_key {
+            self.idempotency_key
+                .insert((name.clone(), id), (offset, now + micros(IDEMPOTENCY_KEY_LIFETIME)));
         }
         let entry = Arc::new(Entry { offset, time_us: now, name: new.name, data: new.data });
-        let shelf = self
+        let stored = self
             .journals
             .entry(name.clone())
-            .or_insert_with(|| Shelf { entries: VecDeque::new(), bytes: 0 });
-        shelf.bytes += entry.bytes();
-        shelf.entries.push_back(Arc::clone(&entry));
+            .or_insert_with(|| StoredStream { entries: VecDeque::new(), bytes: 0 });
+        stored.bytes += entry.bytes();
+        stored.entries.push_back(Arc::clone(&entry));
         for (deliver, names) in self.followers.values() {
             if names.contains(name) {
                 deliver.entries(name.clone(), vec![Arc::clone(&entry)]);
@@ -210,23 +211,23 @@ impl State {
 
     fn trim(&mut self, name: &Name, now: u64) {
         let keep = self.retention.of(name);
-        let Some(shelf) = self.journals.get_mut(name) else { return };
+        let Some(stored) = self.journals.get_mut(name) else { return };
         let cutoff = now.saturating_sub(micros(keep.age));
-        while let Some(oldest) = shelf.entries.front()
-            && shelf.entries.len() > 1
-            && (shelf.entries.len() as u64 > keep.entries
-                || (shelf.bytes as u64 > keep.bytes && name.side == Side::Events)
+        while let Some(oldest) = stored.entries.front()
+            && stored.entries.len() > 1
+            && (stored.entries.len() as u64 > keep.entries
+                || (stored.bytes as u64 > keep.bytes && name.side == Side::Events)
                 || oldest.time_us < cutoff)
         {
-            shelf.bytes -= oldest.bytes();
-            shelf.entries.pop_front();
+            stored.bytes -= oldest.bytes();
+            stored.entries.pop_front();
         }
     }
 
     /// An idle journal goes as a whole.
     fn expire(&mut self, name: &Name, now: u64) {
         let age = micros(self.retention.of(name).age);
-        if self.journals.get(name).is_some_and(|shelf| shelf.newest_us() + age < now) {
+        if self.journals.get(name).is_some_and(|stored| stored.newest_us() + age < now) {
             self.journals.remove(name);
         }
     }
@@ -236,14 +237,14 @@ impl State {
         if self.appends.is_multiple_of(SWEEP_EVERY) {
             let retention = &self.retention;
             self.journals
-                .retain(|name, shelf| shelf.newest_us() + micros(retention.of(name).age) >= now);
-            self.once.retain(|_, (_, until)| *until > now);
-            self.things.sweep(now);
+                .retain(|name, stored| stored.newest_us() + micros(retention.of(name).age) >= now);
+            self.idempotency_key.retain(|_, (_, until)| *until > now);
+            self.records.sweep(now);
         }
     }
 }
 
-impl Shelf {
+impl StoredStream {
     fn extent(&self) -> Extent {
         let head = self.head();
         Extent { epoch: head.epoch, first: head.n + 1 - self.entries.len() as u64, head: head.n }

@@ -1,6 +1,6 @@
 //! Read since: what follows a position, or why it cannot be continued.
 //!
-//! The judgement is one pure function, [`judge`], for both homes of a journal.
+//! The judgement is one pure function, [`judge`], for both backends of a journal.
 
 use std::sync::Arc;
 

@@ -27,5 +27,5 @@ pub use entry::{Entry, UNREADABLE};
 pub use grant::{Grant, GrantError};
 pub use json::{DataError, check_data};
 pub use merge::{Frame, merge};
-pub use name::{NameError, check_command_name, check_event_name, check_once_id};
+pub use name::{NameError, check_command_name, check_event_name, check_idempotency_key};
 pub use offset::{Offset, OffsetError};

@@ -7,7 +7,7 @@ pub const CHANNEL_ID_BYTES_MAX: usize = 128;
 /// The name of an event or a command, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 /// The `id` that makes a retried publish harmless, and a `command_id`, in bytes.
-pub const ONCE_ID_BYTES_MAX: usize = 128;
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 /// One event's data, in bytes of JSON. Larger content belongs in a store, with a link to it here.
 pub const EVENT_DATA_BYTES_MAX: usize = 64 * 1024;
 /// How deep an event's data may nest. Below serde's 128 and Python's 1,000, so that every consumer
@@ -29,10 +29,10 @@ pub const READ_EVENTS_MAX: usize = 1_000;
 pub const READ_EVENTS_DEFAULT: usize = 100;
 /// The correlation `id` of a frame, in bytes of JSON.
 pub const CORRELATION_ID_BYTES_MAX: usize = 128;
-/// The id of a prompt, in bytes.
-pub const PROMPT_ID_BYTES_MAX: usize = 128;
+/// The id of an approval, in bytes.
+pub const APPROVAL_ID_BYTES_MAX: usize = 128;
 /// Questions that wait for answers on one channel: each joiner is told of them all.
-pub const PROMPTS_MAX: usize = 64;
+pub const APPROVALS_MAX: usize = 64;
 /// The reason of a Cancel or an answer, in bytes: it travels inside several other things.
 pub const REASON_BYTES_MAX: usize = 4 * 1024;
 /// Requests of one connection that wait for their replies.
@@ -50,7 +50,7 @@ pub const GRANT_PATTERNS_MAX: usize = 256;
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
 /// How long a `POST /api/v1/publish` with an `id` can be retried.
-pub const ONCE_LIFETIME: Duration = Duration::from_secs(120);
+pub const IDEMPOTENCY_KEY_LIFETIME: Duration = Duration::from_secs(120);
 /// The pace of WebSocket pings.
 pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A connection that neither sends nor accepts a byte for this long is cut: two pings unanswered.
@@ -62,12 +62,12 @@ pub const COMMAND_WAIT_DEFAULT: Duration = Duration::from_secs(600);
 /// The longest a command may wait for an agent.
 pub const COMMAND_WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// The longest a question may wait for an answer.
-pub const PROMPT_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+pub const APPROVAL_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long a Cancel of whatever runs may be left: as long as a lease, so that it does not outlive the
 /// agent that it was meant for.
 pub const CANCEL_WAIT: Duration = Duration::from_secs(15);
-/// How long the fate of a command and the reply to a request are remembered.
-pub const FATE_LIFETIME: Duration = Duration::from_secs(600);
+/// How long the outcome of a command and the reply to a request are remembered.
+pub const OUTCOME_LIFETIME: Duration = Duration::from_secs(600);
 /// How long a request waits when it does not say.
 pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The longest a request may wait.

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::channel::shortened;
-use crate::limits::{NAME_BYTES_MAX, ONCE_ID_BYTES_MAX};
+use crate::limits::{IDEMPOTENCY_KEY_BYTES_MAX, NAME_BYTES_MAX};
 
 /// Why a name or an id is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -15,8 +15,10 @@ pub enum NameError {
     #[error("the name `{0}` belongs to the relay's own frames: choose another")]
     Reserved(String),
     /// The id breaks its grammar.
-    #[error("the id `{0}` must be 1 to {ONCE_ID_BYTES_MAX} characters of A-Z a-z 0-9 . _ : -")]
-    OnceId(String),
+    #[error(
+        "the id `{0}` must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} characters of A-Z a-z 0-9 . _ : -"
+    )]
+    IdempotencyKey(String),
 }
 
 /// Types of the relay's own frames. A flat event carries its name as `type`, so a publisher that
@@ -63,10 +65,10 @@ pub fn check_command_name(name: &str) -> Result<(), NameError> {
 /// Whether `id` may make a retry harmless.
 ///
 /// # Errors
-/// [`NameError::OnceId`].
-pub fn check_once_id(id: &str) -> Result<(), NameError> {
-    let valid = is_word(id, ONCE_ID_BYTES_MAX);
-    if valid { Ok(()) } else { Err(NameError::OnceId(shortened(id))) }
+/// [`NameError::IdempotencyKey`].
+pub fn check_idempotency_key(id: &str) -> Result<(), NameError> {
+    let valid = is_word(id, IDEMPOTENCY_KEY_BYTES_MAX);
+    if valid { Ok(()) } else { Err(NameError::IdempotencyKey(shortened(id))) }
 }
 
 fn is_word(text: &str, bytes_max: usize) -> bool {

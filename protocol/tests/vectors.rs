@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use protocol::frame;
 use protocol::{
     Channel, ChannelError, DataError, Entry, Format, Frame, Grant, NameError, Offset,
-    check_command_name, check_data, check_event_name, check_once_id, encode, merge,
+    check_command_name, check_data, check_event_name, check_idempotency_key, encode, merge,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -143,16 +143,16 @@ fn offsets() {
 
 #[test]
 fn names() {
-    for Name { name, text, event, command, once_id } in load::<Names>("names.json").cases {
+    for Name { name, text, event, command, idempotency_key } in load::<Names>("names.json").cases {
         let text = text.join();
         let found = |checked: Result<(), NameError>| match checked {
             Ok(()) => "ok",
-            Err(NameError::Grammar(_) | NameError::OnceId(_)) => "grammar",
+            Err(NameError::Grammar(_) | NameError::IdempotencyKey(_)) => "grammar",
             Err(NameError::Reserved(_)) => "reserved",
         };
         assert_eq!(found(check_event_name(&text)), event, "{name}: event `{text}`");
         assert_eq!(found(check_command_name(&text)), command, "{name}: command `{text}`");
-        assert_eq!(found(check_once_id(&text)), once_id, "{name}: id `{text}`");
+        assert_eq!(found(check_idempotency_key(&text)), idempotency_key, "{name}: id `{text}`");
     }
 }
 
@@ -171,7 +171,7 @@ struct Name {
     text: Text,
     event: String,
     command: String,
-    once_id: String,
+    idempotency_key: String,
 }
 
 #[test]

@@ -17,14 +17,14 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::closing::Closing;
-use crate::commands::desk::Outlet;
+use crate::commands::consumer::Outlet;
 use crate::commands::inbox::{Inbox, JoinError, Membership};
 use crate::commands::listener;
 use crate::events::buffer::Buffer;
 use crate::events::writer;
-use crate::lifecycle::{self, Stage, Voice};
+use crate::leases::{Leases, RETRY_PAUSE};
+use crate::lifecycle::{self, LifecyclePhase, LifecyclePublisher};
 use crate::options::CONNECT_TIMEOUT;
-use crate::presence::{Presence, RETRY_PAUSE};
 use crate::reason::within_bounds;
 use crate::runs::{Current, Runs};
 use crate::{
@@ -55,7 +55,7 @@ pub struct Agent {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) voice: Voice,
+    pub(crate) lifecycle: LifecyclePublisher,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) runs: Arc<Runs>,
     parent: Option<Parent>,
@@ -98,16 +98,16 @@ impl Agent {
         let fenced = CancellationToken::new();
         let buffer = Arc::new(Buffer::new(window, buffer_bytes, fenced.clone()));
         let events = journal.as_producer(lease.holder());
-        let presence = Presence::new(journal.clone(), lease, fenced.clone());
+        let leases = Leases::new(journal.clone(), lease, fenced.clone());
         let (follower, updates) = journal.follow();
         let runs = Arc::<Runs>::default();
-        let inbox = Arc::new(Inbox::new(journal, follower, presence, Arc::clone(&runs)));
+        let inbox = Arc::new(Inbox::new(journal, follower, leases, Arc::clone(&runs)));
         tokio::spawn(writer::write(Arc::clone(&buffer), events));
         tokio::spawn(listener::listen(updates, Arc::clone(&inbox)));
         tokio::spawn(mind_the_fence(Arc::clone(&inbox), Arc::clone(&runs)));
         // From here on, whoever drops this ends everything.
         let inner = Arc::new(Inner {
-            voice: Voice { channel: channel.clone(), buffer },
+            lifecycle: LifecyclePublisher { channel: channel.clone(), buffer },
             inbox,
             runs,
             parent,
@@ -132,7 +132,7 @@ impl Agent {
 
     /// The id under which commands reach the agent.
     pub fn id(&self) -> &str {
-        self.inner.voice.channel.id()
+        self.inner.lifecycle.channel.id()
     }
 
     /// Opens the session `id`: publishes on `session:{id}`, and takes the commands sent there for
@@ -163,7 +163,7 @@ impl Agent {
 
     /// Publishes on the agent's own channel, `agent:{id}`.
     pub fn own_channel(&self) -> Publisher {
-        Publisher::new(Arc::clone(&self.inner), self.inner.voice.channel.clone(), None)
+        Publisher::new(Arc::clone(&self.inner), self.inner.lifecycle.channel.clone(), None)
     }
 
     /// The commands sent to the agent and to its open sessions.
@@ -174,7 +174,7 @@ impl Agent {
     /// Begins a run: until it ends, a `cancel_agent` for this agent cancels it; one that named it
     /// up to ten minutes before has done so. Says nothing yet, see [`Run::announce`].
     pub fn begin_run(&self, id: impl Into<String>) -> Run {
-        Run::begin(&self.inner, &self.inner.voice.channel, id.into())
+        Run::begin(&self.inner, &self.inner.lifecycle.channel, id.into())
     }
 
     /// Whether the agent was declared lost, or a newer one of its id has taken over. That is the end
@@ -182,12 +182,12 @@ impl Agent {
     /// with [`PublishError::Fenced`], and no command reaches it. Connect again to go on, as a new
     /// incarnation.
     pub fn is_fenced(&self) -> bool {
-        self.inner.inbox.presence.fenced().is_cancelled()
+        self.inner.inbox.leases.fenced().is_cancelled()
     }
 
     /// Waits until the agent is [fenced](Self::is_fenced). Cancel-safe.
     pub async fn fenced(&self) {
-        self.inner.inbox.presence.fenced().cancelled().await;
+        self.inner.inbox.leases.fenced().cancelled().await;
     }
 
     /// Says `agent_spawned {agent_id, …fields}` on the agent's own channel, then on
@@ -197,7 +197,7 @@ impl Agent {
     /// # Errors
     /// [`PublishError`].
     pub async fn spawned(&self, fields: &impl Serialize) -> Result<(), PublishError> {
-        self.inner.voice.say(Stage::Spawned, lifecycle::fields(fields)?).await
+        self.inner.lifecycle.say(LifecyclePhase::Spawned, lifecycle::fields(fields)?).await
     }
 
     /// Says `agent_completed {agent_id, …fields}`, as [`spawned`](Self::spawned) does.
@@ -205,7 +205,7 @@ impl Agent {
     /// # Errors
     /// [`PublishError`].
     pub async fn completed(&self, fields: &impl Serialize) -> Result<(), PublishError> {
-        self.inner.voice.say(Stage::Completed, lifecycle::fields(fields)?).await
+        self.inner.lifecycle.say(LifecyclePhase::Completed, lifecycle::fields(fields)?).await
     }
 
     /// Says `agent_failed {agent_id, error, …fields}`, as [`spawned`](Self::spawned) does.
@@ -215,7 +215,7 @@ impl Agent {
     pub async fn failed(&self, error: &str, fields: &impl Serialize) -> Result<(), PublishError> {
         let mut fields = lifecycle::fields(fields)?;
         fields.insert("error".to_owned(), within_bounds(error).into());
-        self.inner.voice.say(Stage::Failed, fields).await
+        self.inner.lifecycle.say(LifecyclePhase::Failed, fields).await
     }
 
     /// Says `agent_cancelled {agent_id, reason, …fields}`, as [`spawned`](Self::spawned) does.
@@ -229,7 +229,7 @@ impl Agent {
     ) -> Result<(), PublishError> {
         let mut fields = lifecycle::fields(fields)?;
         fields.extend(crate::Cancellation::from(reason).fields());
-        self.inner.voice.say(Stage::Cancelled, fields).await
+        self.inner.lifecycle.say(LifecyclePhase::Cancelled, fields).await
     }
 
     /// Waits until everything said so far, on every channel, is in the journal. While Redis is away
@@ -239,13 +239,13 @@ impl Agent {
     /// [`FlushError::Failed`] counts the events that were sent without waiting since the last flush
     /// and were lost.
     pub async fn flush(&self) -> Result<(), FlushError> {
-        self.inner.voice.buffer.flush().await
+        self.inner.lifecycle.buffer.flush().await
     }
 
     /// How many events that nobody waited for have been lost since the agent began. Each loss is
     /// logged, and the next [`flush`](Self::flush) reports it.
     pub fn lost_count(&self) -> u64 {
-        self.inner.voice.buffer.failed()
+        self.inner.lifecycle.buffer.failed()
     }
 
     /// Ends the agent. It takes no commands and no events any more; announced runs that are still
@@ -280,7 +280,7 @@ impl Agent {
                 () = stopped.cancelled() => return Ok(()),
             }
             let Some(agent) = agent.upgrade() else { return Ok(()) };
-            tracing::info!(agent_id = agent.voice.channel.id(), "asked to end");
+            tracing::info!(agent_id = agent.lifecycle.channel.id(), "asked to end");
             agent.runs.cancel_all(Reason::Shutdown);
             // Whoever has not ended then is ended.
             let _ended = timeout(GRACE, agent.runs.all_ended()).await;
@@ -312,7 +312,7 @@ impl Inner {
     /// Writes into the leases which runs are open: on the own channel, and on the one it was begun
     /// on.
     pub(crate) async fn note_runs(&self, begun_on: &Channel) -> Result<(), LeaseError> {
-        note_runs(&self.inbox.presence, &self.runs, begun_on).boxed().await
+        note_runs(&self.inbox.leases, &self.runs, begun_on).boxed().await
     }
 
     /// The run's end was said: when it is written, the run is noted no longer.
@@ -320,12 +320,12 @@ impl Inner {
         if !self.runs.is_noted(run.key) {
             return;
         }
-        let (buffer, runs) = (Arc::clone(&self.voice.buffer), Arc::clone(&self.runs));
-        let (presence, run) = (Arc::clone(&self.inbox.presence), run.clone());
+        let (buffer, runs) = (Arc::clone(&self.lifecycle.buffer), Arc::clone(&self.runs));
+        let (leases, run) = (Arc::clone(&self.inbox.leases), run.clone());
         self.inbox.in_background(async move {
             buffer.written().await;
             runs.unnote(run.key);
-            if let Err(error) = note_runs(&presence, &runs, &run.channel).await {
+            if let Err(error) = note_runs(&leases, &runs, &run.channel).await {
                 tracing::debug!(run = &*run.id, %error, "a run's end is not noted");
             }
         });
@@ -340,7 +340,7 @@ impl Inner {
             }),
             // Somebody closes it already: that is waited for.
             None => {
-                let buffer = Arc::clone(&self.voice.buffer);
+                let buffer = Arc::clone(&self.lifecycle.buffer);
                 self.runtime.spawn(async move {
                     closed.cancelled().await;
                     buffer.flush().await
@@ -349,7 +349,7 @@ impl Inner {
         };
         match timeout(CLOSE_TIMEOUT, closing).await {
             Ok(closed) => closed.unwrap_or(Err(FlushError::Stopped)),
-            Err(_) => Err(FlushError::Unfinished { count: self.voice.buffer.unsettled() }),
+            Err(_) => Err(FlushError::Unfinished { count: self.lifecycle.buffer.unsettled() }),
         }
     }
 
@@ -357,7 +357,7 @@ impl Inner {
     fn begin_closing(&self) -> Option<Closing> {
         let is_first = !self.is_closing.swap(true, Ordering::SeqCst);
         is_first.then(|| Closing {
-            voice: self.voice.clone(),
+            lifecycle: self.lifecycle.clone(),
             inbox: Arc::clone(&self.inbox),
             runs: Arc::clone(&self.runs),
             parent: self.parent.clone(),
@@ -374,11 +374,11 @@ impl Drop for Inner {
     }
 }
 
-async fn note_runs(presence: &Presence, runs: &Runs, begun_on: &Channel) -> Result<(), LeaseError> {
-    let own = presence.own();
-    presence.note_runs(own, || runs.noted(own)).await?;
+async fn note_runs(leases: &Leases, runs: &Runs, begun_on: &Channel) -> Result<(), LeaseError> {
+    let own = leases.own();
+    leases.note_runs(own, || runs.noted(own)).await?;
     if begun_on != own {
-        presence.note_runs(begun_on, || runs.noted(begun_on)).await?;
+        leases.note_runs(begun_on, || runs.noted(begun_on)).await?;
     }
     Ok(())
 }
@@ -413,10 +413,10 @@ async fn first_lease(
 
 /// When the agent is no longer who it was: nothing of it goes on.
 async fn mind_the_fence(inbox: Arc<Inbox>, runs: Arc<Runs>) {
-    let fenced = inbox.presence.fenced().clone();
+    let fenced = inbox.leases.fenced().clone();
     if inbox.stopped.run_until_cancelled(fenced.cancelled()).await.is_some() {
         tracing::warn!(
-            agent_id = %inbox.presence.holder().agent,
+            agent_id = %inbox.leases.holder().agent,
             "fenced: a newer agent of this id has taken over, or this one was declared lost"
         );
         runs.cancel_all(Reason::Lost);

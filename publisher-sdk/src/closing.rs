@@ -1,7 +1,7 @@
 //! The end of an agent: its runs say so, what it said is written, and it leaves without being missed.
 //!
 //! [`Agent`](crate::Agent) → **closing** → [`inbox`](crate::commands), [`buffer`](crate::events),
-//! [`presence`](crate::presence)
+//! [`leases`](crate::leases)
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use journal::Parent;
 use serde_json::{Map, Value};
 
 use crate::commands::inbox::Inbox;
-use crate::lifecycle::{Stage, Voice};
+use crate::lifecycle::{LifecyclePhase, LifecyclePublisher};
 use crate::runs::Runs;
 use crate::{FlushError, Reason};
 
 /// Everything that must be ended, in the order in which it is.
 #[derive(Debug)]
 pub(crate) struct Closing {
-    pub(crate) voice: Voice,
+    pub(crate) lifecycle: LifecyclePublisher,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) runs: Arc<Runs>,
     pub(crate) parent: Option<Parent>,
@@ -26,28 +26,30 @@ impl Closing {
     /// Takes nothing in from now on.
     pub(crate) fn begin(&self) {
         self.inbox.stop();
-        let fenced = self.inbox.presence.fenced();
+        let fenced = self.inbox.leases.fenced();
         self.runs.cancel_all(if fenced.is_cancelled() { Reason::Lost } else { Reason::Shutdown });
         for run in self.runs.owed() {
             let why = run.cancellation.get().cloned();
             let mut fields = why.map_or_else(Map::new, |why| why.fields());
             fields.insert("runId".to_owned(), Value::from(&*run.id));
             // Whoever owns the run finds that its end was said.
-            self.runs.end(run.key, || self.voice.say_without_waiting(Stage::Cancelled, fields));
+            self.runs.end(run.key, || {
+                self.lifecycle.say_without_waiting(LifecyclePhase::Cancelled, fields)
+            });
         }
-        self.voice.buffer.close();
+        self.lifecycle.buffer.close();
     }
 
     /// Ends everything; waits for Redis as long as it takes.
     pub(crate) async fn close(self) -> Result<(), FlushError> {
         self.begin();
-        let (flushed, ()) = tokio::join!(self.voice.buffer.flush(), self.inbox.settled());
+        let (flushed, ()) = tokio::join!(self.lifecycle.buffer.flush(), self.inbox.settled());
         if let Some(parent) = &self.parent
-            && let Err(error) = self.inbox.journal.disown(parent, self.voice.channel.id()).await
+            && let Err(error) = self.inbox.journal.disown(parent, self.lifecycle.channel.id()).await
         {
             tracing::debug!(%error, "the parent is not told that its child is gone");
         }
-        self.inbox.presence.release().await;
+        self.inbox.leases.release().await;
         flushed
     }
 }

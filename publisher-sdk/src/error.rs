@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use journal::{AppendError, Unavailable};
-use protocol::limits::PROMPTS_MAX;
+use protocol::limits::APPROVALS_MAX;
 use protocol::{Channel, ChannelError, DataError, NameError};
 use thiserror::Error;
 
@@ -209,7 +209,9 @@ pub enum AskError {
     #[error("a question of this id stands on `{0}`: give each an id of its own")]
     Elsewhere(Channel),
     /// Too many questions wait for answers on the channel.
-    #[error("{PROMPTS_MAX} questions wait for answers on this channel: let some be answered first")]
+    #[error(
+        "{APPROVALS_MAX} questions wait for answers on this channel: let some be answered first"
+    )]
     Busy,
     /// The relay through which the agent comes in does not let it ask there.
     #[error("the relay refuses: {0}")]
@@ -223,7 +225,7 @@ pub enum AskError {
     /// The agent was declared lost, or a newer one of its id has taken over.
     #[error("{FENCED}")]
     Fenced,
-    /// The run that it [belongs to](crate::PermissionRequest::within) was cancelled: it is asked no more.
+    /// The run that it [belongs to](crate::PermissionRequest::for_run) was cancelled: it is asked no more.
     #[error("the run was cancelled")]
     Cancelled,
     /// The agent has been closed. The question stands.

@@ -41,14 +41,14 @@
 //!   changes nothing here.
 
 mod agent;
+mod approvals;
 mod closing;
 mod commands;
 mod error;
 mod events;
+mod leases;
 mod lifecycle;
 mod options;
-mod presence;
-mod prompts;
 mod publisher;
 mod reason;
 mod run;
@@ -56,13 +56,13 @@ mod runs;
 mod service;
 
 pub use agent::Agent;
+pub use approvals::{Budget, BudgetRequest, Permission, PermissionRequest};
 pub use commands::report::RequestError;
 pub use commands::{Command, Commands};
 pub use error::{AskError, ConnectError, FlushError, OpenError, PublishError};
 pub use events::vocabulary;
 pub use journal::Journal;
 pub use options::AgentOptions;
-pub use prompts::{Budget, BudgetRequest, Permission, PermissionRequest};
 pub use protocol::{Channel, Offset};
 pub use publisher::Publisher;
 pub use reason::{Cancellation, Reason};

@@ -14,14 +14,14 @@ use crate::events::buffer::Buffer;
 
 /// A moment of an agent's life.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Stage {
+pub(crate) enum LifecyclePhase {
     Spawned,
     Completed,
     Failed,
     Cancelled,
 }
 
-impl Stage {
+impl LifecyclePhase {
     const fn event(self) -> &'static str {
         match self {
             Self::Spawned => "agent_spawned",
@@ -43,25 +43,25 @@ pub(crate) fn fields(fields: &impl Serialize) -> Result<Map<String, Value>, Publ
 
 /// What an agent tells of its life.
 #[derive(Clone, Debug)]
-pub(crate) struct Voice {
+pub(crate) struct LifecyclePublisher {
     /// `agent:{id}`
     pub(crate) channel: Channel,
     pub(crate) buffer: Arc<Buffer>,
 }
 
-impl Voice {
+impl LifecyclePublisher {
     /// Says it on both channels and waits. However early the caller stops waiting, both are
     /// written.
     pub(crate) async fn say(
         &self,
-        stage: Stage,
+        phase: LifecyclePhase,
         fields: Map<String, Value>,
     ) -> Result<(), PublishError> {
-        let entry = self.entry(stage, fields)?;
-        let voice = self.clone();
+        let entry = self.entry(phase, fields)?;
+        let lifecycle = self.clone();
         let saying = tokio::spawn(async move {
-            voice.buffer.publish(&voice.channel, entry.clone()).await?;
-            voice.buffer.publish(&Channel::global_events(), entry).await
+            lifecycle.buffer.publish(&lifecycle.channel, entry.clone()).await?;
+            lifecycle.buffer.publish(&Channel::global_events(), entry).await
         });
         saying.await.unwrap_or(Err(PublishError::Closed)).map(drop)
     }
@@ -70,10 +70,10 @@ impl Voice {
     /// are written.
     pub(crate) fn owe(
         &self,
-        stage: Stage,
+        phase: LifecyclePhase,
         fields: Map<String, Value>,
     ) -> Result<impl Future<Output = Result<(), PublishError>> + Send + 'static, PublishError> {
-        let entry = self.entry(stage, fields)?;
+        let entry = self.entry(phase, fields)?;
         let own = self.buffer.owe(&self.channel, entry.clone())?;
         let all = self.buffer.owe(&Channel::global_events(), entry)?;
         Ok(async move {
@@ -85,12 +85,12 @@ impl Voice {
     }
 
     /// The same as far as possible where nobody can wait.
-    pub(crate) fn say_without_waiting(&self, stage: Stage, fields: Map<String, Value>) {
-        match self.owe(stage, fields) {
+    pub(crate) fn say_without_waiting(&self, phase: LifecyclePhase, fields: Map<String, Value>) {
+        match self.owe(phase, fields) {
             // Whoever declared the agent lost has said so.
             Ok(_) | Err(PublishError::Fenced) => {}
             Err(error) => {
-                let event = stage.event();
+                let event = phase.event();
                 tracing::warn!(channel = %self.channel, %error, "`{event}` could not be said");
             }
         }
@@ -98,13 +98,13 @@ impl Voice {
 
     fn entry(
         &self,
-        stage: Stage,
+        phase: LifecyclePhase,
         mut fields: Map<String, Value>,
     ) -> Result<NewEntry, PublishError> {
         fields.insert("agent_id".to_owned(), self.channel.id().into());
         let data = Value::Object(fields).to_string();
         protocol::check_data(&data)?;
-        Ok(NewEntry::new(stage.event(), data))
+        Ok(NewEntry::new(phase.event(), data))
     }
 }
 

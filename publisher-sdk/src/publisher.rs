@@ -63,7 +63,7 @@ impl Publisher {
         name: &str,
         data: &T,
     ) -> Result<Offset, PublishError> {
-        self.agent.voice.buffer.publish(&self.channel, entry(name, data)?).await
+        self.agent.lifecycle.buffer.publish(&self.channel, entry(name, data)?).await
     }
 
     /// The same for an event of the [vocabulary](crate::vocabulary).
@@ -79,7 +79,7 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`]; [`Full`](PublishError::Full) where the agent's buffer has no room.
     pub fn send<T: Serialize + ?Sized>(&self, name: &str, data: &T) -> Result<(), PublishError> {
-        self.agent.voice.buffer.send(&self.channel, entry(name, data)?)
+        self.agent.lifecycle.buffer.send(&self.channel, entry(name, data)?)
     }
 
     /// The same for an event of the [vocabulary](crate::vocabulary).
@@ -110,7 +110,7 @@ impl Publisher {
         {
             return Err(PublishError::Turn { bytes: turn.len(), limit: TURN_BYTES_MAX });
         }
-        self.agent.voice.buffer.text(&self.channel, turn, text)
+        self.agent.lifecycle.buffer.text(&self.channel, turn, text)
     }
 
     /// Begins a run that belongs to this session: a Cancel sent to the agent cancels it, and so
@@ -124,7 +124,7 @@ impl Publisher {
     /// # Errors
     /// As [`Agent::flush`](crate::Agent::flush).
     pub async fn flush(&self) -> Result<(), FlushError> {
-        self.agent.voice.buffer.flush().await
+        self.agent.lifecycle.buffer.flush().await
     }
 }
 

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Inner;
-use crate::lifecycle::{self, Stage};
+use crate::lifecycle::{self, LifecyclePhase};
 use crate::reason::within_bounds;
 use crate::runs::Current;
 use crate::{Cancellation, PublishError, Reason};
@@ -80,7 +80,7 @@ impl Run {
     pub(crate) fn as_parent(&self) -> Parent {
         let session = &self.current.channel;
         Parent {
-            agent_id: self.agent.voice.channel.id().into(),
+            agent_id: self.agent.lifecycle.channel.id().into(),
             run_id: Some(self.id().into()),
             session: (session.kind() == Kind::Session).then(|| session.clone()),
         }
@@ -127,7 +127,7 @@ impl Run {
                 LeaseError::Fenced => PublishError::Fenced,
                 _ => PublishError::Closed,
             })?;
-            self.agent.voice.say(Stage::Spawned, fields).await
+            self.agent.lifecycle.say(LifecyclePhase::Spawned, fields).await
         };
         let announced = announced.await;
         if announced.is_err() {
@@ -181,7 +181,7 @@ impl Run {
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
     pub async fn complete(self) -> Result<(), PublishError> {
-        self.end(Stage::Completed, Map::new()).await
+        self.end(LifecyclePhase::Completed, Map::new()).await
     }
 
     /// Ends the run, not done: `agent_failed {agent_id, runId, error}`.
@@ -189,7 +189,7 @@ impl Run {
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
     pub async fn fail(self, error: &str) -> Result<(), PublishError> {
-        self.end(Stage::Failed, failed(error)).await
+        self.end(LifecyclePhase::Failed, failed(error)).await
     }
 
     /// Ends the run, cancelled: `agent_cancelled {agent_id, runId, reason, by?, detail?}` with who
@@ -199,13 +199,18 @@ impl Run {
     /// [`PublishError`]; the run has ended all the same.
     pub async fn stop(self) -> Result<(), PublishError> {
         let why = self.cancellation().unwrap_or_else(|| Reason::Shutdown.into());
-        self.end(Stage::Cancelled, why.fields()).await
+        self.end(LifecyclePhase::Cancelled, why.fields()).await
     }
 
-    async fn end(self, stage: Stage, fields: Map<String, Value>) -> Result<(), PublishError> {
+    async fn end(
+        self,
+        phase: LifecyclePhase,
+        fields: Map<String, Value>,
+    ) -> Result<(), PublishError> {
         let (agent, current) = (Arc::clone(&self.agent), self.current.clone());
         let fields = self.fields(fields);
-        let Some(saying) = agent.runs.end(current.key, || agent.voice.owe(stage, fields)) else {
+        let Some(saying) = agent.runs.end(current.key, || agent.lifecycle.owe(phase, fields))
+        else {
             // The agent was closed, and has said so.
             return Ok(());
         };
@@ -230,15 +235,17 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         let is_owed = self.agent.runs.is_noted(self.current.key);
-        let (stage, fields) = match self.cancellation() {
-            Some(why) => (Stage::Cancelled, why.fields()),
-            None if std::thread::panicking() => (Stage::Failed, failed("the agent panicked")),
-            None => (Stage::Failed, failed("the run ended without a result")),
+        let (phase, fields) = match self.cancellation() {
+            Some(why) => (LifecyclePhase::Cancelled, why.fields()),
+            None if std::thread::panicking() => {
+                (LifecyclePhase::Failed, failed("the agent panicked"))
+            }
+            None => (LifecyclePhase::Failed, failed("the run ended without a result")),
         };
         let fields = self.fields(fields);
         let say = || {
             if is_owed {
-                self.agent.voice.say_without_waiting(stage, fields);
+                self.agent.lifecycle.say_without_waiting(phase, fields);
             }
         };
         if self.agent.runs.end(self.current.key, say).is_some() {

@@ -1,8 +1,8 @@
 //! ▲ Services: workers that answer requests, each request by one of them.
 //!
-//! [`desk`](crate::commands) → **service** → a handler → [`report`](crate::commands)
+//! [`consumer`](crate::commands) → **service** → a handler → [`report`](crate::commands)
 //!
-//! A worker takes a request when it has a free hand, so requests go to whoever has one. A worker that
+//! A worker takes a request when it has a free permit, so requests go to whoever has one. A worker that
 //! dies before it began leaves the request to the others.
 
 use std::fmt;
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::agent::Inner;
-use crate::commands::desk::Outlet;
+use crate::commands::consumer::Outlet;
 use crate::commands::inbox::{Inbox, Membership};
 use crate::commands::progress::Progress;
 use crate::options::CONNECT_TIMEOUT;
@@ -95,7 +95,7 @@ pub struct Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.pool.hands.close();
+        self.pool.permits.close();
     }
 }
 
@@ -166,7 +166,7 @@ impl ServiceOptions {
         let channel = Channel::new(Kind::Service, &self.name)?;
         let agent = Arc::clone(self.agent.inner());
         let pool = Arc::new(Pool {
-            hands: Arc::new(Semaphore::new(self.at_once)),
+            permits: Arc::new(Semaphore::new(self.at_once)),
             handler: Box::new(move |request| Box::pin(handler(request))),
             is_idempotent: self.is_idempotent,
         });
@@ -179,32 +179,32 @@ impl ServiceOptions {
 
 type Handler = dyn Fn(Request) -> BoxFuture<'static, Result<Value, RequestError>> + Send + Sync;
 
-/// The hands of one worker.
+/// The permits of one worker.
 pub(crate) struct Pool {
-    hands: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     handler: Box<Handler>,
     is_idempotent: bool,
 }
 
-/// A free hand.
+/// A free permit.
 pub(crate) struct Worker {
     pool: Arc<Pool>,
-    hand: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("free", &self.hands.available_permits())
+            .field("free", &self.permits.available_permits())
             .finish_non_exhaustive()
     }
 }
 
 impl Pool {
-    /// Waits for a free hand; `None` where nothing is taken any more.
+    /// Waits for a free permit; `None` where nothing is taken any more.
     pub(crate) async fn worker(self: &Arc<Self>) -> Option<Worker> {
-        let hand = Arc::clone(&self.hands).acquire_owned().await.ok()?;
-        Some(Worker { pool: Arc::clone(self), hand })
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+        Some(Worker { pool: Arc::clone(self), permit })
     }
 }
 
@@ -245,7 +245,7 @@ impl Worker {
                     "the service's handler panicked over the request",
                 )),
             }
-            drop(self.hand);
+            drop(self.permit);
         });
     }
 }

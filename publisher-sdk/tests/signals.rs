@@ -1,18 +1,18 @@
 //! A process that is asked to end leaves no run open. Alone in its file: the signal reaches the whole
 //! process.
 
-mod stage;
+mod cluster;
 
 use std::process::Command;
 
+use cluster::{PATIENCE, events};
 use publisher_sdk::{Agent, Reason};
 use serde_json::json;
-use stage::{PATIENCE, events};
 use tokio::time::timeout;
 
 #[tokio::test]
 async fn an_agent_whose_process_is_asked_to_end_ends_its_runs_and_leaves() {
-    let way = stage::Way::in_process().await;
+    let way = cluster::Way::in_process().await;
     let (agent, journal) = way.agent().await;
     let gone = way.enter(Agent::options().id("gone")).await;
     let nothing_to_do = gone.shutdown_on_signal().unwrap();

@@ -1,4 +1,4 @@
-//! Who may: a token becomes a [`Principal`] once, at the door. Nothing behind it ever sees a token.
+//! Who may: a token becomes a [`Principal`] once, at the route. Nothing behind it ever sees a token.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -42,7 +42,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Who is at the door, and what they may.
+/// Who is at the route, and what they may.
 #[derive(Clone, Debug)]
 pub(crate) struct Principal {
     /// The token's `sub`; absent where no key is configured.

@@ -1,20 +1,21 @@
 //! The middle: a replica of the relay, as a library.
 //!
 //! ```text
-//!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► doors ─► browser
-//!  ▲ up     browser ─► doors ─► commands ─► journal
-//!  ◆ due    journal ─► keepers ─► journal
+//!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► routes ─► browser
+//!  ▲ up     browser ─► routes ─► commands ─► journal
+//!  ◆ due    journal ─► reaper ─► journal
 //! ```
 //!
 //! A replica holds nothing that another replica would need. [`start`] takes a [`Config`] and gives a
-//! [`Running`]; the command line and the tests use the same door.
+//! [`Running`]; the command line and the tests use the same route.
 
 mod auth;
 mod commands;
 mod config;
-mod doors;
+mod counts;
 mod events;
-mod keepers;
+mod reaper;
+mod routes;
 mod server;
 
 pub use auth::{Key, KeyError};

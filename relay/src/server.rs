@@ -20,10 +20,10 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::commands::{Commands, Offers};
-use crate::doors::traffic::Counted;
-use crate::doors::{self, House};
 use crate::events::Events;
-use crate::{Config, ConfigError, keepers};
+use crate::routes::traffic::Counted;
+use crate::routes::{self, AppState};
+use crate::{Config, ConfigError, counts, reaper};
 
 /// A request's head must be there within this time (F58).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ pub enum StartError {
 pub struct Running {
     addr: SocketAddr,
     admin_addr: Option<SocketAddr>,
-    house: Arc<House>,
+    app: Arc<AppState>,
     /// Ends the accept loops and what follows the journals.
     stop: CancellationToken,
     accepting: CancellationToken,
@@ -82,7 +82,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let accepting = stop.child_token();
     let requests = TaskTracker::new();
     let (messages, mut for_connections) = mpsc::channel(MESSAGES);
-    let house = Arc::new(House {
+    let app = Arc::new(AppState {
         events: Events::start(&config.journal, stop.clone()),
         commands: Commands::start(&config.journal, messages, stop.clone()),
         offers: Offers::start(&config.journal, stop.clone()),
@@ -92,30 +92,30 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         leaving: CancellationToken::new(),
         drain_over: config.drain,
         connections: TaskTracker::new(),
-        roll: Arc::default(),
+        registry: Arc::default(),
     });
-    let roll = Arc::clone(&house.roll);
+    let registry = Arc::clone(&app.registry);
     tokio::spawn(async move {
         while let Some((number, frame)) = for_connections.recv().await {
-            roll.hand_over(number, frame);
+            registry.hand_over(number, frame);
         }
     });
-    tokio::spawn(keepers::keep(house.journal.clone(), stop.clone()));
-    tokio::spawn(keepers::tally::count(
-        house.journal.clone(),
-        Arc::clone(&house.events),
-        house.connections.clone(),
+    tokio::spawn(reaper::run(app.journal.clone(), stop.clone()));
+    tokio::spawn(counts::report(
+        app.journal.clone(),
+        Arc::clone(&app.events),
+        app.connections.clone(),
         stop.clone(),
     ));
-    let routes = doors::main(&house, admin.is_none(), config.page);
+    let routes = routes::main(&app, admin.is_none(), config.page);
     tokio::spawn(accept(listener, routes, accepting.clone(), requests.clone()));
     let mut admin_addr = None;
     if let Some((listener, addr)) = admin {
         admin_addr = Some(addr);
         // Health is asked for until the very end.
-        tokio::spawn(accept(listener, doors::admin(&house), stop.clone(), TaskTracker::new()));
+        tokio::spawn(accept(listener, routes::admin(&app), stop.clone(), TaskTracker::new()));
     }
-    Ok(Running { addr, admin_addr, house, stop, accepting, requests })
+    Ok(Running { addr, admin_addr, app, stop, accepting, requests })
 }
 
 impl Running {
@@ -132,17 +132,17 @@ impl Running {
     /// Leaves: accepts nobody new, tells every connection to come back elsewhere, spread over the drain
     /// time, serves each until it has gone or its time is up, and finishes requests under way.
     pub async fn drain(self) {
-        self.house.leaving.cancel();
+        self.app.leaving.cancel();
         self.accepting.cancel();
-        self.house.connections.close();
+        self.app.connections.close();
         self.requests.close();
         let gone = async {
-            self.house.connections.wait().await;
+            self.app.connections.wait().await;
             self.requests.wait().await;
         };
-        if tokio::time::timeout(self.house.drain_over + DRAIN_GRACE, gone).await.is_err() {
+        if tokio::time::timeout(self.app.drain_over + DRAIN_GRACE, gone).await.is_err() {
             tracing::warn!(
-                left = self.house.connections.len(),
+                left = self.app.connections.len(),
                 "some connections did not leave in time"
             );
         }

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use journal::{
-    Answer, Asked, Asks, Command, Fate, Follower, Journal, Lease, Name, NewPrompt, Parent, Since,
-    Status, Take, Update,
+    Answer, Asked, Asks, Command, CommandOutcome, Follower, Journal, Lease, Name, NewApproval,
+    Parent, Since, Status, Take, Update,
 };
 use publisher_sdk::Channel;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::{PATIENCE, Stage};
+use crate::{Cluster, PATIENCE};
 
 /// An agent that does with its commands what the scenario says. Dropped, it is dead: its leases run out.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Actor {
     commands: mpsc::Receiver<Command>,
 }
 
-impl Stage {
+impl Cluster {
     /// An actor by the name of `id`, alive on `agent:{id}`. A second of the same name takes over.
     ///
     /// # Panics
@@ -104,8 +104,9 @@ impl Actor {
 
     async fn finishes(&self, command: &Command, status: Status, detail: Value) -> bool {
         let key = command.key.expect("a command that is to be taken");
-        let fate = Fate { status, detail: Some(detail.to_string().into()) };
-        let said = self.journal.finish(&command.channel, key, self.leases[0].holder(), &fate).await;
+        let outcome = CommandOutcome { status, detail: Some(detail.to_string().into()) };
+        let said =
+            self.journal.finish(&command.channel, key, self.leases[0].holder(), &outcome).await;
         said.expect("Redis answers")
     }
 
@@ -129,7 +130,7 @@ impl Actor {
     }
 
     async fn ask(&self, channel: &str, id: &str, asks: Asks, data: Value, expires_in: Duration) {
-        let new = NewPrompt {
+        let new = NewApproval {
             channel: channel.parse().expect("a channel"),
             request_id: id.into(),
             asks,

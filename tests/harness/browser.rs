@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::PATIENCE;
-use crate::door::Socket;
+use crate::endpoint::Socket;
 use crate::history::{Event, History, kind_of};
 use crate::process::Log;
 

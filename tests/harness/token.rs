@@ -7,7 +7,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 
-/// The secret of every stage that has one: 40 bytes.
+/// The secret of every cluster that has one: 40 bytes.
 pub const SECRET: &str = "a secret of the scenarios, 40 bytes long";
 
 /// A token in the making: who, until when, and the grant.

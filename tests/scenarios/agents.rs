@@ -7,7 +7,7 @@ use publisher_sdk::{Agent, PermissionRequest, Publisher, RequestError};
 use serde_json::json;
 use tests::chaos::Chaos;
 use tests::wait::pause;
-use tests::{History, PATIENCE, Persistence, Stage};
+use tests::{Cluster, History, PATIENCE, Persistence};
 
 const CHANNEL: &str = "session:42";
 
@@ -27,12 +27,12 @@ async fn count(session: &Publisher, numbers: std::ops::Range<u64>) {
 /// "Ten lines, and every token and tool call of my agent is on the user's screen."
 #[tokio::test]
 async fn everything_an_agent_says_is_on_every_screen_in_the_order_it_was_said() {
-    let stage = Stage::with_replicas(2).await;
-    let agent = stage.agent("a1").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let agent = cluster.agent("a1").await;
     let session = agent.session("42").await.unwrap();
     let mut screens = [
-        stage.browser_on(0).subscribed_to(CHANNEL).await,
-        stage.browser_on(1).subscribed_to(CHANNEL).await,
+        cluster.browser_on(0).subscribed_to(CHANNEL).await,
+        cluster.browser_on(1).subscribed_to(CHANNEL).await,
     ];
 
     let run = session.begin_run("r1");
@@ -68,11 +68,11 @@ async fn everything_an_agent_says_is_on_every_screen_in_the_order_it_was_said() 
 /// The firehose carries every agent's life, the agent's own channel too.
 #[tokio::test]
 async fn an_agents_life_is_on_its_own_channel_and_on_the_firehose() {
-    let stage = Stage::with_replicas(2).await;
-    let mut firehose = stage.browser_on(1).path("/ws/events").connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut firehose = cluster.browser_on(1).path("/ws/events").connect().await;
     firehose.wait_for_type("caught_up").await;
-    let mut own = stage.browser_on(0).subscribed_to("agent:a1").await;
-    let agent = stage.agent("a1").await;
+    let mut own = cluster.browser_on(0).subscribed_to("agent:a1").await;
+    let agent = cluster.agent("a1").await;
 
     let run = agent.begin_run("r1");
     run.announce(&json!({"task": "tidy"})).await.unwrap();
@@ -90,17 +90,17 @@ async fn an_agents_life_is_on_its_own_channel_and_on_the_firehose() {
 /// F01, from the agent's side: it talks on while Redis is dead, and nothing of it is lost or doubled.
 #[tokio::test]
 async fn an_agent_talks_on_while_redis_is_dead_and_nothing_is_lost_or_doubled() {
-    let mut stage = Stage::options().persistence(Persistence::Always).set().await;
-    let agent = stage.agent("a1").await;
+    let mut cluster = Cluster::options().persistence(Persistence::Always).set().await;
+    let agent = cluster.agent("a1").await;
     let session = agent.session("42").await.unwrap();
-    let mut here = stage.browser_on(0).subscribed_to(CHANNEL).await;
-    let mut there = stage.browser_on(1).subscribed_to(CHANNEL).await;
+    let mut here = cluster.browser_on(0).subscribed_to(CHANNEL).await;
+    let mut there = cluster.browser_on(1).subscribed_to(CHANNEL).await;
 
     let crash = async {
         here.wait_until("some load", |seen| seen.numbers(CHANNEL).len() > 50).await;
-        stage.redis.kill9();
+        cluster.redis.kill9();
         here.wait_for("degraded", |f| f["redis"] == "degraded").await;
-        stage.redis.restart().await;
+        cluster.redis.restart().await;
     };
     tokio::join!(count(&session, 0..600), crash);
     agent.flush().await.unwrap();
@@ -115,15 +115,15 @@ async fn an_agent_talks_on_while_redis_is_dead_and_nothing_is_lost_or_doubled() 
 /// F14: two agents, and the scripts are gone again and again.
 #[tokio::test]
 async fn two_agents_and_a_script_flush_under_load_keep_their_orders() {
-    let stage = Stage::with_replicas(1).await;
-    let (ada, bob) = (stage.agent("ada").await, stage.agent("bob").await);
+    let cluster = Cluster::with_replicas(1).await;
+    let (ada, bob) = (cluster.agent("ada").await, cluster.agent("bob").await);
     let both = [ada.session("ada").await.unwrap(), bob.session("bob").await.unwrap()];
-    let mut browser = stage.browser().subscribed_to("session:ada").await;
+    let mut browser = cluster.browser().subscribed_to("session:ada").await;
     browser.subscribe("session:bob").await;
 
     let flush = async {
         for _ in 0..10 {
-            let _: redis::Value = stage.redis.run(&["SCRIPT", "FLUSH"]).await;
+            let _: redis::Value = cluster.redis.run(&["SCRIPT", "FLUSH"]).await;
             pause(Duration::from_millis(100)).await;
         }
     };
@@ -136,11 +136,11 @@ async fn two_agents_and_a_script_flush_under_load_keep_their_orders() {
 /// F32: appends whose answers are lost, in the middle of a pipeline, again and again.
 #[tokio::test]
 async fn lost_answers_and_broken_pipelines_neither_double_nor_reorder_what_an_agent_says() {
-    let stage = Stage::with_replicas(1).await;
-    let chaos = Chaos::in_front_of(stage.redis.address()).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let chaos = Chaos::in_front_of(cluster.redis.address()).await;
     let agent = Agent::options().id("a1").connect(&chaos.url()).await.unwrap();
     let session = agent.session("42").await.unwrap();
-    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
+    let mut browser = cluster.browser().subscribed_to(CHANNEL).await;
 
     let disturb = async {
         for _ in 0..8 {
@@ -161,25 +161,25 @@ async fn lost_answers_and_broken_pipelines_neither_double_nor_reorder_what_an_ag
 /// are told that history changed.
 #[tokio::test]
 async fn what_redis_acknowledged_and_forgot_an_agent_says_again() {
-    let mut stage = Stage::with_replicas(1).await;
-    let agent = stage.agent("a1").await;
+    let mut cluster = Cluster::with_replicas(1).await;
+    let agent = cluster.agent("a1").await;
     let session = agent.session("42").await.unwrap();
-    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
+    let mut browser = cluster.browser().subscribed_to(CHANNEL).await;
     count(&session, 0..5).await;
     agent.flush().await.unwrap();
-    let backup = stage.redis.snapshot().await;
+    let backup = cluster.redis.snapshot().await;
     count(&session, 5..10).await;
     agent.flush().await.unwrap();
     browser.expect_numbers(CHANNEL, 0..10).await;
 
-    stage.redis.come_back_as(&backup).await;
+    cluster.redis.come_back_as(&backup).await;
     count(&session, 10..15).await;
     agent.flush().await.unwrap();
 
     browser.wait_until("a reset", |seen| !seen.resets(CHANNEL).is_empty()).await;
     let is_last = |seen: &History| seen.numbers_since_reset(CHANNEL).last() == Some(&14);
     browser.wait_until("number 14 after the reset", is_last).await;
-    let mut reader = stage.browser().connect().await;
+    let mut reader = cluster.browser().connect().await;
     reader.subscribe_since(CHANNEL, Some("start")).await;
     assert_eq!(reader.history().numbers(CHANNEL), (0..15).collect::<Vec<_>>());
 }
@@ -187,8 +187,8 @@ async fn what_redis_acknowledged_and_forgot_an_agent_says_again() {
 /// An agent that ends has said everything.
 #[tokio::test]
 async fn an_agent_that_closes_has_said_everything() {
-    let stage = Stage::with_replicas(1).await;
-    let agent = stage.agent("a1").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let agent = cluster.agent("a1").await;
     let session = agent.session("42").await.unwrap();
 
     for word in words(2_000) {
@@ -197,7 +197,7 @@ async fn an_agent_that_closes_has_said_everything() {
     drop(session);
     agent.close().await.unwrap();
 
-    let mut joiner = stage.browser().connect().await;
+    let mut joiner = cluster.browser().connect().await;
     joiner.subscribe_since(CHANNEL, Some("start")).await;
     assert_eq!(joiner.history().text(CHANNEL, None), words(2_000).concat());
 }
@@ -205,10 +205,10 @@ async fn an_agent_that_closes_has_said_everything() {
 /// What a person answers reaches the agent that waits, though Redis crashes in between.
 #[tokio::test]
 async fn a_question_is_answered_by_a_person_though_redis_crashes_meanwhile() {
-    let mut stage = Stage::options().persistence(Persistence::Always).set().await;
-    let agent = stage.agent("a1").await;
+    let mut cluster = Cluster::options().persistence(Persistence::Always).set().await;
+    let agent = cluster.agent("a1").await;
     let session = agent.session("42").await.unwrap();
-    let mut browser = stage.browser_on(1).subscribed_to(CHANNEL).await;
+    let mut browser = cluster.browser_on(1).subscribed_to(CHANNEL).await;
     session.text_delta("t1", "May I?").unwrap();
     let asking = tokio::spawn({
         let session = session.clone();
@@ -218,9 +218,9 @@ async fn a_question_is_answered_by_a_person_though_redis_crashes_meanwhile() {
     let is_asked = |seen: &History| seen.events(CHANNEL).len() == 2;
     browser.wait_until("text and question", is_asked).await;
 
-    stage.redis.kill9();
+    cluster.redis.kill9();
     browser.wait_for("degraded", |f| f["redis"] == "degraded").await;
-    stage.redis.restart().await;
+    cluster.redis.restart().await;
     browser.wait_for("ok", |f| f["redis"] == "ok").await;
     let yes = json!({"type": "permission_response", "requestId": "q1", "allowed": true, "alwaysAllow": true});
     while browser.ask(yes.clone()).await["type"] != "ack" {}
@@ -234,8 +234,8 @@ async fn a_question_is_answered_by_a_person_though_redis_crashes_meanwhile() {
 /// A service written with the SDK answers through any replica, also when its handler panics.
 #[tokio::test]
 async fn a_service_answers_through_any_replica_and_a_panic_disturbs_nobody() {
-    let stage = Stage::with_replicas(2).await;
-    let agent = stage.agent("w1").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let agent = cluster.agent("w1").await;
     let _service = agent
         .serve("sums", async |request| match request.method.as_str() {
             "sums.add" => Ok(json!(request.read::<Vec<u64>>()?.iter().sum::<u64>())),
@@ -245,7 +245,7 @@ async fn a_service_answers_through_any_replica_and_a_panic_disturbs_nobody() {
         .await
         .unwrap();
     for replica in 0..2 {
-        let mut browser = stage.browser_on(replica).connect().await;
+        let mut browser = cluster.browser_on(replica).connect().await;
         for (method, answer) in [
             ("sums.panic", ("code", json!("handler_panicked"))),
             ("sums.mul", ("code", json!("no_method"))),

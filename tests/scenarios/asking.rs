@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use publisher_sdk::{Agent, Journal};
 use serde_json::{Value, json};
-use tests::{Browser, Stage, until};
+use tests::{Browser, Cluster, until};
 
 fn cancel(agent_id: &str) -> Value {
     json!({"type": "cancel_agent", "agent_id": agent_id})
@@ -15,16 +15,16 @@ fn command(agent_id: &str, name: &str) -> Value {
     json!({"type": "command", "agent_id": agent_id, "name": name})
 }
 
-async fn both(stage: &Stage) -> [Browser; 2] {
-    [stage.browser_on(0).connect().await, stage.browser_on(1).connect().await]
+async fn both(cluster: &Cluster) -> [Browser; 2] {
+    [cluster.browser_on(0).connect().await, cluster.browser_on(1).connect().await]
 }
 
 /// F33: no agent, no promise; and no surprise for the agent that comes later.
 #[tokio::test]
 async fn what_must_not_wait_is_refused_at_once_and_never_done_later() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     let begun = Instant::now();
-    for browser in &mut both(&stage).await {
+    for browser in &mut both(&cluster).await {
         let no_wait =
             json!({"type": "command", "agent_id": "late", "name": "x", "may_wait": false});
         let request = json!({"type": "request", "agent_id": "late", "method": "x"});
@@ -37,8 +37,8 @@ async fn what_must_not_wait_is_refused_at_once_and_never_done_later() {
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "at once: {:?}", begun.elapsed());
 
-    let mut agent = stage.actor("late").await;
-    let ack = stage.browser().connect().await.ask(command("late", "first")).await;
+    let mut agent = cluster.actor("late").await;
+    let ack = cluster.browser().connect().await.ask(command("late", "first")).await;
 
     assert_eq!((&ack["listeners"], &ack["queued"]), (&json!(1), &Value::Null), "{ack}");
     assert_eq!(&*agent.next().await.name, "first");
@@ -47,12 +47,12 @@ async fn what_must_not_wait_is_refused_at_once_and_never_done_later() {
 /// A Cancel that is quicker than the run it is for.
 #[tokio::test]
 async fn a_cancel_that_names_its_run_waits_for_it() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
 
     let frame = json!({"type": "cancel_agent", "agent_id": "a1", "run_id": "r1", "reason": "oops"});
     let ack = browser.ask(frame).await;
-    let mut agent = stage.actor("a1").await;
+    let mut agent = cluster.actor("a1").await;
 
     let expected = json!({"status": "accepted", "listeners": 0, "queued": true});
     for (field, value) in expected.as_object().unwrap() {
@@ -67,8 +67,8 @@ async fn a_cancel_that_names_its_run_waits_for_it() {
 /// What waits does not wait for ever, and everybody hears of its end.
 #[tokio::test]
 async fn a_command_that_nobody_takes_in_time_expires_and_all_screens_say_so() {
-    let stage = Stage::with_replicas(2).await;
-    let mut screens = both(&stage).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut screens = both(&cluster).await;
     for screen in &mut screens {
         screen.subscribe("agent:a1").await;
     }
@@ -83,7 +83,7 @@ async fn a_command_that_nobody_takes_in_time_expires_and_all_screens_say_so() {
         let expected = json!({"command_id": ack["command_id"], "status": "expired"});
         assert_eq!(told["data"], expected, "{told}");
     }
-    let mut late = stage.actor("a1").await;
+    let mut late = cluster.actor("a1").await;
     let heard = late.next().await;
     assert!(!late.takes(&heard).await, "it is too late");
     frame["command_id"] = ack["command_id"].clone();
@@ -94,14 +94,14 @@ async fn a_command_that_nobody_takes_in_time_expires_and_all_screens_say_so() {
 /// F34: sent five times through three replicas at once, and again after reconnecting.
 #[tokio::test]
 async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
-    let stage = Stage::with_replicas(3).await;
-    let mut agent = stage.actor("a1").await;
+    let cluster = Cluster::with_replicas(3).await;
+    let mut agent = cluster.actor("a1").await;
     let id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
     let mut frame = command("a1", "pay");
     frame["command_id"] = json!(id);
     let send = |replica: usize| {
-        let (door, frame) = (stage.browser_on(replica), frame.clone());
-        async move { door.connect().await.ask(frame).await }
+        let (endpoint, frame) = (cluster.browser_on(replica), frame.clone());
+        async move { endpoint.connect().await.ask(frame).await }
     };
 
     let acks = join_all((0..5).map(|i| send(i % 3))).await;
@@ -111,7 +111,7 @@ async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
     assert!(taken && agent.applies(&heard, json!("paid")).await);
     let applied = [send(0).await, send(2).await];
     send(0).await;
-    stage.browser().connect().await.ask(command("a1", "last")).await;
+    cluster.browser().connect().await.ask(command("a1", "last")).await;
 
     for ack in &acks {
         let expected = (&json!("ack"), &json!(id), &json!("accepted"));
@@ -128,10 +128,10 @@ async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
 #[tokio::test]
 async fn a_storm_of_commands_is_limited_and_hinders_nobody() {
     const STORM: usize = 5_000;
-    let stage = Stage::with_replicas(1).await;
-    let mut agent = stage.actor("a1").await;
-    let mut storming = stage.browser().connect().await;
-    let mut other = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = cluster.actor("a1").await;
+    let mut storming = cluster.browser().connect().await;
+    let mut other = cluster.browser().connect().await;
     let begun = Instant::now();
 
     for n in 0..STORM {
@@ -171,17 +171,17 @@ async fn a_storm_of_commands_is_limited_and_hinders_nobody() {
 /// "Stop" means all of it, also when the one that began it has gone.
 #[tokio::test]
 async fn a_cancel_reaches_the_agents_that_were_spawned_under_it() {
-    let stage = Stage::with_replicas(1).await;
-    let parent = stage.actor("parent").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let parent = cluster.actor("parent").await;
     let mut family = [
-        stage.child("child", "parent", "r1").await,
-        stage.child("grandchild", "child", "c1").await,
+        cluster.child("child", "parent", "r1").await,
+        cluster.child("grandchild", "child", "c1").await,
     ];
-    let mut other = stage.child("other", "parent", "r2").await;
+    let mut other = cluster.child("other", "parent", "r2").await;
     // Its own grandparent: that must not go round for ever.
-    let _odd = stage.child("child", "grandchild", "g1").await;
-    family[0] = stage.child("child", "parent", "r1").await;
-    let mut browser = stage.browser().connect().await;
+    let _odd = cluster.child("child", "grandchild", "g1").await;
+    family[0] = cluster.child("child", "parent", "r1").await;
+    let mut browser = cluster.browser().connect().await;
 
     let mut frame = cancel("parent");
     (frame["run_id"], frame["reason"]) = (json!("r1"), json!("enough"));
@@ -208,15 +208,15 @@ async fn a_cancel_reaches_the_agents_that_were_spawned_under_it() {
 /// A Cancel reaches many, and of too many as many as it may.
 #[tokio::test]
 async fn a_cancel_reaches_256_of_those_that_were_spawned() {
-    let stage = Stage::with_replicas(1).await;
-    let journal = Journal::open(&stage.redis.url()).unwrap();
+    let cluster = Cluster::with_replicas(1).await;
+    let journal = Journal::open(&cluster.redis.url()).unwrap();
     let child = |n: usize| {
         let options = Agent::options().id(format!("child-{n}")).child_of_agent("boss");
         options.attach(journal.clone())
     };
-    let boss = stage.agent("boss").await;
+    let boss = cluster.agent("boss").await;
     let mut children = join_all((0..256).map(child)).await;
-    let mut browser = stage.browser().connect().await;
+    let mut browser = cluster.browser().connect().await;
 
     let all = browser.ask(cancel("boss")).await;
     children.push(child(256).await);
@@ -229,10 +229,10 @@ async fn a_cancel_reaches_256_of_those_that_were_spawned() {
 /// An agent that takes nothing is not buried, and no other minds.
 #[tokio::test]
 async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {
-    let stage = Stage::with_replicas(2).await;
-    let [mut here, mut there] = both(&stage).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let [mut here, mut there] = both(&cluster).await;
 
-    let mut quick = stage.actor("quick").await;
+    let mut quick = cluster.actor("quick").await;
 
     let mut answer = json!(null);
     for n in 0..257 {
@@ -243,7 +243,7 @@ async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {
     assert_eq!(&*quick.next().await.name, "go");
 
     assert_eq!((&answer["code"], &answer["retryable"]), (&json!("busy"), &json!(true)), "{answer}");
-    let mut agent = stage.actor("slow").await;
+    let mut agent = cluster.actor("slow").await;
     let first = agent.next().await;
     assert!(agent.takes(&first).await);
     assert_eq!(there.ask(command("slow", "step")).await["type"], "ack", "one was taken");
@@ -252,17 +252,17 @@ async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {
 /// The same by HTTP, for those who hold no socket.
 #[tokio::test]
 async fn commands_are_taken_by_http_as_well() {
-    let stage = Stage::with_replicas(2).await;
-    let mut agent = stage.actor("a1").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut agent = cluster.actor("a1").await;
     let id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
     let body = json!({"agent_id": "a1", "name": "pay", "data": {"n": 1}, "command_id": id});
 
     let replies = [
-        stage.replicas[0].post("/api/v1/commands", body.to_string()).await,
-        stage.replicas[1].post("/api/v1/commands", body.to_string()).await,
+        cluster.replicas[0].post("/api/v1/commands", body.to_string()).await,
+        cluster.replicas[1].post("/api/v1/commands", body.to_string()).await,
     ];
-    let nobody = stage.replicas[0].post("/api/v1/commands", cancel("nobody").to_string()).await;
-    let wrong = stage.replicas[0].post("/api/v1/commands", r#"{"type":"ping"}"#).await;
+    let nobody = cluster.replicas[0].post("/api/v1/commands", cancel("nobody").to_string()).await;
+    let wrong = cluster.replicas[0].post("/api/v1/commands", r#"{"type":"ping"}"#).await;
 
     for reply in replies {
         let ack = reply.json();
@@ -277,14 +277,14 @@ async fn commands_are_taken_by_http_as_well() {
 /// Who is there, for the operator and for whoever may watch a channel.
 #[tokio::test]
 async fn who_is_alive_can_be_asked_for() {
-    let stage = Stage::options().with_secret().set().await;
-    let child = stage.child("b2", "a1", "r1").await.opens("session:42").await;
-    let _agent = stage.actor("a1").await;
+    let cluster = Cluster::options().with_secret().set().await;
+    let child = cluster.child("b2", "a1", "r1").await.opens("session:42").await;
+    let _agent = cluster.actor("a1").await;
     child.asks("session:42", "p1", Duration::from_secs(60)).await;
     let get = async |path: &str, token: tests::Token| {
         let bearer = format!("Bearer {}", token.sign());
         let headers = [("Authorization", bearer.as_str())];
-        let address = stage.replicas[1].address();
+        let address = cluster.replicas[1].address();
         tests::http::call(&address, hyper::Method::GET, path, &headers, "").await.unwrap()
     };
     let ada = || tests::Token::of("ada").allowing("subscribe", &["session:42"]);

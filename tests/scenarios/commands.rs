@@ -3,7 +3,7 @@
 
 use publisher_sdk::{Agent, Commands, Run};
 use serde_json::{Value, json};
-use tests::{PATIENCE, Stage};
+use tests::{Cluster, PATIENCE};
 
 async fn next(commands: &mut Commands) -> publisher_sdk::Command {
     let command = tokio::time::timeout(PATIENCE, commands.next()).await;
@@ -13,12 +13,12 @@ async fn next(commands: &mut Commands) -> publisher_sdk::Command {
 /// Cancel cancels, from any replica; and it cancels this agent and no other.
 #[tokio::test]
 async fn cancel_reaches_the_one_agent_through_any_replica() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     for replica in 0..2 {
         let (mine, other) = (format!("mine{replica}"), format!("other{replica}"));
-        let (agent, bystander) = (stage.agent(&mine).await, stage.agent(&other).await);
+        let (agent, bystander) = (cluster.agent(&mine).await, cluster.agent(&other).await);
         let (run, untouched) = (agent.begin_run("r1"), bystander.begin_run("r1"));
-        let mut browser = stage.browser_on(replica).connect().await;
+        let mut browser = cluster.browser_on(replica).connect().await;
 
         let cancel = json!({"type": "cancel_agent", "agent_id": mine, "reason": "enough"});
         let ack = browser.ask(cancel).await;
@@ -39,11 +39,11 @@ async fn cancel_reaches_the_one_agent_through_any_replica() {
 /// Cancel says that nobody is there where nobody is, and does not lie in wait for who comes later.
 #[tokio::test]
 async fn cancelling_nobody_is_answered_and_hits_nobody_later() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
 
     let error = browser.ask(json!({"type": "cancel_agent", "agent_id": "late"})).await;
-    let agent = stage.agent("late").await;
+    let agent = cluster.agent("late").await;
     let run = agent.begin_run("r1");
     browser.ask(json!({"type": "command", "agent_id": "late", "name": "go", "data": {}})).await;
     let command = next(&mut agent.commands()).await;
@@ -56,19 +56,19 @@ async fn cancelling_nobody_is_answered_and_hits_nobody_later() {
 /// A browser that leaves changes nothing, however it leaves (invariant 7).
 #[tokio::test]
 async fn a_browser_that_leaves_touches_no_agent() {
-    let mut stage = Stage::with_replicas(2).await;
-    let agent = stage.agent("a1").await;
+    let mut cluster = Cluster::with_replicas(2).await;
+    let agent = cluster.agent("a1").await;
     let session = agent.session("42").await.unwrap();
     let run = session.begin_run("r1");
     for replica in 0..2 {
-        stage.browser_on(replica).subscribed_to("session:42").await.leave().await;
-        stage.browser_on(replica).path("/ws/42").connect().await.vanish();
-        let mut mute = stage.browser_on(replica).subscribed_to("agent:a1").await;
+        cluster.browser_on(replica).subscribed_to("session:42").await.leave().await;
+        cluster.browser_on(replica).path("/ws/42").connect().await.vanish();
+        let mut mute = cluster.browser_on(replica).subscribed_to("agent:a1").await;
         mute.stop_reading();
     }
 
-    stage.replicas[0].kill9();
-    let mut browser = stage.browser_on(1).connect().await;
+    cluster.replicas[0].kill9();
+    let mut browser = cluster.browser_on(1).connect().await;
     browser.ask(json!({"type": "command", "agent_id": "a1", "name": "go"})).await;
 
     assert_eq!(next(&mut agent.commands()).await.name, "go", "the first and only command");
@@ -78,9 +78,10 @@ async fn a_browser_that_leaves_touches_no_agent() {
 /// F34: a command is done once, however often and wherever it is sent.
 #[tokio::test]
 async fn a_command_sent_again_and_elsewhere_is_done_once() {
-    let stage = Stage::with_replicas(2).await;
-    let agent = stage.agent("a1").await;
-    let mut browsers = [stage.browser_on(0).connect().await, stage.browser_on(1).connect().await];
+    let cluster = Cluster::with_replicas(2).await;
+    let agent = cluster.agent("a1").await;
+    let mut browsers =
+        [cluster.browser_on(0).connect().await, cluster.browser_on(1).connect().await];
     let id = "6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e";
     let command = json!({"type": "command", "agent_id": "a1", "name": "pay", "command_id": id});
 
@@ -97,19 +98,19 @@ async fn a_command_sent_again_and_elsewhere_is_done_once() {
     assert_eq!((first.name.as_str(), first.command_id.as_str()), ("pay", id));
     assert_eq!(next(&mut commands).await.name, "last");
     // Not by the agent's merit alone: the record itself holds it once, for agents of any language.
-    let keys: Vec<String> = stage.redis.run(&["KEYS", "*:commands:agent:a1"]).await;
-    let length: u64 = stage.redis.run(&["XLEN", &keys[0]]).await;
+    let keys: Vec<String> = cluster.redis.run(&["KEYS", "*:commands:agent:a1"]).await;
+    let length: u64 = cluster.redis.run(&["XLEN", &keys[0]]).await;
     assert_eq!((keys.len(), length), (1, 2), "entries in the journal of the agent's commands");
 }
 
 /// A command to a session reaches the agent that opened it, and tells it who asks.
 #[tokio::test]
 async fn a_command_to_a_session_reaches_its_agent_and_says_who_asks() {
-    let stage = Stage::options().with_secret().set().await;
-    let agent = stage.agent("a1").await;
+    let cluster = Cluster::options().with_secret().set().await;
+    let agent = cluster.agent("a1").await;
     let _session = agent.session("42").await.unwrap();
     let token = tests::Token::of("ada").allowing("command", &["session:42"]).sign();
-    let mut browser = stage.browser_on(1).token(&token).connect().await;
+    let mut browser = cluster.browser_on(1).token(&token).connect().await;
 
     let data = json!({"text": "faster", "by": "somebody else"});
     let command = json!({"type": "command", "channel": "session:42", "name": "steer", "data": data, "by": "eve"});
@@ -125,21 +126,21 @@ async fn a_command_to_a_session_reaches_its_agent_and_says_who_asks() {
 /// Stop on a session's page stops what was begun there, by whichever agent, and nothing else.
 #[tokio::test]
 async fn a_cancel_of_a_session_reaches_the_agents_spawned_for_its_runs() {
-    let stage = Stage::with_replicas(2).await;
-    let parent = stage.agent("parent").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let parent = cluster.agent("parent").await;
     let (here, there) =
         (parent.session("here").await.unwrap(), parent.session("there").await.unwrap());
     let (mine, other) = (here.begin_run("mine"), there.begin_run("other"));
     let spawn = async |id: &str, run: &Run| {
         let options = Agent::options().id(id).child_of(run);
-        options.connect(&stage.redis.url()).await.unwrap()
+        options.connect(&cluster.redis.url()).await.unwrap()
     };
     let child = spawn("child", &mine).await;
     let helping = child.begin_run("helping");
     let grandchild = spawn("grandchild", &helping).await;
     let stranger = spawn("stranger", &other).await;
     let (digging, working) = (grandchild.begin_run("digging"), stranger.begin_run("working"));
-    let mut browser = stage.browser_on(1).connect().await;
+    let mut browser = cluster.browser_on(1).connect().await;
 
     let stop = json!({"type": "command", "channel": "session:here", "name": "cancel_agent"});
     let ack = browser.ask(stop).await;
@@ -154,9 +155,9 @@ async fn a_cancel_of_a_session_reaches_the_agents_spawned_for_its_runs() {
 /// Orders keep their order.
 #[tokio::test]
 async fn the_commands_of_one_browser_arrive_in_the_order_they_were_sent() {
-    let stage = Stage::with_replicas(1).await;
-    let agent = stage.agent("a1").await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let agent = cluster.agent("a1").await;
+    let mut browser = cluster.browser().connect().await;
 
     for i in 0..100 {
         browser.send(json!({"type": "command", "agent_id": "a1", "name": "step", "data": i})).await;
@@ -171,8 +172,8 @@ async fn the_commands_of_one_browser_arrive_in_the_order_they_were_sent() {
 /// A request is always answered: nobody serves this one.
 #[tokio::test]
 async fn a_request_that_nobody_serves_gets_its_typed_response() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
 
     let request = json!({"type": "request", "method": "sessions.create", "params": {}});
     let response = browser.ask(request).await;
@@ -190,20 +191,20 @@ async fn a_request_that_nobody_serves_gets_its_typed_response() {
 /// F35: a command while Redis is away is refused as retryable, and done once when it is retried.
 #[tokio::test]
 async fn a_command_while_redis_is_away_is_answered_and_done_once_when_retried() {
-    let stage = Stage::options().with_chaos().set().await;
-    let agent = stage.agent("a1").await;
-    let mut browser = stage.browser_on(0).connect().await;
+    let cluster = Cluster::options().with_chaos().set().await;
+    let agent = cluster.agent("a1").await;
+    let mut browser = cluster.browser_on(0).connect().await;
     let id = "0b0d9c55-9a35-4f6a-8a5b-8f3d5d0f9a11";
     let command = json!({"type": "command", "agent_id": "a1", "name": "pay", "command_id": id});
 
-    stage.chaos().cut();
+    cluster.chaos().cut();
     let mut answer = browser.ask(command.clone()).await;
     assert_eq!(
         (&answer["code"], &answer["retryable"]),
         (&json!("unavailable"), &json!(true)),
         "{answer}"
     );
-    stage.chaos().restore();
+    cluster.chaos().restore();
     while answer["type"] != "ack" {
         answer = browser.ask(command.clone()).await;
     }

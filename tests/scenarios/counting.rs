@@ -1,7 +1,7 @@
 //! How many look, across replicas.
 
 use serde_json::{Value, json};
-use tests::{Replica, Stage, until};
+use tests::{Cluster, Replica, until};
 
 async fn subscribers(replica: &Replica, channel: &str) -> u64 {
     replica.get(&format!("/api/v1/channels/{channel}")).await.json()["subscribers"]
@@ -15,12 +15,12 @@ async fn stats(replica: &Replica) -> Value {
 
 #[tokio::test]
 async fn subscribers_are_counted_across_replicas_and_right_again_after_one_is_killed() {
-    let mut stage = Stage::with_replicas(2).await;
+    let mut cluster = Cluster::with_replicas(2).await;
     let mut browsers = Vec::new();
     for replica in [0, 0, 0, 1, 1] {
-        browsers.push(stage.browser_on(replica).subscribed_to("session:42").await);
+        browsers.push(cluster.browser_on(replica).subscribed_to("session:42").await);
     }
-    for replica in &stage.replicas {
+    for replica in &cluster.replicas {
         let all = async || (subscribers(replica, "session:42").await == 5).then_some(());
         until("both replicas count all five", all).await;
         until("and their connections", async || {
@@ -29,9 +29,9 @@ async fn subscribers_are_counted_across_replicas_and_right_again_after_one_is_ki
         .await;
     }
 
-    stage.replicas[0].kill9();
+    cluster.replicas[0].kill9();
 
-    let left = &stage.replicas[1];
+    let left = &cluster.replicas[1];
     let two = async || (subscribers(left, "session:42").await == 2).then_some(());
     until("the dead replica's count no more", two).await;
     let stats = stats(left).await;
@@ -48,9 +48,9 @@ async fn subscribers_are_counted_across_replicas_and_right_again_after_one_is_ki
 /// A message for one connection, sent through any replica, reaches that one and no other.
 #[tokio::test]
 async fn a_message_reaches_the_one_connection_it_is_for() {
-    let stage = Stage::with_replicas(2).await;
-    let mut mine = stage.browser_on(1).connect().await;
-    let mut other = stage.browser_on(1).connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut mine = cluster.browser_on(1).connect().await;
+    let mut other = cluster.browser_on(1).connect().await;
     let id = mine.frames().find(|frame| frame["type"] == "connected").unwrap()["connection_id"]
         .as_str()
         .unwrap()
@@ -58,10 +58,10 @@ async fn a_message_reaches_the_one_connection_it_is_for() {
     let path = |id: &str| format!("/api/v1/connections/{id}/messages");
     let body = json!({"event": "hello", "data": {"to": "you"}}).to_string();
 
-    let sent = stage.replicas[0].post(&path(&id), body.clone()).await;
+    let sent = cluster.replicas[0].post(&path(&id), body.clone()).await;
     let gone =
-        stage.replicas[0].post(&path("5f0c6d0e1a2b4c3d8e9f0a1b2c3d4e5f-1"), body.clone()).await;
-    let none = stage.replicas[0].post(&path("nobody"), body).await;
+        cluster.replicas[0].post(&path("5f0c6d0e1a2b4c3d8e9f0a1b2c3d4e5f-1"), body.clone()).await;
+    let none = cluster.replicas[0].post(&path("nobody"), body).await;
 
     assert_eq!((sent.status, gone.status, none.status), (200, 404, 404), "{}", sent.text());
     let heard = mine.wait_for("the message", |frame| frame["event"] == "hello").await;

@@ -4,20 +4,20 @@ use std::path::Path;
 
 use tests::process::Process;
 use tests::replica::run;
-use tests::{Page, Stage};
+use tests::{Cluster, Page};
 
 const ASKS: &str = "document.querySelector('.question[data-kind=permission]')";
 const NOTE: &str = "document.querySelector('#note')?.textContent";
 
-async fn with_agent() -> (Stage, Process, Page, Page) {
-    let stage = Stage::options().flag("--demo-page").replicas(2).set().await;
+async fn with_agent() -> (Cluster, Process, Page, Page) {
+    let cluster = Cluster::options().flag("--demo-page").replicas(2).set().await;
     let page = async |replica: usize| {
-        Page::open(&format!("http://{}/", stage.replicas[replica].address())).await
+        Page::open(&format!("http://{}/", cluster.replicas[replica].address())).await
     };
     let (one, two) = (page(0).await, page(1).await);
-    let words = ["demo-agent", "--redis", &stage.redis.url()].map(ToOwned::to_owned);
+    let words = ["demo-agent", "--redis", &cluster.redis.url()].map(ToOwned::to_owned);
     let agent = run(&words, &[]);
-    (stage, agent, one, two)
+    (cluster, agent, one, two)
 }
 
 /// Pictures for the documentation, where somebody wants them.
@@ -30,17 +30,17 @@ async fn picture(page: &Page, name: &str) {
 /// F36 as people see it: both see the question, the first answer counts, the other is told.
 #[tokio::test]
 async fn two_pages_see_the_same_question_and_the_slower_one_is_told() {
-    let (stage, _agent, one, two) = with_agent().await;
+    let (cluster, _agent, one, two) = with_agent().await;
     one.wait("the agent asks", ASKS).await;
     two.wait("the agent asks there too", ASKS).await;
     picture(&one, "question.png").await;
 
     // What the one decides does not get through to the other before he has decided as well.
-    stage.replicas[1].freeze();
+    cluster.replicas[1].freeze();
     one.click(".question .yes").await;
     one.wait("the question is answered", &format!("!{ASKS}")).await;
     two.click(".question .no").await;
-    stage.replicas[1].thaw();
+    cluster.replicas[1].thaw();
 
     two.wait("he is told", &format!("{NOTE}.startsWith('Somebody was faster: allowed')")).await;
     picture(&two, "answered.png").await;
@@ -58,7 +58,7 @@ async fn two_pages_see_the_same_question_and_the_slower_one_is_told() {
 /// What one decides the other sees, and whose it was; a Cancel takes the question along.
 #[tokio::test]
 async fn a_page_shows_what_was_decided_elsewhere_and_no_question_of_a_cancelled_run() {
-    let (_stage, _agent, one, two) = with_agent().await;
+    let (_cluster, _agent, one, two) = with_agent().await;
     let said = |what: &str| format!("document.body.innerText.includes('{what}')");
     one.wait("the agent asks", ASKS).await;
     two.wait("the agent asks there too", ASKS).await;
@@ -79,7 +79,7 @@ async fn a_page_shows_what_was_decided_elsewhere_and_no_question_of_a_cancelled_
 /// F29 as people see it.
 #[tokio::test]
 async fn a_killed_agent_shows_as_lost() {
-    let (_stage, mut agent, one, _two) = with_agent().await;
+    let (_cluster, mut agent, one, _two) = with_agent().await;
     one.wait("the agent asks", ASKS).await;
 
     agent.kill9();

@@ -1,19 +1,19 @@
 //! Events reach everybody who asked for them, and nobody else.
 
 use serde_json::{Value, json};
-use tests::Stage;
+use tests::Cluster;
 
 /// The product in one sentence.
 #[tokio::test]
 async fn every_subscriber_on_every_replica_gets_every_event_once_and_in_order() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     let mut browsers = Vec::new();
     for replica in [0, 0, 1, 1] {
-        browsers.push(stage.browser_on(replica).subscribed_to("session:42").await);
+        browsers.push(cluster.browser_on(replica).subscribed_to("session:42").await);
     }
 
     for i in 0..200 {
-        let replica = &stage.replicas[i as usize % 2];
+        let replica = &cluster.replicas[i as usize % 2];
         replica.publish("session:42", "number", json!({"i": i})).await;
     }
 
@@ -25,11 +25,11 @@ async fn every_subscriber_on_every_replica_gets_every_event_once_and_in_order() 
 /// The other half of it.
 #[tokio::test]
 async fn a_subscriber_of_one_session_sees_nothing_of_another() {
-    let stage = Stage::with_replicas(2).await;
-    let mut mine = stage.browser_on(0).subscribed_to("session:mine").await;
-    let mut theirs = stage.browser_on(1).subscribed_to("session:theirs").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut mine = cluster.browser_on(0).subscribed_to("session:mine").await;
+    let mut theirs = cluster.browser_on(1).subscribed_to("session:theirs").await;
 
-    for replica in &stage.replicas {
+    for replica in &cluster.replicas {
         replica.publish_numbers("session:theirs", 0..50).await;
         replica.publish_numbers("session:mine2", 0..50).await;
         replica.publish("session:mine", "last", json!({})).await;
@@ -46,14 +46,14 @@ async fn a_subscriber_of_one_session_sees_nothing_of_another() {
 /// agent's own order is kept.
 #[tokio::test]
 async fn two_publishers_at_once_make_one_order_that_keeps_both_of_theirs() {
-    let stage = Stage::with_replicas(2).await;
-    let mut here = stage.browser_on(0).subscribed_to("project:p").await;
-    let mut there = stage.browser_on(1).subscribed_to("project:p").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut here = cluster.browser_on(0).subscribed_to("project:p").await;
+    let mut there = cluster.browser_on(1).subscribed_to("project:p").await;
 
     let publish = async |replica: usize, who: &str| {
         for i in 0..100 {
             let data = json!({"who": who, "i": i});
-            stage.replicas[replica].publish("project:p", "step", data).await;
+            cluster.replicas[replica].publish("project:p", "step", data).await;
         }
     };
     tokio::join!(publish(0, "ada"), publish(1, "bob"));
@@ -75,18 +75,18 @@ async fn two_publishers_at_once_make_one_order_that_keeps_both_of_theirs() {
 /// A publisher that saw no answer asks again, elsewhere.
 #[tokio::test]
 async fn a_retried_publish_is_one_event_through_whichever_replica() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
     let body =
         json!({"channel": "session:42", "event": "paid", "data": {"cents": 5}, "id": "invoice-7"});
 
     let mut offsets = Vec::new();
     for replica in [0, 1, 1, 0] {
-        let reply = stage.replicas[replica].post("/api/v1/publish", body.to_string()).await;
+        let reply = cluster.replicas[replica].post("/api/v1/publish", body.to_string()).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         offsets.push(reply.json()["offset"].clone());
     }
-    stage.replicas[0].publish("session:42", "last", json!({})).await;
+    cluster.replicas[0].publish("session:42", "last", json!({})).await;
 
     browser
         .wait_until("the last event", |seen| {
@@ -101,13 +101,13 @@ async fn a_retried_publish_is_one_event_through_whichever_replica() {
 /// Invariant 1: nothing on the way interprets an event's data. Invariant 11: any name goes.
 #[tokio::test]
 async fn an_events_data_arrives_byte_for_byte_under_any_name() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(1).subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(1).subscribed_to("session:42").await;
     let odd = r#"{"z":1,"a":1e400,"big":123456789012345678901234567890,"z":0.10,"half":"\ud83d","e":"\u00e9é😀","list" : [ 1 ,2 ]}"#;
 
     let body =
         format!(r#"{{"channel":"session:42","event":"tool.v2:never-heard_of","data":{odd}}}"#);
-    let reply = stage.replicas[0].post("/api/v1/publish", body).await;
+    let reply = cluster.replicas[0].post("/api/v1/publish", body).await;
 
     assert_eq!(reply.status, 200, "{}", reply.text());
     browser.wait_until("the event", |seen| seen.events("session:42").len() == 1).await;
@@ -119,13 +119,13 @@ async fn an_events_data_arrives_byte_for_byte_under_any_name() {
 /// A theme or a setting changes: every open page hears it, flat, without having asked.
 #[tokio::test]
 async fn everyone_hears_global_everyone_without_subscribing() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     let mut browsers = Vec::new();
     for (replica, path) in [(0, "/ws"), (1, "/ws"), (0, "/ws/events"), (1, "/ws/s1")] {
-        browsers.push(stage.browser_on(replica).path(path).connect().await);
+        browsers.push(cluster.browser_on(replica).path(path).connect().await);
     }
 
-    stage.replicas[0]
+    cluster.replicas[0]
         .publish("global:everyone", "config_changed", json!({"changeType": "theme"}))
         .await;
 
@@ -141,15 +141,15 @@ async fn everyone_hears_global_everyone_without_subscribing() {
 /// heard like any other, and nobody who never subscribed hears of a reset.
 #[tokio::test]
 async fn everyone_hears_the_first_change_after_the_record_was_reborn() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
-    stage.replicas[0].publish("global:everyone", "config_changed", json!({"n": 1})).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
+    cluster.replicas[0].publish("global:everyone", "config_changed", json!({"n": 1})).await;
     assert_eq!(browser.wait_for_type("config_changed").await["n"], 1);
 
     for n in 2..5 {
-        let streams: Vec<String> = stage.redis.run(&["KEYS", "*:events:global:everyone"]).await;
-        let _: u64 = stage.redis.run(&["DEL", &streams[0]]).await;
-        stage.replicas[0].publish("global:everyone", "config_changed", json!({"n": n})).await;
+        let streams: Vec<String> = cluster.redis.run(&["KEYS", "*:events:global:everyone"]).await;
+        let _: u64 = cluster.redis.run(&["DEL", &streams[0]]).await;
+        cluster.replicas[0].publish("global:everyone", "config_changed", json!({"n": n})).await;
 
         assert_eq!(browser.wait_for_type("config_changed").await["n"], n);
     }
@@ -159,14 +159,14 @@ async fn everyone_hears_the_first_change_after_the_record_was_reborn() {
 /// What one replica takes, all show: none holds anything that another would need (invariant 3).
 #[tokio::test]
 async fn a_replica_that_was_added_a_second_ago_serves_like_the_others() {
-    let mut stage = Stage::with_replicas(1).await;
-    let mut old = stage.browser_on(0).subscribed_to("session:42").await;
-    stage.replicas[0].publish_numbers("session:42", 0..10).await;
+    let mut cluster = Cluster::with_replicas(1).await;
+    let mut old = cluster.browser_on(0).subscribed_to("session:42").await;
+    cluster.replicas[0].publish_numbers("session:42", 0..10).await;
 
-    stage.add_replica().await;
-    let mut new = stage.browser_on(1).connect().await;
+    cluster.add_replica().await;
+    let mut new = cluster.browser_on(1).connect().await;
     new.subscribe_since("session:42", Some("start")).await;
-    stage.replicas[1].publish_numbers("session:42", 10..20).await;
+    cluster.replicas[1].publish_numbers("session:42", 10..20).await;
 
     for browser in [&mut old, &mut new] {
         browser.expect_numbers("session:42", 0..20).await;
@@ -176,11 +176,11 @@ async fn a_replica_that_was_added_a_second_ago_serves_like_the_others() {
 /// The envelope of an event has exactly the fields that the wire names.
 #[tokio::test]
 async fn an_event_is_what_the_protocol_says() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
     let subscribed = browser.subscribe("user:u1").await;
 
-    let offset = stage.replicas[0].publish("user:u1", "note", json!({"text": "hi"})).await;
+    let offset = cluster.replicas[0].publish("user:u1", "note", json!({"text": "hi"})).await;
 
     let mut event = browser.wait_for_type("event").await;
     let ts = event["ts"].take();

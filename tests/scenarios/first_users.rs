@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tests::Stage;
+use tests::Cluster;
 use tests::process::Process;
 
 /// A Node program that is connected to a replica.
@@ -13,14 +13,14 @@ struct Node {
 }
 
 impl Node {
-    fn connect(stage: &Stage, path: &str, frames: &[Value]) -> Self {
+    fn connect(cluster: &Cluster, path: &str, frames: &[Value]) -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("node");
         assert!(
             dir.join("node_modules/ws").is_dir(),
             "Node's `ws` is missing. Run: npm ci --prefix tests/node   (./test.sh does it)"
         );
         let mut command = Command::new("node");
-        let url = format!("ws://{}{path}", stage.replicas[0].address());
+        let url = format!("ws://{}{path}", cluster.replicas[0].address());
         command.arg(dir.join("listen.js")).arg(url).arg(Value::from(frames.to_vec()).to_string());
         let help =
             "This scenario needs Node (18 or newer). Debian, Ubuntu: apt-get install nodejs npm";
@@ -38,8 +38,8 @@ impl Node {
 /// A session page: `sessionId` in, flat session events out.
 #[tokio::test]
 async fn a_session_page_subscribes_by_session_id_and_receives_flat_events() {
-    let stage = Stage::with_replicas(1).await;
-    let node = Node::connect(&stage, "/ws", &[json!({"type": "subscribe", "sessionId": "s1"})]);
+    let cluster = Cluster::with_replicas(1).await;
+    let node = Node::connect(&cluster, "/ws", &[json!({"type": "subscribe", "sessionId": "s1"})]);
     let subscribed = node.frame("subscribed").await;
     assert_eq!(subscribed["sessionId"], "s1", "{subscribed}");
     node.frame("caught_up").await;
@@ -63,7 +63,7 @@ async fn a_session_page_subscribes_by_session_id_and_receives_flat_events() {
         ("complete", json!({})),
     ];
     for (name, data) in run {
-        let offset = stage.replicas[0].publish("session:s1", name, data.clone()).await;
+        let offset = cluster.replicas[0].publish("session:s1", name, data.clone()).await;
 
         let mut event = node.frame(name).await;
         let timestamp = event["timestamp"].take();
@@ -84,15 +84,15 @@ async fn a_session_page_subscribes_by_session_id_and_receives_flat_events() {
 /// A plan page: `plan_id` in, flat step events out.
 #[tokio::test]
 async fn a_plan_page_subscribes_by_plan_id_and_receives_flat_steps() {
-    let stage = Stage::with_replicas(1).await;
-    let node = Node::connect(&stage, "/ws", &[json!({"type": "subscribe", "plan_id": "p1"})]);
+    let cluster = Cluster::with_replicas(1).await;
+    let node = Node::connect(&cluster, "/ws", &[json!({"type": "subscribe", "plan_id": "p1"})]);
     let subscribed = node.frame("subscribed").await;
     assert_eq!(subscribed["plan_id"], "p1", "{subscribed}");
     node.frame("caught_up").await;
 
     let step = json!({"step_index": 0, "step_name": "read", "status": "running"});
-    stage.replicas[0].publish("plan:p1", "step_status", step).await;
-    stage.replicas[0].publish("plan:p1", "plan_completed", json!({"summary": "done"})).await;
+    cluster.replicas[0].publish("plan:p1", "step_status", step).await;
+    cluster.replicas[0].publish("plan:p1", "plan_completed", json!({"summary": "done"})).await;
 
     let step = node.frame("step_status").await;
     assert_eq!((&step["plan_id"], &step["status"]), (&json!("p1"), &json!("running")), "{step}");
@@ -104,10 +104,10 @@ async fn a_plan_page_subscribes_by_plan_id_and_receives_flat_steps() {
 /// nobody asked.
 #[tokio::test]
 async fn a_permission_response_is_answered() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     let answer = json!({"type": "permission_response", "requestId": "r1", "allowed": true,
         "alwaysAllow": false, "id": "k1"});
-    let node = Node::connect(&stage, "/ws", &[answer, json!({"type": "ping"})]);
+    let node = Node::connect(&cluster, "/ws", &[answer, json!({"type": "ping"})]);
 
     let error = node.frame("error").await;
 
@@ -118,12 +118,12 @@ async fn a_permission_response_is_answered() {
 /// The event bus: `/ws/events` carries the agents' lifecycle, flat.
 #[tokio::test]
 async fn the_event_bus_carries_the_lifecycle_flat() {
-    let stage = Stage::with_replicas(1).await;
-    let node = Node::connect(&stage, "/ws/events", &[]);
+    let cluster = Cluster::with_replicas(1).await;
+    let node = Node::connect(&cluster, "/ws/events", &[]);
     node.frame("caught_up").await;
 
     let data = json!({"agent_id": "a1", "reason": "by hand"});
-    stage.replicas[0].publish("global:events", "agent_cancelled", data).await;
+    cluster.replicas[0].publish("global:events", "agent_cancelled", data).await;
 
     let event = node.frame("agent_cancelled").await;
     assert_eq!(
@@ -137,9 +137,9 @@ async fn the_event_bus_carries_the_lifecycle_flat() {
 /// A named connection is its session's.
 #[tokio::test]
 async fn a_named_connection_receives_its_session() {
-    let stage = Stage::with_replicas(1).await;
-    stage.replicas[0].publish("session:s1", "text_complete", json!({"text": "before"})).await;
-    let node = Node::connect(&stage, "/ws/s1?since=start", &[]);
+    let cluster = Cluster::with_replicas(1).await;
+    cluster.replicas[0].publish("session:s1", "text_complete", json!({"text": "before"})).await;
+    let node = Node::connect(&cluster, "/ws/s1?since=start", &[]);
 
     let event = node.frame("text_complete").await;
 

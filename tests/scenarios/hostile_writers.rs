@@ -1,7 +1,7 @@
 //! F38: whoever writes to Redis past the SDK can forge no frame and make none vanish.
 
 use serde_json::json;
-use tests::{Redis, Stage};
+use tests::{Cluster, Redis};
 
 const CHANNEL: &str = "session:42";
 
@@ -36,11 +36,11 @@ fn with_data(content: &[u8], data: &[u8]) -> Vec<u8> {
 /// Each piece of junk is delivered, under a name that says what it is, and the journal goes on.
 #[tokio::test]
 async fn what_is_no_event_is_delivered_as_unreadable_at_its_place() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to(CHANNEL).await;
-    stage.replicas[0].publish_numbers(CHANNEL, 0..1).await;
-    let stream = stream(&stage.redis).await;
-    let (id, field, content) = last(&stage.redis, &stream).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to(CHANNEL).await;
+    cluster.replicas[0].publish_numbers(CHANNEL, 0..1).await;
+    let stream = stream(&cluster.redis).await;
+    let (id, field, content) = last(&cluster.redis, &stream).await;
     let epoch = id.split('-').next().unwrap().to_owned();
     let junk: [Vec<u8>; 6] = [
         with_data(&content, b"{\"i\":\xff}"),
@@ -54,10 +54,10 @@ async fn what_is_no_event_is_delivered_as_unreadable_at_its_place() {
     for (at, junk) in junk.iter().enumerate() {
         let id = format!("{epoch}-{}", at + 2);
         let words: [&[u8]; 5] = [b"XADD", stream.as_bytes(), id.as_bytes(), &field, junk];
-        let _: String = stage.redis.run(&words).await;
+        let _: String = cluster.redis.run(&words).await;
     }
-    stage.replicas[1].publish_numbers(CHANNEL, 1..2).await;
-    let mut joiner = stage.browser_on(1).connect().await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 1..2).await;
+    let mut joiner = cluster.browser_on(1).connect().await;
     joiner.subscribe_since(CHANNEL, Some("start")).await;
 
     for browser in [&mut browser, &mut joiner] {
@@ -73,9 +73,9 @@ async fn what_is_no_event_is_delivered_as_unreadable_at_its_place() {
 /// The push is a hint: nonsense in it changes nothing.
 #[tokio::test]
 async fn nonsense_on_the_push_channel_is_not_noticed() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
-    let names: Vec<String> = stage.redis.run(&["PUBSUB", "CHANNELS", "*session:42"]).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to(CHANNEL).await;
+    let names: Vec<String> = cluster.redis.run(&["PUBSUB", "CHANNELS", "*session:42"]).await;
     assert!(!names.is_empty(), "nobody listens to any push: the test would prove nothing");
 
     for i in 0..10 {
@@ -84,10 +84,10 @@ async fn nonsense_on_the_push_channel_is_not_noticed() {
                 [&b""[..], b"junk", b"1-1 3:abc", b"1-99 999999:x", b"\xff\xff", b"9-9 "]
             {
                 let words: [&[u8]; 3] = [b"PUBLISH", name.as_bytes(), nonsense];
-                let _: u64 = stage.redis.run(&words).await;
+                let _: u64 = cluster.redis.run(&words).await;
             }
         }
-        stage.replicas[0].publish(CHANNEL, "number", json!({"i": i})).await;
+        cluster.replicas[0].publish(CHANNEL, "number", json!({"i": i})).await;
     }
 
     browser.expect_numbers(CHANNEL, 0..10).await;
@@ -98,17 +98,17 @@ async fn nonsense_on_the_push_channel_is_not_noticed() {
 /// would show the gap; the entry simply stands in the journal.
 #[tokio::test]
 async fn an_event_whose_push_was_lost_is_found_in_the_silence_that_follows() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
-    stage.replicas[0].publish_numbers(CHANNEL, 0..1).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to(CHANNEL).await;
+    cluster.replicas[0].publish_numbers(CHANNEL, 0..1).await;
     browser.expect_numbers(CHANNEL, 0..1).await;
-    let stream = stream(&stage.redis).await;
-    let (id, field, content) = last(&stage.redis, &stream).await;
+    let stream = stream(&cluster.redis).await;
+    let (id, field, content) = last(&cluster.redis, &stream).await;
     let next = format!("{}-2", id.split('-').next().unwrap());
 
     let content = with_data(&content, br#"{"i":1}"#);
     let words: [&[u8]; 5] = [b"XADD", stream.as_bytes(), next.as_bytes(), &field, &content];
-    let _: String = stage.redis.run(&words).await;
+    let _: String = cluster.redis.run(&words).await;
 
     browser.expect_numbers(CHANNEL, 0..2).await;
 }

@@ -1,7 +1,7 @@
 //! Publishing and reading over HTTP.
 
 use serde_json::{Value, json};
-use tests::{Replica, Stage};
+use tests::{Cluster, Replica};
 
 const PUBLISH: &str = "/api/v1/publish";
 
@@ -18,8 +18,8 @@ async fn read(replica: &Replica, query: &str) -> Value {
 /// One wrong event does not spoil the others: each has its own result, in order.
 #[tokio::test]
 async fn each_event_of_an_array_has_its_own_result() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
     let events = [
         (event("session:42", "number", json!({"i": 0})), ""),
         (event("session:42", "subscribed", json!({})), "reserved_name"),
@@ -34,7 +34,7 @@ async fn each_event_of_an_array_has_its_own_result() {
     ];
 
     let body = Value::from_iter(events.iter().map(|(event, _)| event.clone()));
-    let reply = stage.replicas[0].post(PUBLISH, body.to_string()).await;
+    let reply = cluster.replicas[0].post(PUBLISH, body.to_string()).await;
 
     assert_eq!(reply.status, 200, "{}", reply.text());
     let results = reply.json()["results"].clone();
@@ -52,7 +52,7 @@ async fn each_event_of_an_array_has_its_own_result() {
 /// A single event's mistake is the call's.
 #[tokio::test]
 async fn a_wrong_publish_is_refused_with_a_code_that_says_why() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     let many: Vec<Value> =
         (0..1_001).map(|i| event("session:42", "number", json!({"i": i}))).collect();
     for (body, status, code) in [
@@ -82,7 +82,7 @@ async fn a_wrong_publish_is_refused_with_a_code_that_says_why() {
         ),
         (event("session:42", "x", json!("x".repeat(64 * 1024))).to_string(), 413, "too_large"),
     ] {
-        let reply = stage.replicas[0].post(PUBLISH, body.clone()).await;
+        let reply = cluster.replicas[0].post(PUBLISH, body.clone()).await;
 
         let body: String = body.chars().take(100).collect();
         assert_eq!(
@@ -96,10 +96,10 @@ async fn a_wrong_publish_is_refused_with_a_code_that_says_why() {
             "{body}"
         );
     }
-    let reply = stage.replicas[0].post(PUBLISH, Value::from(many).to_string()).await;
+    let reply = cluster.replicas[0].post(PUBLISH, Value::from(many).to_string()).await;
     assert!([400, 413, 429].contains(&reply.status), "1,001 events: {}", reply.text());
     assert_eq!(
-        read(&stage.replicas[0], "?since=start").await["events"],
+        read(&cluster.replicas[0], "?since=start").await["events"],
         json!([]),
         "nothing was written"
     );
@@ -108,9 +108,9 @@ async fn a_wrong_publish_is_refused_with_a_code_that_says_why() {
 /// A body beyond 8 MiB is refused, whether it says its length or not.
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_413() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
 
-    let reply = stage.replicas[0].post(PUBLISH, " ".repeat(8 * 1024 * 1024 + 1)).await;
+    let reply = cluster.replicas[0].post(PUBLISH, " ".repeat(8 * 1024 * 1024 + 1)).await;
 
     assert_eq!((reply.status, reply.error_code().as_str()), (413, "too_large"));
 }
@@ -118,11 +118,11 @@ async fn a_body_beyond_the_limit_is_413() {
 /// An event of exactly the limit passes.
 #[tokio::test]
 async fn an_event_of_exactly_64_kib_passes() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
 
     let data = "x".repeat(64 * 1024 - 2);
-    stage.replicas[0].publish("session:42", "large", json!(data)).await;
+    cluster.replicas[0].publish("session:42", "large", json!(data)).await;
 
     browser.wait_until("it", |seen| seen.events("session:42").len() == 1).await;
     assert_eq!(browser.events("session:42")[0].data, data);
@@ -131,12 +131,12 @@ async fn an_event_of_exactly_64_kib_passes() {
 /// History is read page by page, from any replica, by whoever has no socket.
 #[tokio::test]
 async fn events_are_read_page_by_page() {
-    let stage = Stage::with_replicas(2).await;
-    let offsets = stage.replicas[0].publish_numbers("session:42", 0..250).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let offsets = cluster.replicas[0].publish_numbers("session:42", 0..250).await;
 
     let (mut since, mut numbers, mut pages) = ("start".to_owned(), Vec::new(), 0);
     loop {
-        let page = read(&stage.replicas[1], &format!("?since={since}")).await;
+        let page = read(&cluster.replicas[1], &format!("?since={since}")).await;
         let events = page["events"].as_array().unwrap().clone();
         assert!(events.len() <= 100, "{}", events.len());
         assert_eq!(page["reset"], Value::Null, "{page}");
@@ -151,12 +151,12 @@ async fn events_are_read_page_by_page() {
 
     assert_eq!(numbers, (0..250).collect::<Vec<_>>());
     assert_eq!((pages, since.as_str()), (3, offsets[249].as_str()));
-    let rest = read(&stage.replicas[1], &format!("?since={since}")).await;
+    let rest = read(&cluster.replicas[1], &format!("?since={since}")).await;
     assert_eq!(
         (&rest["events"], &rest["offset"], &rest["more"]),
         (&json!([]), &json!(since), &json!(false))
     );
-    let limited = read(&stage.replicas[1], &format!("?since={}&limit=7", offsets[9])).await;
+    let limited = read(&cluster.replicas[1], &format!("?since={}&limit=7", offsets[9])).await;
     assert_eq!(limited["events"].as_array().map(Vec::len), Some(7));
     assert_eq!(limited["offset"], offsets[16].as_str());
 }
@@ -164,12 +164,12 @@ async fn events_are_read_page_by_page() {
 /// An envelope that is read is an envelope that is pushed.
 #[tokio::test]
 async fn an_event_that_is_read_is_the_event_that_was_pushed() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
-    stage.replicas[0].publish("session:42", "note", json!({"text": "hi"})).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
+    cluster.replicas[0].publish("session:42", "note", json!({"text": "hi"})).await;
     let pushed = browser.wait_for_type("event").await;
 
-    let page = read(&stage.replicas[0], "?since=start").await;
+    let page = read(&cluster.replicas[0], "?since=start").await;
 
     assert_eq!(page["events"], json!([pushed]));
 }
@@ -177,10 +177,10 @@ async fn an_event_that_is_read_is_the_event_that_was_pushed() {
 /// A position that cannot be honoured is said to be none, over HTTP too.
 #[tokio::test]
 async fn reading_since_a_position_that_is_gone_says_reset() {
-    let stage = Stage::with_replicas(1).await;
-    stage.replicas[0].publish_numbers("session:42", 0..5).await;
+    let cluster = Cluster::with_replicas(1).await;
+    cluster.replicas[0].publish_numbers("session:42", 0..5).await;
 
-    let page = read(&stage.replicas[0], "?since=1000-2-7").await;
+    let page = read(&cluster.replicas[0], "?since=1000-2-7").await;
 
     assert_eq!(
         page["reset"].as_str().or(page["reset"]["reason"].as_str()),
@@ -190,19 +190,19 @@ async fn reading_since_a_position_that_is_gone_says_reset() {
     assert_eq!(page["events"].as_array().map(Vec::len), Some(5), "{page}");
     for query in ["?since=yesterday", "?limit=0", "?limit=1001", "?limit=x"] {
         let reply =
-            stage.replicas[0].get(&format!("/api/v1/channels/session:42/events{query}")).await;
+            cluster.replicas[0].get(&format!("/api/v1/channels/session:42/events{query}")).await;
         assert_eq!((reply.status, reply.error_code().as_str()), (400, "bad_request"), "{query}");
     }
-    let reply = stage.replicas[0].get("/api/v1/channels/kitchen:sink/events").await;
+    let reply = cluster.replicas[0].get("/api/v1/channels/kitchen:sink/events").await;
     assert_eq!(reply.error_code(), "bad_request", "{}", reply.text());
 }
 
 /// What is not there is said as JSON, like everything else.
 #[tokio::test]
 async fn an_unknown_path_is_a_json_404() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     for path in ["/api/v1/nothing", "/nothing", "/api/v2/publish"] {
-        let reply = stage.replicas[0].get(path).await;
+        let reply = cluster.replicas[0].get(path).await;
         assert_eq!((reply.status, reply.error_code().as_str()), (404, "not_found"), "{path}");
     }
 }

@@ -1,19 +1,19 @@
 //! Coming late: everything that was said, in a handful of frames.
 
 use serde_json::{Value, json};
-use tests::Stage;
+use tests::Cluster;
 
 /// Late join costs O(messages), not O(tokens): 5,000 tokens of one answer are one thing to show.
 #[tokio::test]
 async fn a_late_joiner_gets_a_long_answer_in_a_handful_of_frames_byte_for_byte() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     let words =
         ["Hel", "lo ", "\u{1f600}", "é", "\n\t", "\"quoted\" ", "\\", "\u{2028}", "</script>"];
     let tokens: Vec<&str> = words.into_iter().cycle().take(5_000).collect();
     let delta = |token: &&str| json!({"channel": "session:42", "event": "text_delta", "data": {"delta": token, "turnId": "t1"}});
-    stage.replicas[0].publish_all(&tokens.iter().map(delta).collect::<Vec<_>>()).await;
+    cluster.replicas[0].publish_all(&tokens.iter().map(delta).collect::<Vec<_>>()).await;
 
-    let mut joiner = stage.browser_on(1).connect().await;
+    let mut joiner = cluster.browser_on(1).connect().await;
     joiner.subscribe_since("session:42", Some("start")).await;
 
     assert_eq!(joiner.history().text("session:42", Some("t1")), tokens.concat());
@@ -25,7 +25,7 @@ async fn a_late_joiner_gets_a_long_answer_in_a_handful_of_frames_byte_for_byte()
 /// Only what is alike is joined: other events stay where they were, between the deltas.
 #[tokio::test]
 async fn joining_deltas_moves_nothing_across_another_event() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     let event =
         |name: &str, data: Value| json!({"channel": "session:42", "event": name, "data": data});
     let run = [
@@ -39,9 +39,9 @@ async fn joining_deltas_moves_nothing_across_another_event() {
         event("text_delta", json!({"delta": "e"})),
         event("text_delta", json!({"delta": "f"})),
     ];
-    stage.replicas[0].publish_all(&run).await;
+    cluster.replicas[0].publish_all(&run).await;
 
-    let mut joiner = stage.browser().connect().await;
+    let mut joiner = cluster.browser().connect().await;
     joiner.subscribe_since("session:42", Some("start")).await;
 
     let shown = |event: &tests::Event| {
@@ -55,12 +55,12 @@ async fn joining_deltas_moves_nothing_across_another_event() {
 /// A page is open before its agent says anything: the first word is there.
 #[tokio::test]
 async fn a_browser_that_joined_before_the_first_event_misses_nothing() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     let mut browsers = Vec::new();
     for since in
         [json!("start"), json!(null), json!({"session:new": null}), json!({"session:new": "start"})]
     {
-        let mut browser = stage.browser().connect().await;
+        let mut browser = cluster.browser().connect().await;
         let frame = json!({"type": "subscribe", "channels": ["session:new"], "since": since});
         let subscribed = browser.ask(frame).await;
         assert_eq!(subscribed["type"], "subscribed", "{subscribed}");
@@ -68,7 +68,7 @@ async fn a_browser_that_joined_before_the_first_event_misses_nothing() {
         browsers.push(browser);
     }
 
-    stage.replicas[1].publish_numbers("session:new", 0..3).await;
+    cluster.replicas[1].publish_numbers("session:new", 0..3).await;
 
     for browser in &mut browsers {
         browser.expect_numbers("session:new", 0..3).await;
@@ -80,13 +80,13 @@ async fn a_browser_that_joined_before_the_first_event_misses_nothing() {
 /// is a position like any other.
 #[tokio::test]
 async fn coming_back_with_the_offset_null_loses_no_first_event() {
-    let stage = Stage::with_replicas(2).await;
-    let seen = stage.browser_on(0).subscribed_to("session:new").await.vanish();
+    let cluster = Cluster::with_replicas(2).await;
+    let seen = cluster.browser_on(0).subscribed_to("session:new").await.vanish();
     assert_eq!(seen.offset("session:new"), None);
 
-    stage.replicas[0].publish_numbers("session:new", 0..3).await;
-    let mut back = stage.browser_on(1).continuing(seen).back_on("session:new").await;
-    stage.replicas[0].publish_numbers("session:new", 3..5).await;
+    cluster.replicas[0].publish_numbers("session:new", 0..3).await;
+    let mut back = cluster.browser_on(1).continuing(seen).back_on("session:new").await;
+    cluster.replicas[0].publish_numbers("session:new", 3..5).await;
 
     back.expect_numbers("session:new", 0..5).await;
     assert!(back.history().resets("session:new").is_empty());
@@ -95,12 +95,12 @@ async fn coming_back_with_the_offset_null_loses_no_first_event() {
 /// No `since` means: from now on.
 #[tokio::test]
 async fn without_since_a_browser_starts_at_the_head() {
-    let stage = Stage::with_replicas(1).await;
-    let offsets = stage.replicas[0].publish_numbers("session:42", 0..10).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let offsets = cluster.replicas[0].publish_numbers("session:42", 0..10).await;
 
-    let mut browser = stage.browser().connect().await;
+    let mut browser = cluster.browser().connect().await;
     let subscribed = browser.subscribe("session:42").await;
-    stage.replicas[0].publish_numbers("session:42", 10..12).await;
+    cluster.replicas[0].publish_numbers("session:42", 10..12).await;
 
     assert_eq!(subscribed["offset"], json!(offsets[9]), "{subscribed}");
     assert_eq!(subscribed["head"], json!(offsets[9]), "{subscribed}");
@@ -110,10 +110,10 @@ async fn without_since_a_browser_starts_at_the_head() {
 /// "start" is a wish for whatever there is; it cannot be disappointed.
 #[tokio::test]
 async fn from_the_start_is_everything_retained_and_never_a_reset() {
-    let stage = Stage::with_replicas(1).await;
-    stage.replicas[0].publish_numbers("project:p", 0..1_500).await;
+    let cluster = Cluster::with_replicas(1).await;
+    cluster.replicas[0].publish_numbers("project:p", 0..1_500).await;
 
-    let mut joiner = stage.browser().connect().await;
+    let mut joiner = cluster.browser().connect().await;
     let subscribed = joiner.subscribe_since("project:p", Some("start")).await;
 
     let numbers = joiner.history().numbers("project:p");

@@ -7,22 +7,22 @@ use publisher_sdk::{Agent, FlushError, Reason};
 use serde_json::{Value, json};
 use tests::process::Process;
 use tests::wait::pause;
-use tests::{Browser, Event, PATIENCE, Stage, replica, until};
+use tests::{Browser, Cluster, Event, PATIENCE, replica, until};
 
 const OWN: &str = "agent:worker";
 const SESSION: &str = "session:show";
 const FIREHOSE: &str = "global:events";
 
 /// An agent as a process of its own: the demo's.
-fn worker(stage: &Stage) -> Process {
-    let url = stage.redis.url();
+fn worker(cluster: &Cluster) -> Process {
+    let url = cluster.redis.url();
     let words = ["demo-agent", "--redis", &url, "--session", "show", "--agent-id", "worker"];
     replica::run(&words.map(str::to_owned), &[])
 }
 
 /// A browser that sees all that the worker says.
-async fn watching(stage: &Stage, replica: usize) -> Browser {
-    let mut browser = stage.browser_on(replica).subscribed_to(SESSION).await;
+async fn watching(cluster: &Cluster, replica: usize) -> Browser {
+    let mut browser = cluster.browser_on(replica).subscribed_to(SESSION).await;
     for channel in [OWN, FIREHOSE] {
         browser.subscribe(channel).await;
     }
@@ -68,9 +68,9 @@ async fn losses(browser: &mut Browser) -> Vec<Vec<Value>> {
 /// F29: killed, everybody hears it, once; and its open run is named.
 #[tokio::test]
 async fn a_killed_agent_is_declared_lost_once_on_its_channels_with_its_open_run() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browsers = [watching(&stage, 0).await, watching(&stage, 1).await];
-    let mut agent = worker(&stage);
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browsers = [watching(&cluster, 0).await, watching(&cluster, 1).await];
+    let mut agent = worker(&cluster);
     let run = streaming(&mut browsers[0], 1).await;
 
     agent.kill9();
@@ -89,16 +89,16 @@ async fn a_killed_agent_is_declared_lost_once_on_its_channels_with_its_open_run(
 /// and not a word of it gets into its successor's run.
 #[tokio::test]
 async fn an_agent_that_stood_still_cannot_write_into_the_run_of_its_successor() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = watching(&stage, 1).await;
-    let mut agent = worker(&stage);
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = watching(&cluster, 1).await;
+    let mut agent = worker(&cluster);
     let first = streaming(&mut browser, 1).await;
 
     agent.signal(rustix::process::Signal::STOP);
     for lost in losses(&mut browser).await {
         assert_eq!((lost.len(), &lost[0]["runs"]), (1, &json!([first])));
     }
-    let _successor = worker(&stage);
+    let _successor = worker(&cluster);
     let second = streaming(&mut browser, 2).await;
     agent.signal(rustix::process::Signal::CONT);
     let ended = agent.exit().await;
@@ -111,12 +111,12 @@ async fn an_agent_that_stood_still_cannot_write_into_the_run_of_its_successor() 
 /// F31: two processes, one id.
 #[tokio::test]
 async fn of_two_processes_with_one_id_the_newer_writes_and_the_older_ends() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = watching(&stage, 0).await;
-    let mut older = worker(&stage);
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = watching(&cluster, 0).await;
+    let mut older = worker(&cluster);
     let first = streaming(&mut browser, 1).await;
 
-    let mut newer = worker(&stage);
+    let mut newer = worker(&cluster);
     let second = streaming(&mut browser, 2).await;
     let ended = older.exit().await;
 
@@ -147,9 +147,9 @@ async fn expect_one_writer(browser: &mut Browser, first: &str, second: &str) {
 /// Asked to end, an agent leaves: its run is cancelled, and nobody misses it.
 #[tokio::test]
 async fn an_agent_that_is_asked_to_end_is_gone_and_not_lost() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = watching(&stage, 0).await;
-    let mut agent = worker(&stage);
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = watching(&cluster, 0).await;
+    let mut agent = worker(&cluster);
     let run = streaming(&mut browser, 1).await;
 
     agent.signal(rustix::process::Signal::TERM);
@@ -169,15 +169,15 @@ async fn an_agent_that_is_asked_to_end_is_gone_and_not_lost() {
 /// Nobody is declared lost because Redis was away, however long.
 #[tokio::test]
 async fn while_redis_stands_still_nobody_is_lost() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser().subscribed_to(OWN).await;
-    let agent = stage.agent("worker").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser().subscribed_to(OWN).await;
+    let agent = cluster.agent("worker").await;
     let run = agent.begin_run("r1");
     run.announce(&()).await.unwrap();
 
-    stage.redis.freeze();
+    cluster.redis.freeze();
     pause(Duration::from_secs(30)).await;
-    stage.redis.thaw();
+    cluster.redis.thaw();
     pause(Duration::from_secs(3)).await;
     run.complete().await.unwrap();
 
@@ -190,20 +190,20 @@ async fn while_redis_stands_still_nobody_is_lost() {
 /// An agent that ends while Redis stands still says good-bye when that is back.
 #[tokio::test]
 async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to(OWN).await;
-    let agent = stage.agent("worker").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to(OWN).await;
+    let agent = cluster.agent("worker").await;
     let _session = agent.session("show").await.unwrap();
 
-    stage.redis.freeze();
+    cluster.redis.freeze();
     let closing = tokio::spawn(agent.close());
     pause(Duration::from_secs(12)).await;
-    stage.redis.thaw();
+    cluster.redis.thaw();
     let closed = closing.await.unwrap();
 
     assert!(matches!(closed, Err(FlushError::Unfinished { count: 0 })), "{closed:?}");
     let gone = async || {
-        let agents = stage.replicas[0].get("/api/v1/agents").await.json();
+        let agents = cluster.replicas[0].get("/api/v1/agents").await.json();
         agents["agents"].as_array().is_some_and(Vec::is_empty).then_some(())
     };
     until("nobody is alive", gone).await;
@@ -214,30 +214,30 @@ async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
 /// Redis came back without anything: who is alive says so, with all that is known of it.
 #[tokio::test]
 async fn an_agent_is_known_again_with_its_runs_after_redis_lost_everything() {
-    let mut stage = Stage::with_replicas(1).await;
-    let parent = stage.agent("boss").await;
+    let mut cluster = Cluster::with_replicas(1).await;
+    let parent = cluster.agent("boss").await;
     let task = parent.begin_run("task");
     let options = Agent::options().id("worker").child_of(&task);
-    let agent = options.connect(&stage.redis.url()).await.unwrap();
+    let agent = options.connect(&cluster.redis.url()).await.unwrap();
     let session = agent.session("show").await.unwrap();
     let run = session.begin_run("r1");
     run.announce(&()).await.unwrap();
-    let known = async |stage: &Stage| {
-        let agents = stage.replicas[0].get("/api/v1/agents").await.json();
+    let known = async |cluster: &Cluster| {
+        let agents = cluster.replicas[0].get("/api/v1/agents").await.json();
         let worker = agents["agents"].as_array()?.iter().find(|a| a["agent_id"] == "worker")?;
         let is_all = worker["runs"] == json!(["r1"])
             && worker["channels"] == json!([OWN, SESSION])
             && worker["parent"] == json!({"agent_id": "boss", "run_id": "task"});
         is_all.then(|| worker["since"].clone())
     };
-    let since = until("all is known", async || known(&stage).await).await;
+    let since = until("all is known", async || known(&cluster).await).await;
 
-    stage.redis.kill9();
-    stage.redis.restart().await;
+    cluster.redis.kill9();
+    cluster.redis.restart().await;
 
-    let again = until("all is known again", async || known(&stage).await).await;
+    let again = until("all is known again", async || known(&cluster).await).await;
     assert_eq!(again, since);
-    let mut browser = stage.browser().connect().await;
+    let mut browser = cluster.browser().connect().await;
     let cancel = json!({"type": "cancel_agent", "agent_id": "boss", "run_id": "task"});
     assert_eq!(browser.ask(cancel).await["listeners"], 2, "its child is known as well");
     tokio::time::timeout(PATIENCE, run.cancelled()).await.unwrap();
@@ -247,9 +247,9 @@ async fn an_agent_is_known_again_with_its_runs_after_redis_lost_everything() {
 /// A restart finds what was sent meanwhile, and what was begun is not begun again.
 #[tokio::test]
 async fn a_restarted_agent_finds_its_commands_and_what_was_begun_is_answered() {
-    let stage = Stage::with_replicas(2).await;
-    let mut dead = stage.actor("worker").await;
-    let mut browser = stage.browser().subscribed_to(OWN).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut dead = cluster.actor("worker").await;
+    let mut browser = cluster.browser().subscribed_to(OWN).await;
     let command = |name: &str| json!({"type": "command", "agent_id": "worker", "name": name});
     let begun = browser.ask(command("begun")).await;
     let taken = dead.next().await;
@@ -258,7 +258,7 @@ async fn a_restarted_agent_finds_its_commands_and_what_was_begun_is_answered() {
     assert_eq!(waits["type"], "ack", "{waits}");
     drop(dead);
 
-    let agent = stage.agent("worker").await;
+    let agent = cluster.agent("worker").await;
     let mut commands = agent.commands();
     let found = tokio::time::timeout(PATIENCE, commands.next()).await.unwrap().unwrap();
     assert_eq!(json!(found.command_id), waits["command_id"]);
@@ -284,13 +284,13 @@ async fn a_restarted_agent_finds_its_commands_and_what_was_begun_is_answered() {
 /// A cancel with a run's id, sent before the agent is up, is applied when the run begins.
 #[tokio::test]
 async fn a_cancel_that_names_a_run_waits_for_it() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser().subscribed_to(OWN).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser().subscribed_to(OWN).await;
     let cancel = json!({"type": "cancel_agent", "agent_id": "worker", "run_id": "r1"});
     let ack = browser.ask(cancel).await;
     assert_eq!(ack["type"], "ack", "{ack}");
 
-    let agent: Agent = stage.agent("worker").await;
+    let agent: Agent = cluster.agent("worker").await;
     let is_delivered = |event: &Event| event.data["status"] == "delivered";
     browser.wait_until("delivered", |seen| seen.events(OWN).iter().any(is_delivered)).await;
     let run = agent.begin_run("r1");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tests::Stage;
+use tests::Cluster;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 /// others stays, however silent it is.
 #[tokio::test]
 async fn a_silent_page_that_asks_hears_signs_of_life_and_stays() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().path("/ws?heartbeat=1").connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().path("/ws?heartbeat=1").connect().await;
 
     for _ in 0..3 {
         browser.wait_for_type("ping").await;
@@ -23,8 +23,8 @@ async fn a_silent_page_that_asks_hears_signs_of_life_and_stays() {
 /// F41: a peer that neither sends nor accepts a byte is no browser any more.
 #[tokio::test]
 async fn a_peer_that_answers_no_ping_is_cut() {
-    let stage = Stage::with_replicas(1).await;
-    let mut socket = TcpStream::connect(stage.replicas[0].address()).await.unwrap();
+    let cluster = Cluster::with_replicas(1).await;
+    let mut socket = TcpStream::connect(cluster.replicas[0].address()).await.unwrap();
     let hello = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                  Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     socket.write_all(hello.as_bytes()).await.unwrap();

@@ -1,6 +1,6 @@
 //! Redis lost what it had acknowledged. What cannot be repaired is said: `reset`, never silence.
 
-use tests::{Browser, History, Stage};
+use tests::{Browser, Cluster, History};
 
 const CHANNEL: &str = "session:42";
 
@@ -26,20 +26,20 @@ async fn expect_told_then(browser: &mut Browser, last: u64) {
 /// restored Redis has never given out, or has given to something else.
 #[tokio::test]
 async fn after_a_rollback_whoever_comes_back_is_told() {
-    let mut stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to(CHANNEL).await;
-    stage.replicas[0].publish_numbers(CHANNEL, 0..5).await;
-    let backup = stage.redis.snapshot().await;
-    stage.replicas[0].publish_numbers(CHANNEL, 5..10).await;
+    let mut cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to(CHANNEL).await;
+    cluster.replicas[0].publish_numbers(CHANNEL, 0..5).await;
+    let backup = cluster.redis.snapshot().await;
+    cluster.replicas[0].publish_numbers(CHANNEL, 5..10).await;
     browser.expect_numbers(CHANNEL, 0..10).await;
     let seen = browser.vanish();
     let too = seen.clone();
 
-    stage.redis.come_back_as(&backup).await;
-    let mut soon = stage.browser_on(1).continuing(seen).connect().await;
+    cluster.redis.come_back_as(&backup).await;
+    let mut soon = cluster.browser_on(1).continuing(seen).connect().await;
     soon.subscribe_since(CHANNEL, too.offset(CHANNEL).as_deref()).await;
-    stage.replicas[1].publish_numbers(CHANNEL, 100..120).await;
-    let mut late = stage.browser_on(0).continuing(too).back_on(CHANNEL).await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 100..120).await;
+    let mut late = cluster.browser_on(0).continuing(too).back_on(CHANNEL).await;
 
     expect_told_then(&mut soon, 119).await;
     expect_told_then(&mut late, 119).await;
@@ -49,18 +49,18 @@ async fn after_a_rollback_whoever_comes_back_is_told() {
 /// over the very numbers that the page has seen with other content.
 #[tokio::test]
 async fn a_journal_that_grew_again_over_what_was_seen_is_told() {
-    let mut stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to(CHANNEL).await;
-    stage.replicas[0].publish_numbers(CHANNEL, 0..5).await;
-    let backup = stage.redis.snapshot().await;
-    stage.replicas[0].publish_numbers(CHANNEL, 5..10).await;
+    let mut cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to(CHANNEL).await;
+    cluster.replicas[0].publish_numbers(CHANNEL, 0..5).await;
+    let backup = cluster.redis.snapshot().await;
+    cluster.replicas[0].publish_numbers(CHANNEL, 5..10).await;
     browser.expect_numbers(CHANNEL, 0..10).await;
-    stage.replicas[0].kill9();
+    cluster.replicas[0].kill9();
 
-    stage.redis.come_back_as(&backup).await;
-    stage.add_replica().await;
-    stage.replicas[1].publish_numbers(CHANNEL, 100..120).await;
-    let mut back = stage.browser_on(1).continuing(browser.vanish()).back_on(CHANNEL).await;
+    cluster.redis.come_back_as(&backup).await;
+    cluster.add_replica().await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 100..120).await;
+    let mut back = cluster.browser_on(1).continuing(browser.vanish()).back_on(CHANNEL).await;
 
     expect_told_then(&mut back, 119).await;
     let numbers = back.history().numbers_since_reset(CHANNEL);
@@ -70,15 +70,15 @@ async fn a_journal_that_grew_again_over_what_was_seen_is_told() {
 /// A page that stays open through the crash and the rollback.
 #[tokio::test]
 async fn after_a_rollback_whoever_stayed_connected_is_told() {
-    let mut stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to(CHANNEL).await;
-    stage.replicas[1].publish_numbers(CHANNEL, 0..5).await;
-    let backup = stage.redis.snapshot().await;
-    stage.replicas[1].publish_numbers(CHANNEL, 5..10).await;
+    let mut cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to(CHANNEL).await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 0..5).await;
+    let backup = cluster.redis.snapshot().await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 5..10).await;
     browser.expect_numbers(CHANNEL, 0..10).await;
 
-    stage.redis.come_back_as(&backup).await;
-    stage.replicas[1].publish_numbers(CHANNEL, 100..103).await;
+    cluster.redis.come_back_as(&backup).await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 100..103).await;
 
     expect_told_then(&mut browser, 102).await;
     browser.settle().await;
@@ -88,15 +88,15 @@ async fn after_a_rollback_whoever_stayed_connected_is_told() {
 /// the loss but the content.
 #[tokio::test]
 async fn a_rollback_without_any_broken_connection_is_told() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to(CHANNEL).await;
-    stage.replicas[1].publish_numbers(CHANNEL, 0..5).await;
-    let backup = stage.redis.snapshot().await;
-    stage.replicas[1].publish_numbers(CHANNEL, 5..10).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to(CHANNEL).await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 0..5).await;
+    let backup = cluster.redis.snapshot().await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 5..10).await;
     browser.expect_numbers(CHANNEL, 0..10).await;
 
-    stage.redis.become_silently(&backup).await;
-    stage.replicas[1].publish_numbers(CHANNEL, 100..103).await;
+    cluster.redis.become_silently(&backup).await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 100..103).await;
 
     expect_told_then(&mut browser, 102).await;
 }
@@ -104,17 +104,17 @@ async fn a_rollback_without_any_broken_connection_is_told() {
 /// F14: everything is deleted under open pages; the next event begins a new epoch.
 #[tokio::test]
 async fn flushall_begins_a_new_epoch_for_open_pages_and_for_those_that_come_back() {
-    let stage = Stage::with_replicas(2).await;
-    let mut open = stage.browser_on(0).subscribed_to(CHANNEL).await;
-    let mut closed = stage.browser_on(1).subscribed_to(CHANNEL).await;
-    stage.replicas[0].publish_numbers(CHANNEL, 0..10).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut open = cluster.browser_on(0).subscribed_to(CHANNEL).await;
+    let mut closed = cluster.browser_on(1).subscribed_to(CHANNEL).await;
+    cluster.replicas[0].publish_numbers(CHANNEL, 0..10).await;
     open.expect_numbers(CHANNEL, 0..10).await;
     closed.expect_numbers(CHANNEL, 0..10).await;
     let seen = closed.vanish();
 
-    let _: () = stage.redis.run(&["FLUSHALL"]).await;
-    stage.replicas[1].publish_numbers(CHANNEL, 100..103).await;
-    let mut back = stage.browser_on(1).continuing(seen).back_on(CHANNEL).await;
+    let _: () = cluster.redis.run(&["FLUSHALL"]).await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 100..103).await;
+    let mut back = cluster.browser_on(1).continuing(seen).back_on(CHANNEL).await;
 
     for browser in [&mut open, &mut back] {
         expect_told_then(browser, 102).await;
@@ -125,19 +125,19 @@ async fn flushall_begins_a_new_epoch_for_open_pages_and_for_those_that_come_back
 /// F02: a Redis without persistence crashes: every page hears exactly one `reset` for each channel.
 #[tokio::test]
 async fn a_crash_without_persistence_is_one_reset_on_each_channel() {
-    let mut stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to(CHANNEL).await;
+    let mut cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to(CHANNEL).await;
     browser.subscribe("plan:7").await;
-    stage.replicas[1].publish_numbers(CHANNEL, 0..10).await;
-    stage.replicas[1].publish_numbers("plan:7", 0..10).await;
+    cluster.replicas[1].publish_numbers(CHANNEL, 0..10).await;
+    cluster.replicas[1].publish_numbers("plan:7", 0..10).await;
     browser.expect_numbers(CHANNEL, 0..10).await;
     browser.expect_numbers("plan:7", 0..10).await;
 
-    stage.redis.kill9();
-    stage.redis.restart().await;
+    cluster.redis.kill9();
+    cluster.redis.restart().await;
     for i in 100..103 {
-        stage.replicas[1].publish_stubbornly(CHANNEL, i, &format!("a{i}")).await;
-        stage.replicas[1].publish_stubbornly("plan:7", i, &format!("b{i}")).await;
+        cluster.replicas[1].publish_stubbornly(CHANNEL, i, &format!("a{i}")).await;
+        cluster.replicas[1].publish_stubbornly("plan:7", i, &format!("b{i}")).await;
     }
 
     expect_told_then(&mut browser, 102).await;
@@ -150,8 +150,8 @@ async fn a_crash_without_persistence_is_one_reset_on_each_channel() {
 /// A position from another deployment, or made up, is no error and no silence.
 #[tokio::test]
 async fn a_position_that_was_never_given_out_is_a_reset() {
-    let stage = Stage::with_replicas(1).await;
-    let offsets = stage.replicas[0].publish_numbers(CHANNEL, 0..5).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let offsets = cluster.replicas[0].publish_numbers(CHANNEL, 0..5).await;
     let epoch = offsets[4].split('-').next().unwrap().to_owned();
     let beyond = format!("{epoch}-9-77");
     let forged = format!("{epoch}-3-1");
@@ -160,7 +160,7 @@ async fn a_position_that_was_never_given_out_is_a_reset() {
         (beyond.as_str(), "history_changed"),
         (forged.as_str(), "history_changed"),
     ] {
-        let mut browser = stage.browser().connect().await;
+        let mut browser = cluster.browser().connect().await;
 
         let subscribed = browser.subscribe_since(CHANNEL, Some(since)).await;
 

@@ -10,12 +10,12 @@
 )]
 
 mod agents;
+mod approvals;
 mod asking;
 mod commands;
 mod counting;
 mod demo_page;
 mod demo_questions;
-mod doors;
 mod encrypted;
 mod fan_out;
 mod first_users;
@@ -28,10 +28,10 @@ mod liveness;
 mod lost_history;
 mod malformed;
 mod operating;
-mod prompts;
 mod redis_away;
 mod requests;
 mod resuming;
+mod routes;
 mod slow_browsers;
 mod subscriptions;
 mod tokens;

@@ -2,8 +2,8 @@
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tests::Stage;
-use tests::door::Socket;
+use tests::Cluster;
+use tests::endpoint::Socket;
 use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
@@ -134,8 +134,8 @@ fn table() -> Vec<(String, &'static str, &'static str)> {
 /// F50, F52, F60: each mistake is answered by an `error` that names it, and nothing more happens.
 #[tokio::test]
 async fn each_malformed_frame_earns_its_error_and_the_connection_lives() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
 
     for (frame, code, word) in table() {
         browser.send_message(Message::text(frame.clone())).await;
@@ -154,15 +154,15 @@ async fn each_malformed_frame_earns_its_error_and_the_connection_lives() {
     }
 
     browser.settle().await;
-    stage.replicas[0].publish_numbers("session:42", 0..1).await;
+    cluster.replicas[0].publish_numbers("session:42", 0..1).await;
     browser.expect_numbers("session:42", 0..1).await;
 }
 
 /// A request is always answered by a `response`, also where it is wrong.
 #[tokio::test]
 async fn a_malformed_request_gets_its_response() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
     for request in [
         json!({"type": "request"}),
         json!({"type": "request", "method": "sessions.create", "timeout_ms": 0}),
@@ -182,8 +182,8 @@ async fn a_malformed_request_gets_its_response() {
 /// Unknown fields are ignored, whatever they hold: clients of tomorrow talk to relays of today.
 #[tokio::test]
 async fn unknown_fields_are_ignored() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
 
     for odd in [r#"{"a":[1,{"b":null}]}"#, "1e400", r#""\ud83d""#, "-0.0", "true"] {
         browser.send_message(Message::text(format!(r#"{{"type":"ping","x":{odd}}}"#))).await;
@@ -198,8 +198,8 @@ async fn unknown_fields_are_ignored() {
 /// The `id` that a client sends comes back unchanged, on answers and on errors.
 #[tokio::test]
 async fn the_id_comes_back_on_every_answer() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
     for id in [json!("a"), json!(7), json!(-1.5), json!("\u{1f600}")] {
         for (frame, answer) in [
             (json!({"type": "ping"}), "pong"),
@@ -223,7 +223,7 @@ async fn the_id_comes_back_on_every_answer() {
 /// F50, F51: what is no text frame of at most 64 KiB ends the connection with the code that says so.
 #[tokio::test]
 async fn what_is_no_frame_of_ours_is_closed_with_its_code() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     let text = |bytes: Vec<u8>, opcode: Data, is_final: bool| {
         Message::Frame(Frame::message(bytes, OpCode::Data(opcode), is_final))
     };
@@ -236,7 +236,7 @@ async fn what_is_no_frame_of_ours_is_closed_with_its_code() {
         ("a megabyte", vec![Message::text(" ".repeat(1024 * 1024))], 1009),
         ("80 KiB in fragments", fragments, 1009),
     ] {
-        let mut socket = stage.browser().connect_raw().await;
+        let mut socket = cluster.browser().connect_raw().await;
 
         for message in messages {
             // The relay may have hung up before the last of them.
@@ -250,9 +250,9 @@ async fn what_is_no_frame_of_ours_is_closed_with_its_code() {
 /// F51: a frame that announces 2^63 bytes is refused for what it announces; nobody waits for it.
 #[tokio::test]
 async fn a_frame_that_announces_more_than_the_limit_is_refused_before_it_comes() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     for announced in [u64::MAX >> 1, 1 << 40, 65 * 1024] {
-        let mut socket = stage.browser().connect_raw().await;
+        let mut socket = cluster.browser().connect_raw().await;
 
         let mut header = vec![0x81, 0xff];
         header.extend(announced.to_be_bytes());
@@ -266,8 +266,8 @@ async fn a_frame_that_announces_more_than_the_limit_is_refused_before_it_comes()
 /// A frame of exactly 64 KiB is within the limit.
 #[tokio::test]
 async fn a_frame_of_exactly_the_limit_is_taken() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
     let ping = r#"{"type":"ping"}"#;
 
     browser

@@ -1,9 +1,9 @@
-//! What an operator meets: start, configuration, logs, strangers at the door.
+//! What an operator meets: start, configuration, logs, strangers at the endpoint.
 
 use serde_json::{Value, json};
 use tests::process::Process;
 use tests::replica::{Setup, launch, run};
-use tests::{Replica, Stage, Token, until};
+use tests::{Cluster, Replica, Token, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -72,18 +72,18 @@ async fn check_accepts_what_would_start() {
 /// start, whenever Redis is reached again, and by `check`.
 #[tokio::test]
 async fn a_redis_that_evicts_is_warned_about_whenever_it_is_reached() {
-    let mut stage = Stage::with_replicas(1).await;
+    let mut cluster = Cluster::with_replicas(1).await;
     let warning = |line: &str| {
         let is_it = line.contains("WARN") && line.contains("maxmemory-policy");
         is_it.then(|| line.to_owned())
     };
 
-    let () = stage.redis.run(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
-    let _: u64 = stage.redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-    let line = stage.replicas[0].log().wait("a warning by who came back", warning).await;
-    stage.add_replica().await;
-    stage.replicas[1].log().wait("a warning by who starts", warning).await;
-    let check = run(&["check", "--redis", &stage.redis.url()].map(str::to_owned), &[]);
+    let () = cluster.redis.run(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    let _: u64 = cluster.redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    let line = cluster.replicas[0].log().wait("a warning by who came back", warning).await;
+    cluster.add_replica().await;
+    cluster.replicas[1].log().wait("a warning by who starts", warning).await;
+    let check = run(&["check", "--redis", &cluster.redis.url()].map(str::to_owned), &[]);
     let said =
         |line: &str| line.contains("Warning: maxmemory-policy is `allkeys-lru`").then_some(());
     check.log().wait("a warning by `check`", said).await;
@@ -95,11 +95,11 @@ async fn a_redis_that_evicts_is_warned_about_whenever_it_is_reached() {
 /// F28: a port that is taken is no panic.
 #[tokio::test]
 async fn a_taken_port_is_named_and_nothing_runs() {
-    let stage = Stage::with_replicas(1).await;
-    let address = stage.replicas[0].address();
+    let cluster = Cluster::with_replicas(1).await;
+    let address = cluster.replicas[0].address();
     let mut second = launch(&Setup {
         listen: address.parse().unwrap(),
-        ..Setup::serve(Some(stage.redis.url()))
+        ..Setup::serve(Some(cluster.redis.url()))
     });
 
     let code = second.exit().await.code();
@@ -113,8 +113,8 @@ async fn a_taken_port_is_named_and_nothing_runs() {
 /// A misspelt variable changes nothing; so it is said.
 #[tokio::test]
 async fn an_unknown_variable_is_warned_about_with_the_nearest_name() {
-    let stage = Stage::with_replicas(0).await;
-    let mut setup = stage.setup();
+    let cluster = Cluster::with_replicas(0).await;
+    let mut setup = cluster.setup();
     setup.variables = vec![("RELAY_JWT_SECRET_FIEL".to_owned(), "x".to_owned())];
 
     let replica = Replica::start(setup).await;
@@ -129,8 +129,8 @@ async fn an_unknown_variable_is_warned_about_with_the_nearest_name() {
 /// Every flag has its variable.
 #[tokio::test]
 async fn variables_do_what_flags_do() {
-    let stage = Stage::with_replicas(0).await;
-    let variables = [("RELAY_LISTEN", "127.0.0.1:0"), ("RELAY_REDIS", &stage.redis.url())]
+    let cluster = Cluster::with_replicas(0).await;
+    let variables = [("RELAY_LISTEN", "127.0.0.1:0"), ("RELAY_REDIS", &cluster.redis.url())]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
     let process = run(&["serve", "--log-format", "json"].map(str::to_owned), &variables);
 
@@ -148,21 +148,21 @@ async fn variables_do_what_flags_do() {
 #[tokio::test]
 async fn the_log_holds_no_token_and_no_payload() {
     const CANARY: &str = "canary-7f3a";
-    let stage = Stage::options().replicas(0).with_secret().set().await;
-    let mut setup = stage.setup();
+    let cluster = Cluster::options().replicas(0).with_secret().set().await;
+    let mut setup = cluster.setup();
     setup.variables = vec![("RELAY_LOG".to_owned(), "trace".to_owned())];
     let replica = Replica::start(setup).await;
     let token = Token::of("ada").allowing("subscribe", &["*"]).allowing("command", &["*"]).sign();
     let signature = token.rsplit_once('.').unwrap().1.to_owned();
     let expired = Token::of("ada").ending_in(-3_600).sign();
-    let door = || tests::door::Door::of(&replica);
+    let endpoint = || tests::endpoint::Endpoint::of(&replica);
 
-    let mut browser = door().token(&token).subscribed_to("session:42").await;
-    let mut by_query = door().path(&format!("/ws/s1?token={token}")).connect().await;
+    let mut browser = endpoint().token(&token).subscribed_to("session:42").await;
+    let mut by_query = endpoint().path(&format!("/ws/s1?token={token}")).connect().await;
     let protocols = format!("agent-relay.v1, bearer.{token}");
-    door().header("Sec-WebSocket-Protocol", &protocols).connect().await.settle().await;
-    door().token(&expired).refused().await;
-    door().path(&format!("/ws?token={expired}")).refused().await;
+    endpoint().header("Sec-WebSocket-Protocol", &protocols).connect().await.settle().await;
+    endpoint().token(&expired).refused().await;
+    endpoint().path(&format!("/ws?token={expired}")).refused().await;
     replica.publish("session:42", "note", json!({"text": CANARY})).await;
     browser.wait_for_type("event").await;
     browser.ask(json!({"type": "cancel_agent", "agent_id": "a1", "reason": CANARY})).await;
@@ -187,14 +187,14 @@ async fn the_log_holds_no_token_and_no_payload() {
 /// Every line of a JSON log is JSON, also with the strangest visitors.
 #[tokio::test]
 async fn every_line_of_the_log_is_json() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
     browser.send(json!({"type": "subscribe", "channel": "x\n{\"level\":\"forged\"}"})).await;
     browser.wait_for_type("error").await;
-    stage.replicas[0].ask_to_go();
+    cluster.replicas[0].ask_to_go();
     browser.wait_for_close().await;
 
-    for line in stage.replicas[0].log().lines() {
+    for line in cluster.replicas[0].log().lines() {
         assert!(serde_json::from_str::<Value>(&line).is_ok_and(|line| line.is_object()), "{line}");
     }
 }
@@ -202,15 +202,15 @@ async fn every_line_of_the_log_is_json() {
 /// F58: whoever says nothing, or says it letter by letter, is cut; others get in meanwhile.
 #[tokio::test]
 async fn a_socket_that_sends_no_request_is_cut() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     let mut sockets = Vec::new();
     for start in ["", "GET", "GET /ws HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
-        let mut socket = TcpStream::connect(stage.replicas[0].address()).await.unwrap();
+        let mut socket = TcpStream::connect(cluster.replicas[0].address()).await.unwrap();
         socket.write_all(start.as_bytes()).await.unwrap();
         sockets.push((start, socket));
     }
 
-    stage.browser().connect().await.settle().await;
+    cluster.browser().connect().await.settle().await;
 
     for (start, mut socket) in sockets {
         let mut rest = Vec::new();
@@ -222,8 +222,8 @@ async fn a_socket_that_sends_no_request_is_cut() {
 /// F59, F63: oversized requests are refused, and nothing of the inside is shown outside.
 #[tokio::test]
 async fn oversized_requests_are_refused_and_the_inside_is_not_shown() {
-    let stage = Stage::options().replicas(1).with_secret().set().await;
-    let address = stage.replicas[0].address();
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
+    let address = cluster.replicas[0].address();
     let long = format!("/{}", "x".repeat(100_000));
     let many: Vec<(String, String)> =
         (0..200).map(|i| (format!("X-{i}"), "x".repeat(500))).collect();
@@ -240,5 +240,5 @@ async fn oversized_requests_are_refused_and_the_inside_is_not_shown() {
         let reply = tests::http::call(&address, hyper::Method::GET, path, &[], "").await.unwrap();
         assert!([401, 404].contains(&reply.status), "{path} is open: {}", reply.status);
     }
-    stage.replicas[0].get("/healthz").await;
+    cluster.replicas[0].get("/healthz").await;
 }

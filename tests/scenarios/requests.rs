@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use hyper::Method;
 use serde_json::{Value, json};
-use tests::{Stage, Token};
+use tests::{Cluster, Token};
 use tokio::sync::Semaphore;
 
 fn request(method: &str) -> Value {
@@ -22,10 +22,10 @@ fn error(response: &Value) -> (&Value, &Value) {
 /// What a worker says is the reply, and nothing else of the connection waits for it.
 #[tokio::test]
 async fn a_request_is_answered_by_a_worker_while_everything_else_goes_on() {
-    let stage = Stage::options().with_secret().set().await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let cluster = Cluster::options().with_secret().set().await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
     let token = Token::of("ada").allowing("request", &["sessions.*"]).sign();
-    let mut browser = stage.browser_on(1).token(&token).connect().await;
+    let mut browser = cluster.browser_on(1).token(&token).connect().await;
 
     let mut frame = request("sessions.create");
     (frame["id"], frame["timeout_ms"]) = (json!("r1"), json!(30_000));
@@ -48,11 +48,11 @@ async fn a_request_is_answered_by_a_worker_while_everything_else_goes_on() {
 /// Each reason why there is no result has its code.
 #[tokio::test]
 async fn every_request_without_a_result_says_why() {
-    let stage = Stage::options().with_secret().set().await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let cluster = Cluster::options().with_secret().set().await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
     let token = Token::of("ada").allowing("request", &["sessions.*", "models.*"]);
     let token = token.allowing("command", &["session:42"]).sign();
-    let mut browser = stage.browser().token(&token).connect().await;
+    let mut browser = cluster.browser().token(&token).connect().await;
     let rejections = [
         (json!({"code": "quota", "message": "none left", "retryable": true}), "quota", true),
         (json!({"code": "quota", "message": "none left"}), "quota", false),
@@ -87,8 +87,8 @@ async fn every_request_without_a_result_says_why() {
 /// Progress goes to whoever waits, also after a reconnect to another replica, and to nobody else.
 #[tokio::test]
 async fn whoever_waits_for_a_reply_is_told_how_far_it_has_come() {
-    let stage = Stage::with_replicas(2).await;
-    let agent = stage.agent("w1").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let agent = cluster.agent("w1").await;
     let (done, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
     let worker = (Arc::clone(&done), Arc::clone(&seen));
     let service = agent.serve("files", move |request| {
@@ -102,8 +102,8 @@ async fn whoever_waits_for_a_reply_is_told_how_far_it_has_come() {
         }
     });
     let _service = service.await.unwrap();
-    let mut asking = stage.browser_on(0).connect().await;
-    let mut other = stage.browser_on(1).connect().await;
+    let mut asking = cluster.browser_on(0).connect().await;
+    let mut other = cluster.browser_on(1).connect().await;
     let mut frame = request("files.copy");
     frame["command_id"] = json!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e");
     frame["id"] = json!("r1");
@@ -112,7 +112,7 @@ async fn whoever_waits_for_a_reply_is_told_how_far_it_has_come() {
     let first = asking.wait_for_type("request_progress").await;
     asking.vanish();
     done.store(3, Ordering::SeqCst);
-    let mut back = stage.browser_on(1).connect().await;
+    let mut back = cluster.browser_on(1).connect().await;
     back.send(frame).await;
     let is_later =
         |frame: &Value| frame["type"] == "request_progress" && frame["data"]["done"] == 3;
@@ -134,16 +134,16 @@ async fn whoever_waits_for_a_reply_is_told_how_far_it_has_come() {
 /// A worker that dies over a request is reported; the request is not done twice.
 #[tokio::test]
 async fn a_worker_that_dies_over_a_request_is_reported_as_lost() {
-    let stage = Stage::with_replicas(1).await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
+    let mut browser = cluster.browser().connect().await;
 
     let (response, successor) = tokio::join!(browser.ask(request("sessions.create")), async {
         let asked = worker.next().await;
         assert!(worker.takes(&asked).await);
         drop(worker);
         // The sooner of the two ways to know that it is dead: its successor is there.
-        let mut successor = stage.actor("w1").await.opens("service:sessions").await;
+        let mut successor = cluster.actor("w1").await.opens("service:sessions").await;
         let again = successor.next().await;
         assert!(!successor.takes(&again).await, "it may have been begun");
         successor
@@ -156,10 +156,10 @@ async fn a_worker_that_dies_over_a_request_is_reported_as_lost() {
 /// kill -9 of a worker: what it had begun is reported, what it had not is done by another.
 #[tokio::test]
 async fn each_request_in_flight_while_its_worker_is_killed_gets_one_reply() {
-    let stage = Stage::with_replicas(2).await;
-    let mut doomed = stage.actor("w1").await.opens("service:sessions").await;
-    let mut other = stage.actor("w2").await.opens("service:sessions").await;
-    let mut browser = stage.browser_on(1).connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut doomed = cluster.actor("w1").await.opens("service:sessions").await;
+    let mut other = cluster.actor("w2").await.opens("service:sessions").await;
+    let mut browser = cluster.browser_on(1).connect().await;
     let mut frame = request("sessions.create");
     (frame["id"], frame["timeout_ms"]) = (json!("begun"), json!(60_000));
     browser.send(frame.clone()).await;
@@ -188,9 +188,9 @@ async fn each_request_in_flight_while_its_worker_is_killed_gets_one_reply() {
 /// The deadline is kept; what comes after it changes nothing.
 #[tokio::test]
 async fn a_request_whose_deadline_passes_is_answered_and_stays_answered() {
-    let stage = Stage::with_replicas(2).await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
-    let mut browser = stage.browser_on(0).connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
+    let mut browser = cluster.browser_on(0).connect().await;
 
     for is_begun in [true, false] {
         let mut frame = request("sessions.create");
@@ -203,7 +203,7 @@ async fn a_request_whose_deadline_passes_is_answered_and_stays_answered() {
         let is_too_late = !worker.takes(&asked).await;
         let is_said = worker.applies(&asked, json!("late")).await;
         frame["command_id"] = response["command_id"].clone();
-        let again = stage.browser_on(1).connect().await.ask(frame).await;
+        let again = cluster.browser_on(1).connect().await.ask(frame).await;
 
         assert_eq!(error(&response), (&json!("timeout"), &json!(true)), "{response}");
         assert!(is_too_late && !is_said, "it is over");
@@ -214,10 +214,10 @@ async fn a_request_whose_deadline_passes_is_answered_and_stays_answered() {
 /// The replica dies with the request under way: asked again elsewhere, there is one reply, and one doing.
 #[tokio::test]
 async fn a_request_in_flight_while_its_replica_is_killed_gets_one_reply_when_it_is_repeated() {
-    let mut stage = Stage::with_replicas(2).await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let mut cluster = Cluster::with_replicas(2).await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
     for round in 0..3 {
-        let mut browser = stage.browser_on(0).connect().await;
+        let mut browser = cluster.browser_on(0).connect().await;
         let mut frame = request("sessions.create");
         frame["command_id"] = json!(format!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7{round}"));
         frame["timeout_ms"] = json!(30_000);
@@ -227,9 +227,9 @@ async fn a_request_in_flight_while_its_replica_is_killed_gets_one_reply_when_it_
         let asked = worker.next().await;
         assert!(worker.takes(&asked).await);
 
-        stage.replicas[0].kill9();
+        cluster.replicas[0].kill9();
         browser.wait_for_close().await;
-        let mut back = stage.browser_on(1).connect().await;
+        let mut back = cluster.browser_on(1).connect().await;
         let is_early = round == 0;
         if !is_early {
             assert!(worker.applies(&asked, json!({"round": round})).await);
@@ -247,11 +247,11 @@ async fn a_request_in_flight_while_its_replica_is_killed_gets_one_reply_when_it_
         assert_eq!(again["result"], response["result"], "{again}");
         assert_eq!(back.count("response"), 2, "one for each asking");
         assert_eq!(browser.count("response"), 0);
-        stage.replicas[0].restart().await;
-        stage.replicas[0].ready().await;
+        cluster.replicas[0].restart().await;
+        cluster.replicas[0].ready().await;
     }
     let (last, done) = tokio::join!(
-        stage.replicas[1].post("/api/v1/requests", request("sessions.last").to_string()),
+        cluster.replicas[1].post("/api/v1/requests", request("sessions.last").to_string()),
         worker.serves(json!(1))
     );
     assert_eq!(last.json()["result"], 1);
@@ -261,9 +261,9 @@ async fn a_request_in_flight_while_its_replica_is_killed_gets_one_reply_when_it_
 /// A connection that closes takes its waiting along, and nothing else.
 #[tokio::test]
 async fn a_browser_that_leaves_does_not_stop_what_it_asked_for() {
-    let stage = Stage::with_replicas(2).await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
-    let mut browser = stage.browser_on(0).connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
+    let mut browser = cluster.browser_on(0).connect().await;
     let mut frame = request("sessions.create");
     (frame["id"], frame["command_id"]) = (json!(1), json!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e"));
     browser.send(frame.clone()).await;
@@ -272,7 +272,7 @@ async fn a_browser_that_leaves_does_not_stop_what_it_asked_for() {
 
     browser.vanish();
     let said = worker.applies(&asked, json!("done")).await;
-    let response = stage.browser_on(1).connect().await.ask(frame).await;
+    let response = cluster.browser_on(1).connect().await.ask(frame).await;
 
     assert!(said);
     assert_eq!(response["result"], "done", "{response}");
@@ -281,13 +281,13 @@ async fn a_browser_that_leaves_does_not_stop_what_it_asked_for() {
 /// The same `id` from two browsers never mixes; the same `command_id` of two users neither.
 #[tokio::test]
 async fn equal_ids_of_two_people_are_two_requests() {
-    let stage = Stage::options().with_secret().set().await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let cluster = Cluster::options().with_secret().set().await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
     let mut frame = request("sessions.create");
     frame["command_id"] = json!("6f1f3cf3-94c7-4c8b-9f8e-2f3a4b5c6d7e");
     let ask = async |user: &str, replica: usize| {
         let token = Token::of(user).allowing("request", &["*"]).sign();
-        stage.browser_on(replica).token(&token).connect().await.ask(frame.clone()).await
+        cluster.browser_on(replica).token(&token).connect().await.ask(frame.clone()).await
     };
 
     let (ada, ben, ()) = tokio::join!(ask("ada", 0), ask("ben", 1), async {
@@ -305,9 +305,9 @@ async fn equal_ids_of_two_people_are_two_requests() {
 /// What one connection makes a replica wait for is bounded, and the bound is said.
 #[tokio::test]
 async fn a_connection_has_so_many_requests_under_way_and_no_more() {
-    let stage = Stage::with_replicas(1).await;
-    let worker = stage.actor("w1").await.opens("service:sessions").await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let worker = cluster.actor("w1").await.opens("service:sessions").await;
+    let mut browser = cluster.browser().connect().await;
 
     for id in 0..65 {
         let mut frame = request("sessions.create");
@@ -325,11 +325,11 @@ async fn a_connection_has_so_many_requests_under_way_and_no_more() {
 /// The same by HTTP: it waits for the reply, and says no with a status.
 #[tokio::test]
 async fn requests_are_taken_by_http_as_well() {
-    let stage = Stage::with_replicas(2).await;
-    let mut worker = stage.actor("w1").await.opens("service:sessions").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut worker = cluster.actor("w1").await.opens("service:sessions").await;
     let body = json!({"method": "sessions.create", "id": "x", "timeout_ms": 300});
     let post = async |replica: usize, body: &Value| {
-        let address = stage.replicas[replica].address();
+        let address = cluster.replicas[replica].address();
         let path = "/api/v1/requests";
         tests::http::call(&address, Method::POST, path, &[], body.to_string()).await.unwrap()
     };

@@ -1,7 +1,7 @@
 //! Coming back, to any replica, at any age: exactly what was missed.
 
 use serde_json::{Value, json};
-use tests::{History, Stage};
+use tests::{Cluster, History};
 
 /// Two turns that stream at the same time, a tool between them, and text that needs escaping.
 fn a_run() -> Vec<Value> {
@@ -36,11 +36,11 @@ fn screen(seen: &History) -> (String, String, Vec<Value>) {
 /// Invariant 5 and 6: live, and then cut after each single event of a recorded run.
 #[tokio::test]
 async fn a_browser_cut_anywhere_resumes_on_the_other_replica_and_sees_all_once() {
-    let stage = Stage::with_replicas(2).await;
-    let mut live = stage.browser_on(0).connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut live = cluster.browser_on(0).connect().await;
     live.subscribe_since("session:42", Some("start")).await;
     let run = a_run();
-    let offsets = stage.replicas[0].publish_all(&run).await;
+    let offsets = cluster.replicas[0].publish_all(&run).await;
     live.wait_until("the whole run", |seen| seen.offset("session:42").as_ref() == offsets.last())
         .await;
     let whole = screen(live.history());
@@ -51,7 +51,7 @@ async fn a_browser_cut_anywhere_resumes_on_the_other_replica_and_sees_all_once()
         for frame in &frames[..cut] {
             seen.take(frame, &frame.to_string()).unwrap();
         }
-        let back = stage.browser_on(1).continuing(seen).back_on("session:42").await;
+        let back = cluster.browser_on(1).continuing(seen).back_on("session:42").await;
 
         assert_eq!(screen(back.history()), whole, "cut after {cut} frames");
         assert!(back.history().resets("session:42").is_empty(), "cut after {cut} frames");
@@ -62,18 +62,18 @@ async fn a_browser_cut_anywhere_resumes_on_the_other_replica_and_sees_all_once()
 /// in memory, and that not everything fits into one write.
 #[tokio::test]
 async fn a_browser_cut_anywhere_among_large_events_resumes_and_sees_all_once() {
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     let channel = format!("session:{}", "x".repeat(128));
-    let mut live = stage.browser().connect().await;
+    let mut live = cluster.browser().connect().await;
     live.subscribe_since(&channel, Some("start")).await;
     let pad = "x".repeat(1_940);
     let event = |i| json!({"channel": channel, "event": "number", "data": {"i": i, "pad": pad}});
     let events: Vec<Value> = (0..100).map(event).collect();
-    let offsets = stage.replicas[0].publish_all(&events).await;
+    let offsets = cluster.replicas[0].publish_all(&events).await;
     live.expect_numbers(&channel, 0..100).await;
 
     for (cut, offset) in offsets.iter().enumerate() {
-        let mut back = stage.browser().connect().await;
+        let mut back = cluster.browser().connect().await;
         back.subscribe_since(&channel, Some(offset)).await;
 
         back.settle().await;
@@ -87,29 +87,29 @@ async fn a_browser_cut_anywhere_among_large_events_resumes_and_sees_all_once() {
 #[tokio::test]
 async fn a_storm_of_resumes_on_one_channel_costs_redis_a_handful_of_reads() {
     const BROWSERS: usize = 500;
-    let stage = Stage::with_replicas(1).await;
-    let offsets = stage.replicas[0].publish_numbers("session:42", 0..1_700).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let offsets = cluster.replicas[0].publish_numbers("session:42", 0..1_700).await;
     let recent = &offsets[offsets.len() - 1 - BROWSERS..];
     let mut browsers = Vec::new();
     for _ in 0..BROWSERS {
-        browsers.push(stage.browser().connect().await);
+        browsers.push(cluster.browser().connect().await);
     }
     // All that is asked while it stands still, it finds at once.
-    stage.replicas[0].freeze();
+    cluster.replicas[0].freeze();
     for (browser, offset) in browsers.iter_mut().zip(recent) {
         let frame = json!({"type": "subscribe", "channel": "session:42", "since": offset});
         browser.send(frame).await;
     }
-    let before = stage.redis.calls("evalsha").await;
+    let before = cluster.redis.calls("evalsha").await;
 
-    stage.replicas[0].thaw();
+    cluster.replicas[0].thaw();
 
     let first = 1_700 - BROWSERS as u64;
     for (browser, from) in browsers.iter_mut().zip(first..) {
         browser.expect_numbers("session:42", from..1_700).await;
         assert!(browser.history().resets("session:42").is_empty());
     }
-    let reads = stage.redis.calls("evalsha").await - before;
+    let reads = cluster.redis.calls("evalsha").await - before;
     assert!(reads <= 20, "{reads} reads for {BROWSERS} browsers");
 }
 
@@ -117,9 +117,9 @@ async fn a_storm_of_resumes_on_one_channel_costs_redis_a_handful_of_reads() {
 /// to come back to.
 #[tokio::test]
 async fn a_browser_cut_between_merged_frames_resumes_and_sees_all_once() {
-    let stage = Stage::with_replicas(2).await;
-    stage.replicas[0].publish_all(&a_run()).await;
-    let mut first = stage.browser_on(0).connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    cluster.replicas[0].publish_all(&a_run()).await;
+    let mut first = cluster.browser_on(0).connect().await;
     first.subscribe_since("session:42", Some("start")).await;
     let whole = screen(first.history());
     let frames: Vec<Value> = first.frames().cloned().collect();
@@ -131,7 +131,7 @@ async fn a_browser_cut_between_merged_frames_resumes_and_sees_all_once() {
         for frame in &frames[..cut] {
             seen.take(frame, &frame.to_string()).unwrap();
         }
-        let back = stage.browser_on(1).continuing(seen).back_on("session:42").await;
+        let back = cluster.browser_on(1).continuing(seen).back_on("session:42").await;
 
         assert_eq!(screen(back.history()), whole, "cut after {cut} frames");
     }
@@ -141,18 +141,18 @@ async fn a_browser_cut_between_merged_frames_resumes_and_sees_all_once() {
 /// talks on.
 #[tokio::test]
 async fn a_browser_that_is_cut_again_and_again_while_the_agent_talks_sees_all_once() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     let talk = async {
         for i in 0..60 {
-            stage.replicas[i as usize % 2].publish_numbers("session:42", i * 5..i * 5 + 5).await;
+            cluster.replicas[i as usize % 2].publish_numbers("session:42", i * 5..i * 5 + 5).await;
         }
     };
-    let start = stage.browser().subscribed_to("session:42").await.vanish();
+    let start = cluster.browser().subscribed_to("session:42").await.vanish();
     let travel = async {
         let mut seen = start;
         for stop in 1.. {
             let mut browser =
-                stage.browser_on(stop % 2).continuing(seen).back_on("session:42").await;
+                cluster.browser_on(stop % 2).continuing(seen).back_on("session:42").await;
             if browser.history().numbers("session:42").last() == Some(&299) {
                 return (browser, stop);
             }
@@ -172,16 +172,16 @@ async fn a_browser_that_is_cut_again_and_again_while_the_agent_talks_sees_all_on
 /// F17: a replica dies without a word; its browsers find everything on the other one.
 #[tokio::test]
 async fn a_killed_replica_costs_its_browsers_a_reconnect_and_not_an_event() {
-    let mut stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
-    stage.replicas[0].publish_numbers("session:42", 0..20).await;
+    let mut cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to("session:42").await;
+    cluster.replicas[0].publish_numbers("session:42", 0..20).await;
     browser.expect_numbers("session:42", 0..20).await;
 
-    stage.replicas[0].kill9();
+    cluster.replicas[0].kill9();
     browser.wait_for_close().await;
-    stage.replicas[1].publish_numbers("session:42", 20..40).await;
-    let mut back = stage.browser_on(1).continuing(browser.vanish()).back_on("session:42").await;
-    stage.replicas[1].publish_numbers("session:42", 40..50).await;
+    cluster.replicas[1].publish_numbers("session:42", 20..40).await;
+    let mut back = cluster.browser_on(1).continuing(browser.vanish()).back_on("session:42").await;
+    cluster.replicas[1].publish_numbers("session:42", 40..50).await;
 
     back.expect_numbers("session:42", 0..50).await;
     assert!(back.history().resets("session:42").is_empty());
@@ -190,15 +190,15 @@ async fn a_killed_replica_costs_its_browsers_a_reconnect_and_not_an_event() {
 /// F19: a replica that stood still for a while goes on where it was.
 #[tokio::test]
 async fn a_replica_that_was_frozen_goes_on_without_a_gap() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
-    let mut other = stage.browser_on(1).subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to("session:42").await;
+    let mut other = cluster.browser_on(1).subscribed_to("session:42").await;
 
-    stage.replicas[0].freeze();
-    stage.replicas[1].publish_numbers("session:42", 0..50).await;
+    cluster.replicas[0].freeze();
+    cluster.replicas[1].publish_numbers("session:42", 0..50).await;
     other.expect_numbers("session:42", 0..50).await;
-    stage.replicas[0].thaw();
-    stage.replicas[1].publish_numbers("session:42", 50..60).await;
+    cluster.replicas[0].thaw();
+    cluster.replicas[1].publish_numbers("session:42", 50..60).await;
 
     browser.expect_numbers("session:42", 0..60).await;
     assert!(browser.history().resets("session:42").is_empty());
@@ -207,15 +207,15 @@ async fn a_replica_that_was_frozen_goes_on_without_a_gap() {
 /// F16: away for longer than the channel remembers. What is gone is gone, and said so.
 #[tokio::test]
 async fn away_beyond_retention_is_told_so_and_given_what_is_left() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to("project:p").await;
-    stage.replicas[0].publish_numbers("project:p", 0..10).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to("project:p").await;
+    cluster.replicas[0].publish_numbers("project:p", 0..10).await;
     browser.expect_numbers("project:p", 0..10).await;
     let seen = browser.vanish();
 
-    stage.replicas[0].publish_numbers("project:p", 10..1_510).await;
-    let mut back = stage.browser_on(1).continuing(seen).back_on("project:p").await;
-    stage.replicas[0].publish_numbers("project:p", 1_510..1_512).await;
+    cluster.replicas[0].publish_numbers("project:p", 10..1_510).await;
+    let mut back = cluster.browser_on(1).continuing(seen).back_on("project:p").await;
+    cluster.replicas[0].publish_numbers("project:p", 1_510..1_512).await;
 
     back.wait_until("what came after", |seen| seen.numbers("project:p").last() == Some(&1_511))
         .await;
@@ -231,14 +231,14 @@ async fn away_beyond_retention_is_told_so_and_given_what_is_left() {
 /// one is still there.
 #[tokio::test]
 async fn away_for_exactly_as_long_as_the_channel_remembers_is_no_reset() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(0).subscribed_to("project:p").await;
-    stage.replicas[0].publish_numbers("project:p", 0..1).await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(0).subscribed_to("project:p").await;
+    cluster.replicas[0].publish_numbers("project:p", 0..1).await;
     browser.expect_numbers("project:p", 0..1).await;
     let seen = browser.vanish();
 
-    stage.replicas[0].publish_numbers("project:p", 1..1_001).await;
-    let mut back = stage.browser_on(1).continuing(seen).back_on("project:p").await;
+    cluster.replicas[0].publish_numbers("project:p", 1..1_001).await;
+    let mut back = cluster.browser_on(1).continuing(seen).back_on("project:p").await;
 
     back.expect_numbers("project:p", 0..1_001).await;
     assert!(back.history().resets("project:p").is_empty());
@@ -248,15 +248,15 @@ async fn away_for_exactly_as_long_as_the_channel_remembers_is_no_reset() {
 /// `subscribed` and the `caught_up`.
 #[tokio::test]
 async fn every_offset_that_a_frame_carries_is_a_place_to_come_back_to() {
-    let stage = Stage::with_replicas(2).await;
-    stage.replicas[0].publish_all(&a_run()).await;
-    let mut first = stage.browser_on(0).connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    cluster.replicas[0].publish_all(&a_run()).await;
+    let mut first = cluster.browser_on(0).connect().await;
     first.subscribe_since("session:42", Some("start")).await;
     let end = first.history().offset("session:42");
     let carried = first.frames().filter_map(|frame| frame["offset"].as_str().map(str::to_owned));
 
     for offset in carried.collect::<Vec<_>>() {
-        let mut back = stage.browser_on(1).connect().await;
+        let mut back = cluster.browser_on(1).connect().await;
         let subscribed = back.subscribe_since("session:42", Some(&offset)).await;
 
         assert_eq!(subscribed["recovered"], true, "{offset}: {subscribed}");

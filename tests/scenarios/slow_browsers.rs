@@ -1,7 +1,7 @@
 //! A browser that does not read costs nobody anything, and is not lost.
 
 use serde_json::{Value, json};
-use tests::{Browser, Stage};
+use tests::{Browser, Cluster};
 
 /// `number` events of some size each.
 fn padded(channel: &str, numbers: std::ops::Range<u64>, bytes: usize) -> Vec<Value> {
@@ -10,8 +10,8 @@ fn padded(channel: &str, numbers: std::ops::Range<u64>, bytes: usize) -> Vec<Val
     numbers.map(event).collect()
 }
 
-async fn not_reading(stage: &Stage, replica: usize, channel: &str) -> Browser {
-    let mut browser = stage.browser_on(replica).holding_little().subscribed_to(channel).await;
+async fn not_reading(cluster: &Cluster, replica: usize, channel: &str) -> Browser {
+    let mut browser = cluster.browser_on(replica).holding_little().subscribed_to(channel).await;
     browser.stop_reading();
     browser
 }
@@ -20,12 +20,12 @@ async fn not_reading(stage: &Stage, replica: usize, channel: &str) -> Browser {
 /// remembers 8 MiB.
 #[tokio::test]
 async fn a_browser_that_stops_reading_slows_nobody_and_catches_up_when_it_reads_again() {
-    let stage = Stage::with_replicas(2).await;
-    let mut slow = not_reading(&stage, 0, "session:42").await;
-    let mut neighbour = stage.browser_on(0).subscribed_to("session:42").await;
-    let mut elsewhere = stage.browser_on(1).subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut slow = not_reading(&cluster, 0, "session:42").await;
+    let mut neighbour = cluster.browser_on(0).subscribed_to("session:42").await;
+    let mut elsewhere = cluster.browser_on(1).subscribed_to("session:42").await;
 
-    stage.replicas[0].publish_all(&padded("session:42", 0..700, 10_000)).await;
+    cluster.replicas[0].publish_all(&padded("session:42", 0..700, 10_000)).await;
     neighbour.expect_numbers("session:42", 0..700).await;
     elsewhere.expect_numbers("session:42", 0..700).await;
     slow.read_again();
@@ -36,9 +36,9 @@ async fn a_browser_that_stops_reading_slows_nobody_and_catches_up_when_it_reads_
 }
 
 /// 5 MB at a time, which the channel remembers, so that the quick browser never misses any.
-async fn publish_in_pieces(stage: &Stage, quick: &mut Browser, numbers: std::ops::Range<u64>) {
+async fn publish_in_pieces(cluster: &Cluster, quick: &mut Browser, numbers: std::ops::Range<u64>) {
     for from in numbers.step_by(100) {
-        stage.replicas[0].publish_all(&padded("session:42", from..from + 100, 50_000)).await;
+        cluster.replicas[0].publish_all(&padded("session:42", from..from + 100, 50_000)).await;
         quick.expect_numbers("session:42", 0..from + 100).await;
     }
 }
@@ -48,19 +48,19 @@ async fn publish_in_pieces(stage: &Stage, quick: &mut Browser, numbers: std::ops
 #[tokio::test]
 async fn browsers_that_do_not_read_cost_a_bounded_amount_of_memory() {
     const MIB: u64 = 1024 * 1024;
-    let stage = Stage::with_replicas(1).await;
+    let cluster = Cluster::with_replicas(1).await;
     // The first events let pools and tails reach their usual size.
-    let mut quick = stage.browser().subscribed_to("session:42").await;
-    publish_in_pieces(&stage, &mut quick, 0..300).await;
+    let mut quick = cluster.browser().subscribed_to("session:42").await;
+    publish_in_pieces(&cluster, &mut quick, 0..300).await;
     let mut slow = Vec::new();
     for _ in 0..8 {
-        slow.push(not_reading(&stage, 0, "session:42").await);
+        slow.push(not_reading(&cluster, 0, "session:42").await);
     }
-    let before = stage.replicas[0].resident_bytes();
+    let before = cluster.replicas[0].resident_bytes();
 
-    publish_in_pieces(&stage, &mut quick, 300..1_800).await;
+    publish_in_pieces(&cluster, &mut quick, 300..1_800).await;
 
-    let grown = stage.replicas[0].resident_bytes().saturating_sub(before);
+    let grown = cluster.replicas[0].resident_bytes().saturating_sub(before);
     assert!(grown < 40 * MIB, "75 MB went by, 8 browsers did not read: {} MiB grown", grown / MIB);
     for browser in &mut slow {
         browser.read_again();
@@ -72,16 +72,16 @@ async fn browsers_that_do_not_read_cost_a_bounded_amount_of_memory() {
 /// Text that was missed comes merged: a browser that reads again has little to read.
 #[tokio::test]
 async fn a_slow_browser_gets_the_deltas_that_it_missed_as_few_frames() {
-    let stage = Stage::with_replicas(1).await;
-    let mut slow = not_reading(&stage, 0, "session:42").await;
-    let mut quick = stage.browser().subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut slow = not_reading(&cluster, 0, "session:42").await;
+    let mut quick = cluster.browser().subscribed_to("session:42").await;
 
     // First something that fills every buffer on the way, then the text.
-    stage.replicas[0].publish_all(&padded("session:42", 0..600, 10_000)).await;
+    cluster.replicas[0].publish_all(&padded("session:42", 0..600, 10_000)).await;
     let text: Vec<String> = (0..3_000).map(|i| format!("word{i} ")).collect();
     let delta =
         |word| json!({"channel": "session:42", "event": "text_delta", "data": {"delta": word}});
-    stage.replicas[0].publish_all(&text.iter().map(delta).collect::<Vec<_>>()).await;
+    cluster.replicas[0].publish_all(&text.iter().map(delta).collect::<Vec<_>>()).await;
     let whole = text.concat();
     quick.wait_until("the text", |seen| seen.text("session:42", None) == whole).await;
     slow.read_again();
@@ -97,12 +97,12 @@ async fn a_slow_browser_gets_the_deltas_that_it_missed_as_few_frames() {
 /// One connection, one channel that floods and one that whispers: the whisper is heard.
 #[tokio::test]
 async fn a_busy_channel_does_not_starve_a_quiet_one_of_the_same_browser() {
-    let stage = Stage::with_replicas(1).await;
-    let mut slow = stage.browser().holding_little().subscribed_to("session:loud").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut slow = cluster.browser().holding_little().subscribed_to("session:loud").await;
     slow.subscribe("session:quiet").await;
     slow.stop_reading();
-    stage.replicas[0].publish_all(&padded("session:loud", 0..700, 10_000)).await;
-    stage.replicas[0].publish_numbers("session:quiet", 0..1).await;
+    cluster.replicas[0].publish_all(&padded("session:loud", 0..700, 10_000)).await;
+    cluster.replicas[0].publish_numbers("session:quiet", 0..1).await;
 
     slow.read_again();
     slow.expect_numbers("session:quiet", 0..1).await;

@@ -1,19 +1,19 @@
 //! Subscribing, again, to many, to too many, and stopping.
 
 use serde_json::{Value, json};
-use tests::{Browser, Stage};
+use tests::{Browser, Cluster};
 
 /// Without `since` a repeated subscribe asks where we are, and may change the shape.
 #[tokio::test]
 async fn subscribing_again_answers_the_position_and_changes_the_format_at_most() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
-    let offsets = stage.replicas[0].publish_numbers("session:42", 0..3).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
+    let offsets = cluster.replicas[0].publish_numbers("session:42", 0..3).await;
     browser.expect_numbers("session:42", 0..3).await;
 
     let again =
         browser.ask(json!({"type": "subscribe", "channel": "session:42", "format": "flat"})).await;
-    stage.replicas[0].publish_numbers("session:42", 3..5).await;
+    cluster.replicas[0].publish_numbers("session:42", 3..5).await;
 
     assert_eq!(again["type"], "subscribed", "{again}");
     assert_eq!(again["offset"], json!(offsets[2]), "{again}");
@@ -29,13 +29,13 @@ async fn subscribing_again_answers_the_position_and_changes_the_format_at_most()
 /// With `since` it starts over.
 #[tokio::test]
 async fn subscribing_again_with_since_starts_over_from_there() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
-    let offsets = stage.replicas[0].publish_numbers("session:42", 0..5).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
+    let offsets = cluster.replicas[0].publish_numbers("session:42", 0..5).await;
     browser.expect_numbers("session:42", 0..5).await;
 
     browser.subscribe_since("session:42", Some(&offsets[1])).await;
-    stage.replicas[0].publish_numbers("session:42", 5..6).await;
+    cluster.replicas[0].publish_numbers("session:42", 5..6).await;
 
     let numbers = |seen: &tests::History| seen.numbers("session:42");
     browser.wait_until("number 5", |seen| numbers(seen).last() == Some(&5)).await;
@@ -45,15 +45,15 @@ async fn subscribing_again_with_since_starts_over_from_there() {
 /// Nothing comes after `unsubscribed`; the rest of the connection goes on.
 #[tokio::test]
 async fn after_unsubscribed_nothing_comes_of_that_channel() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:a").await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:a").await;
     browser.subscribe("session:b").await;
-    stage.replicas[0].publish_numbers("session:a", 0..2).await;
+    cluster.replicas[0].publish_numbers("session:a", 0..2).await;
     browser.expect_numbers("session:a", 0..2).await;
 
     let answer = browser.ask(json!({"type": "unsubscribe", "channel": "session:a"})).await;
-    stage.replicas[0].publish_numbers("session:a", 2..9).await;
-    stage.replicas[0].publish_numbers("session:b", 0..1).await;
+    cluster.replicas[0].publish_numbers("session:a", 2..9).await;
+    cluster.replicas[0].publish_numbers("session:b", 0..1).await;
 
     assert_eq!(
         (&answer["type"], &answer["channel"]),
@@ -66,13 +66,13 @@ async fn after_unsubscribed_nothing_comes_of_that_channel() {
 /// Gone and back on one connection: what was said meanwhile is not lost.
 #[tokio::test]
 async fn unsubscribing_and_coming_back_on_the_same_connection_loses_nothing() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().subscribed_to("session:42").await;
-    let offsets = stage.replicas[0].publish_numbers("session:42", 0..3).await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
+    let offsets = cluster.replicas[0].publish_numbers("session:42", 0..3).await;
     browser.expect_numbers("session:42", 0..3).await;
 
     browser.ask(json!({"type": "unsubscribe", "channels": ["session:42"]})).await;
-    stage.replicas[0].publish_numbers("session:42", 3..6).await;
+    cluster.replicas[0].publish_numbers("session:42", 3..6).await;
     browser.subscribe_since("session:42", Some(&offsets[2])).await;
 
     browser.expect_numbers("session:42", 0..6).await;
@@ -81,10 +81,10 @@ async fn unsubscribing_and_coming_back_on_the_same_connection_loses_nothing() {
 /// One frame, many channels, each from where it was left; a wrong one is refused alone.
 #[tokio::test]
 async fn many_channels_are_resumed_in_one_frame_and_a_wrong_one_is_refused_alone() {
-    let stage = Stage::with_replicas(1).await;
-    let a = stage.replicas[0].publish_numbers("session:a", 0..5).await;
-    stage.replicas[0].publish_numbers("plan:b", 0..5).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let a = cluster.replicas[0].publish_numbers("session:a", 0..5).await;
+    cluster.replicas[0].publish_numbers("plan:b", 0..5).await;
+    let mut browser = cluster.browser().connect().await;
 
     let since = json!({"session:a": a[2], "plan:b": "start"});
     let channels = json!(["session:a", "kitchen:sink", "plan:b", "user:c"]);
@@ -105,8 +105,8 @@ async fn many_channels_are_resumed_in_one_frame_and_a_wrong_one_is_refused_alone
 /// F45: there is an end to it, it is said, and the connection lives.
 #[tokio::test]
 async fn the_257th_subscription_is_refused_and_the_others_stand() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
     let channels: Vec<String> = (0..300).map(|i| format!("session:{i}")).collect();
 
     browser.send(json!({"type": "subscribe", "channels": channels})).await;
@@ -118,7 +118,7 @@ async fn the_257th_subscription_is_refused_and_the_others_stand() {
     assert!(browser.frames().filter(is_refusal).all(|error| error["code"] == "limit_exceeded"));
     let refused = browser.frames().find(is_refusal).unwrap()["channel"].clone();
     assert_eq!(refused, "session:256");
-    stage.replicas[0].publish_numbers("session:255", 0..1).await;
+    cluster.replicas[0].publish_numbers("session:255", 0..1).await;
     browser.expect_numbers("session:255", 0..1).await;
     browser.ask(json!({"type": "unsubscribe", "channel": "session:0"})).await;
     browser.subscribe("session:256").await;
@@ -127,8 +127,8 @@ async fn the_257th_subscription_is_refused_and_the_others_stand() {
 /// `sessionId` and `plan_id` are answered in kind, and flat.
 #[tokio::test]
 async fn whoever_subscribes_by_session_id_or_plan_id_is_answered_in_kind() {
-    let stage = Stage::with_replicas(1).await;
-    let mut browser = stage.browser().connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut browser = cluster.browser().connect().await;
     for (field, channel) in [("sessionId", "session:x"), ("plan_id", "plan:x")] {
         let mut subscribe = json!({"type": "subscribe"});
         subscribe[field] = json!("x");
@@ -136,7 +136,7 @@ async fn whoever_subscribes_by_session_id_or_plan_id_is_answered_in_kind() {
         assert_eq!((&subscribed["type"], &subscribed[field]), (&json!("subscribed"), &json!("x")));
         assert_eq!(subscribed["channel"], Value::Null, "{subscribed}");
 
-        stage.replicas[0].publish(channel, "step_status", json!({"step_index": 1})).await;
+        cluster.replicas[0].publish(channel, "step_status", json!({"step_index": 1})).await;
 
         let event = browser.wait_for_type("step_status").await;
         assert_eq!((&event["step_index"], &event[field]), (&json!(1), &json!("x")), "{event}");
@@ -150,12 +150,12 @@ async fn whoever_subscribes_by_session_id_or_plan_id_is_answered_in_kind() {
 /// Many pages on one channel, coming and going: those that stay notice nothing.
 #[tokio::test]
 async fn neighbours_that_come_and_go_are_not_noticed() {
-    let stage = Stage::with_replicas(2).await;
-    let mut staying = stage.browser_on(0).subscribed_to("session:42").await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut staying = cluster.browser_on(0).subscribed_to("session:42").await;
 
     for round in 0..20 {
-        let mut passing: Browser = stage.browser_on(0).subscribed_to("session:42").await;
-        stage.replicas[1].publish_numbers("session:42", round * 5..round * 5 + 5).await;
+        let mut passing: Browser = cluster.browser_on(0).subscribed_to("session:42").await;
+        cluster.replicas[1].publish_numbers("session:42", round * 5..round * 5 + 5).await;
         passing.expect_numbers("session:42", round * 5..round * 5 + 5).await;
         if round % 2 == 0 {
             passing.leave().await;

@@ -3,16 +3,16 @@
 use hyper::Method;
 use serde_json::{Value, json};
 use tests::token::SECRET;
-use tests::{Stage, Token};
+use tests::{Cluster, Token};
 
-async fn guarded(replicas: usize) -> Stage {
-    Stage::options().replicas(replicas).with_secret().set().await
+async fn guarded(replicas: usize) -> Cluster {
+    Cluster::options().replicas(replicas).with_secret().set().await
 }
 
 /// F54: whatever is no valid token is refused before the upgrade, and over HTTP.
 #[tokio::test]
 async fn a_token_that_is_not_valid_is_401_before_the_upgrade() {
-    let stage = guarded(1).await;
+    let cluster = guarded(1).await;
     let good = Token::of("eve").allowing("subscribe", &["*"]).allowing("publish", &["*"]);
     let hs256 = json!({"alg": "HS256", "typ": "JWT"});
     let signed = good.sign();
@@ -50,27 +50,27 @@ async fn a_token_that_is_not_valid_is_401_before_the_upgrade() {
         ("10 KiB", good.clone().with("pad", json!("x".repeat(10 * 1024))).sign()),
     ];
     for (what, token) in bad {
-        assert_eq!(stage.browser().token(&token).refused().await, 401, "{what}");
-        let query = stage.browser().path(&format!("/ws?token={token}"));
+        assert_eq!(cluster.browser().token(&token).refused().await, 401, "{what}");
+        let query = cluster.browser().path(&format!("/ws?token={token}"));
         assert_eq!(query.refused().await, 401, "{what}, in the query");
         let bearer = format!("Bearer {token}");
         let headers = [("Authorization", bearer.as_str())];
-        let address = stage.replicas[0].address();
+        let address = cluster.replicas[0].address();
         let path = "/api/v1/channels/session:1/events";
         let reply = tests::http::call(&address, Method::GET, path, &headers, "").await.unwrap();
         assert_eq!((reply.status, reply.error_code().as_str()), (401, "unauthorized"), "{what}");
     }
-    stage.browser().token(&good.sign()).connect().await.settle().await;
+    cluster.browser().token(&good.sign()).connect().await.settle().await;
 }
 
-/// No token at all, at any door.
+/// No token at all, at any endpoint.
 #[tokio::test]
-async fn without_a_token_no_door_opens() {
-    let stage = guarded(1).await;
+async fn without_a_token_no_route_opens() {
+    let cluster = guarded(1).await;
     for path in ["/ws", "/ws/events", "/ws/s1"] {
-        assert_eq!(stage.browser().path(path).refused().await, 401, "{path}");
+        assert_eq!(cluster.browser().path(path).refused().await, 401, "{path}");
     }
-    let address = stage.replicas[0].address();
+    let address = cluster.replicas[0].address();
     for (method, path) in
         [(Method::GET, "/api/v1/channels/session:1/events"), (Method::POST, "/api/v1/publish")]
     {
@@ -88,17 +88,17 @@ async fn without_a_token_no_door_opens() {
 /// query.
 #[tokio::test]
 async fn the_token_may_come_as_header_as_subprotocol_or_in_the_query() {
-    let stage = guarded(1).await;
+    let cluster = guarded(1).await;
     let token = Token::of("ada").allowing("subscribe", &["session:1"]).sign();
-    let doors = [
-        stage.browser().token(&token),
-        stage
+    let routes = [
+        cluster.browser().token(&token),
+        cluster
             .browser()
             .header("Sec-WebSocket-Protocol", &format!("agent-relay.v1, bearer.{token}")),
-        stage.browser().path(&format!("/ws?token={token}")),
+        cluster.browser().path(&format!("/ws?token={token}")),
     ];
-    for door in doors {
-        let mut browser = door.subscribed_to("session:1").await;
+    for endpoint in routes {
+        let mut browser = endpoint.subscribed_to("session:1").await;
         let connected = browser.frames().next().unwrap();
         assert_eq!((&connected["type"], &connected["user"]), (&json!("connected"), &json!("ada")));
         browser.settle().await;
@@ -108,9 +108,9 @@ async fn the_token_may_come_as_header_as_subprotocol_or_in_the_query() {
 /// F61: what the grant does not name is not there.
 #[tokio::test]
 async fn a_token_without_the_grant_sees_and_does_nothing() {
-    let stage = guarded(2).await;
+    let cluster = guarded(2).await;
     let token = Token::of("eve").allowing("subscribe", &["session:eve", "project:e*"]).sign();
-    let mut eve = stage.browser().token(&token).subscribed_to("session:eve").await;
+    let mut eve = cluster.browser().token(&token).subscribed_to("session:eve").await;
     eve.subscribe("project:eden").await;
 
     for channel in
@@ -138,8 +138,8 @@ async fn a_token_without_the_grant_sees_and_does_nothing() {
     let response = eve.ask(json!({"type": "request", "method": "sessions.create"})).await;
     assert_eq!(response["error"]["code"], "not_found", "{response}");
 
-    stage.replicas[1].publish_numbers("session:ada", 0..5).await;
-    stage.replicas[1].publish_numbers("session:eve", 0..5).await;
+    cluster.replicas[1].publish_numbers("session:ada", 0..5).await;
+    cluster.replicas[1].publish_numbers("session:eve", 0..5).await;
     eve.expect_numbers("session:eve", 0..5).await;
     assert!(
         eve.frames()
@@ -150,13 +150,13 @@ async fn a_token_without_the_grant_sees_and_does_nothing() {
 /// The same over HTTP; and the message of a refusal does not depend on whether anything is there.
 #[tokio::test]
 async fn over_http_denied_and_missing_look_the_same() {
-    let stage = guarded(1).await;
-    stage.replicas[0].publish_numbers("session:ada", 0..5).await;
+    let cluster = guarded(1).await;
+    cluster.replicas[0].publish_numbers("session:ada", 0..5).await;
     let token = Token::of("eve")
         .allowing("subscribe", &["session:eve"])
         .allowing("publish", &["session:eve"]);
     let bearer = format!("Bearer {}", token.sign());
-    let address = stage.replicas[0].address();
+    let address = cluster.replicas[0].address();
     let headers = [("Authorization", bearer.as_str())];
     let call = async |method: Method, path: String, body: Value| {
         tests::http::call(&address, method, &path, &headers, body.to_string()).await.unwrap()
@@ -180,21 +180,21 @@ async fn over_http_denied_and_missing_look_the_same() {
     assert_eq!(texts[0], texts[1]);
 }
 
-/// A door whose channel is not granted still opens: one error, and then it is a connection like any.
+/// A endpoint whose channel is not granted still opens: one error, and then it is a connection like any.
 #[tokio::test]
-async fn a_door_whose_channel_is_not_granted_says_so_once_and_lives_on() {
-    let stage = guarded(1).await;
+async fn a_route_whose_channel_is_not_granted_says_so_once_and_lives_on() {
+    let cluster = guarded(1).await;
     let token = Token::of("eve").allowing("subscribe", &["session:eve"]).sign();
     for (path, channel) in [("/ws/events", "global:events"), ("/ws/ada", "session:ada")] {
-        let mut browser = stage.browser().path(path).token(&token).connect().await;
+        let mut browser = cluster.browser().path(path).token(&token).connect().await;
 
         let error = browser.wait_for_type("error").await;
         assert_eq!(error["code"], "not_found", "{error}");
         assert_eq!(tests::history::channel_of(&error).as_deref(), Some(channel), "{error}");
 
         browser.subscribe("session:eve").await;
-        stage.replicas[0].publish(channel, "secret", json!({})).await;
-        stage.replicas[0].publish_numbers("session:eve", 0..1).await;
+        cluster.replicas[0].publish(channel, "secret", json!({})).await;
+        cluster.replicas[0].publish_numbers("session:eve", 0..1).await;
         browser.wait_until("number 0", |seen| !seen.numbers("session:eve").is_empty()).await;
         assert_eq!((browser.count("error"), browser.count("secret")), (1, 0));
     }
@@ -203,13 +203,13 @@ async fn a_door_whose_channel_is_not_granted_says_so_once_and_lives_on() {
 /// F56: a token's end is announced, and is the connection's end.
 #[tokio::test]
 async fn a_tokens_end_is_announced_and_closes_the_connection() {
-    let stage = guarded(1).await;
+    let cluster = guarded(1).await;
     let token = Token::of("ada").allowing("subscribe", &["session:1"]).ending_in(5).sign();
-    let mut browser = stage.browser().token(&token).connect().await;
+    let mut browser = cluster.browser().token(&token).connect().await;
 
     let expiring = browser.wait_for_type("token_expiring").await;
     browser.subscribe("session:1").await;
-    stage.replicas[0].publish_numbers("session:1", 0..3).await;
+    cluster.replicas[0].publish_numbers("session:1", 0..3).await;
     let (code, _) = browser.wait_for_close().await;
 
     assert!(expiring["in_ms"].as_u64().is_some_and(|ms| ms <= 5_000), "{expiring}");
@@ -217,8 +217,8 @@ async fn a_tokens_end_is_announced_and_closes_the_connection() {
     assert_eq!(browser.count("token_expiring"), 1);
     let fresh = Token::of("ada").allowing("subscribe", &["session:1"]).sign();
     let seen = browser.vanish();
-    let mut back = stage.browser().token(&fresh).continuing(seen).back_on("session:1").await;
-    stage.replicas[0].publish_numbers("session:1", 3..5).await;
+    let mut back = cluster.browser().token(&fresh).continuing(seen).back_on("session:1").await;
+    cluster.replicas[0].publish_numbers("session:1", 3..5).await;
     back.expect_numbers("session:1", 0..5).await;
 }
 
@@ -226,20 +226,20 @@ async fn a_tokens_end_is_announced_and_closes_the_connection() {
 /// the browser that is there; a page of its own may.
 #[tokio::test]
 async fn a_page_of_a_foreign_origin_is_refused_by_a_relay_without_keys() {
-    let stage = Stage::with_replicas(1).await;
-    let port = stage.replicas[0].address().rsplit_once(':').unwrap().1.to_owned();
+    let cluster = Cluster::with_replicas(1).await;
+    let port = cluster.replicas[0].address().rsplit_once(':').unwrap().1.to_owned();
     for origin in [
         "https://evil.example".to_owned(),
         "null".to_owned(),
         format!("http://127.0.0.1.evil.example:{port}"),
         format!("http://evil.example:{port}"),
     ] {
-        let status = stage.browser().header("Origin", &origin).refused().await;
+        let status = cluster.browser().header("Origin", &origin).refused().await;
         assert_eq!(status, 403, "{origin}");
     }
     // DNS rebinding: the page's own name leads to loopback, so that it is of the relay's origin.
-    let rebound = stage.browser().header("Host", &format!("evil.example:{port}"));
+    let rebound = cluster.browser().header("Host", &format!("evil.example:{port}"));
     assert_eq!(rebound.refused().await, 403);
     let own = format!("http://127.0.0.1:{port}");
-    stage.browser().header("Origin", &own).connect().await.settle().await;
+    cluster.browser().header("Origin", &own).connect().await.settle().await;
 }

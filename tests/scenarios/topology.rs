@@ -4,23 +4,23 @@
 use std::process::Command;
 
 use tests::balancer::Balancer;
-use tests::door::Door;
+use tests::endpoint::Endpoint;
 use tests::process::Process;
 use tests::replica::run;
-use tests::{Page, Stage};
+use tests::{Cluster, Page};
 
 /// F18: a replica is killed; its browsers come back through the same address and go on.
 #[tokio::test]
 async fn behind_a_load_balancer_a_killed_replica_costs_nobody_an_event() {
-    let stage = Stage::options().replicas(2).set().await;
-    let Stage { replicas, redis, .. } = stage;
+    let cluster = Cluster::options().replicas(2).set().await;
+    let Cluster { replicas, redis, .. } = cluster;
     let mut replicas: [_; 2] = replicas.try_into().unwrap();
     let balancer = Balancer::in_front_of(&replicas).await;
     let channel = "session:42";
     replicas[1].publish_numbers(channel, 0..10).await;
     let mut browsers = Vec::new();
     for _ in 0..6 {
-        let mut browser = Door::through(&balancer).connect().await;
+        let mut browser = Endpoint::through(&balancer).connect().await;
         browser.subscribe_since(channel, Some("start")).await;
         browsers.push(browser);
     }
@@ -29,8 +29,8 @@ async fn behind_a_load_balancer_a_killed_replica_costs_nobody_an_event() {
     replicas[1].publish_numbers(channel, 10..20).await;
 
     for browser in browsers {
-        let door = Door::through(&balancer).continuing(browser.vanish());
-        let mut back = door.back_on(channel).await;
+        let endpoint = Endpoint::through(&balancer).continuing(browser.vanish());
+        let mut back = endpoint.back_on(channel).await;
         back.expect_numbers(channel, 0..20).await;
     }
     drop(redis);
@@ -39,10 +39,10 @@ async fn behind_a_load_balancer_a_killed_replica_costs_nobody_an_event() {
 /// The page behind the load balancer shows the agent, which has never heard of any of this.
 #[tokio::test]
 async fn the_composed_product_shows_its_agent_on_the_page() {
-    let stage = Stage::options().flag("--demo-page").replicas(2).set().await;
-    let words = ["demo-agent", "--redis", &stage.redis.url()].map(ToOwned::to_owned);
+    let cluster = Cluster::options().flag("--demo-page").replicas(2).set().await;
+    let words = ["demo-agent", "--redis", &cluster.redis.url()].map(ToOwned::to_owned);
     let _agent = run(&words, &[]);
-    let Stage { replicas, redis, .. } = stage;
+    let Cluster { replicas, redis, .. } = cluster;
     let replicas: [_; 2] = replicas.try_into().unwrap();
     let balancer = Balancer::in_front_of(&replicas).await;
 

@@ -6,45 +6,50 @@ use publisher_sdk::{
     Agent, AskError, Cancellation, ConnectError, OpenError, PermissionRequest, PublishError, Reason,
 };
 use serde_json::{Value, json};
-use tests::door::Door;
+use tests::endpoint::Endpoint;
 use tests::replica::Setup;
 use tests::wait::pause;
-use tests::{PATIENCE, Persistence, Replica, Stage, Token, until};
+use tests::{Cluster, PATIENCE, Persistence, Replica, Token, until};
 
 /// A way in, and the replica on which the people are.
 struct Way {
     name: &'static str,
     url: String,
     /// What stands in the way, kept alive.
-    stage: Option<Stage>,
+    cluster: Option<Cluster>,
     embedded: Option<Replica>,
 }
 
 impl Way {
     async fn all() -> [Self; 3] {
-        let by_redis = Stage::with_replicas(1).await;
-        let through_relay = Stage::with_replicas(2).await;
+        let by_redis = Cluster::with_replicas(1).await;
+        let through_relay = Cluster::with_replicas(2).await;
         let embedded = Replica::start(Setup::serve(None)).await;
         let relay = |replica: &Replica| format!("http://{}", replica.address());
         [
             Self {
                 name: "redis",
                 url: by_redis.redis.url(),
-                stage: Some(by_redis),
+                cluster: Some(by_redis),
                 embedded: None,
             },
             Self {
                 name: "relay",
                 url: relay(&through_relay.replicas[1]),
-                stage: Some(through_relay),
+                cluster: Some(through_relay),
                 embedded: None,
             },
-            Self { name: "embedded", url: relay(&embedded), stage: None, embedded: Some(embedded) },
+            Self {
+                name: "embedded",
+                url: relay(&embedded),
+                cluster: None,
+                embedded: Some(embedded),
+            },
         ]
     }
 
     fn replica(&self) -> &Replica {
-        self.stage.as_ref().map_or_else(|| self.embedded.as_ref().unwrap(), |s| &s.replicas[0])
+        self.cluster.as_ref().map_or_else(|| self.embedded.as_ref().unwrap(), |s| &s.replicas[0])
     }
 
     async fn agent(&self) -> Agent {
@@ -53,13 +58,13 @@ impl Way {
     }
 }
 
-/// What an agent says arrives, in order; what people ask of it arrives, and its fate comes back.
+/// What an agent says arrives, in order; what people ask of it arrives, and its outcome comes back.
 #[tokio::test]
 async fn an_agent_does_the_same_whichever_way_it_comes_in() {
     for way in Way::all().await {
         let agent = way.agent().await;
         let session = agent.session("42").await.unwrap();
-        let mut browser = Door::of(way.replica()).subscribed_to("session:42").await;
+        let mut browser = Endpoint::of(way.replica()).subscribed_to("session:42").await;
 
         for word in ["one ", "two ", "three"] {
             session.text_delta("t1", word).unwrap();
@@ -82,7 +87,7 @@ async fn an_agent_does_the_same_whichever_way_it_comes_in() {
         let applied = |frame: &Value| {
             frame["event"] == "command_status" && frame["data"]["status"] == "applied"
         };
-        let status = browser.wait_for("its fate", applied).await;
+        let status = browser.wait_for("its outcome", applied).await;
         assert_eq!(status["data"]["command_id"], ack["command_id"], "by {}", way.name);
 
         let run = session.begin_run("r1");
@@ -128,20 +133,20 @@ async fn an_agent_does_the_same_whichever_way_it_comes_in() {
 /// arrives once.
 #[tokio::test]
 async fn an_agent_goes_on_when_its_relay_is_killed() {
-    let mut stage = Stage::with_replicas(2).await;
-    let url = format!("http://{}", stage.replicas[1].address());
+    let mut cluster = Cluster::with_replicas(2).await;
+    let url = format!("http://{}", cluster.replicas[1].address());
     let agent = Agent::options().id("a").connect(&url).await.unwrap();
     let session = agent.session("42").await.unwrap();
-    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+    let mut browser = cluster.browser_on(0).subscribed_to("session:42").await;
     for i in 0..50 {
         session.send("number", &json!({"i": i})).unwrap();
     }
 
-    stage.replicas[1].kill9();
+    cluster.replicas[1].kill9();
     for i in 50..100 {
         session.send("number", &json!({"i": i})).unwrap();
     }
-    stage.replicas[1].restart().await;
+    cluster.replicas[1].restart().await;
     for i in 100..150 {
         session.send("number", &json!({"i": i})).unwrap();
     }
@@ -158,23 +163,23 @@ async fn an_agent_goes_on_when_its_relay_is_killed() {
 /// The same while Redis is away as well: the relay that comes back cannot give it its leases at first.
 #[tokio::test]
 async fn an_agent_goes_on_when_its_relay_is_killed_and_redis_is_away() {
-    let mut stage = Stage::options().persistence(Persistence::Always).set().await;
-    let url = format!("http://{}", stage.replicas[1].address());
+    let mut cluster = Cluster::options().persistence(Persistence::Always).set().await;
+    let url = format!("http://{}", cluster.replicas[1].address());
     let agent = Agent::options().id("a").connect(&url).await.unwrap();
     let session = agent.session("42").await.unwrap();
-    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+    let mut browser = cluster.browser_on(0).subscribed_to("session:42").await;
     session.send("number", &json!({"i": 0})).unwrap();
     agent.flush().await.unwrap();
 
-    stage.redis.kill9();
-    stage.replicas[1].kill9();
+    cluster.redis.kill9();
+    cluster.replicas[1].kill9();
     session.send("number", &json!({"i": 1})).unwrap();
-    stage.replicas[1].restart().await;
-    let came = || stage.replicas[1].log().text().matches("an agent has connected").count();
+    cluster.replicas[1].restart().await;
+    let came = || cluster.replicas[1].log().text().matches("an agent has connected").count();
     until("it asked for its leases in vain, and came again", async || (came() > 1).then_some(()))
         .await;
     session.send("number", &json!({"i": 2})).unwrap();
-    stage.redis.restart().await;
+    cluster.redis.restart().await;
 
     browser.expect_numbers("session:42", 0..3).await;
     assert!(!agent.is_fenced());
@@ -183,17 +188,17 @@ async fn an_agent_goes_on_when_its_relay_is_killed_and_redis_is_away() {
 /// Without the grant an agent is nobody, speaks nowhere and hears nothing.
 #[tokio::test]
 async fn a_token_says_which_agent_one_may_be() {
-    let stage = Stage::options().replicas(1).with_secret().set().await;
-    let url = format!("http://{}", stage.replicas[0].address());
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
+    let url = format!("http://{}", cluster.replicas[0].address());
     let mine = Token::of("worker")
         .allowing("serve", &["agent:mine"])
         .allowing("publish", &["session:42"])
         .sign();
-    let door = |id: &str| stage.browser().path(&format!("/ws/agents/{id}"));
+    let endpoint = |id: &str| cluster.browser().path(&format!("/ws/agents/{id}"));
 
-    assert_eq!(door("mine").refused().await, 401);
-    assert_eq!(door("other").token(&mine).refused().await, 404);
-    assert_eq!(door("mine").token(&mine).refused().await, 101);
+    assert_eq!(endpoint("mine").refused().await, 401);
+    assert_eq!(endpoint("other").token(&mine).refused().await, 404);
+    assert_eq!(endpoint("mine").token(&mine).refused().await, 101);
 
     let agent = Agent::options().id("mine").token(&mine).connect(&url).await.unwrap();
     let plan = agent.channel("plan:7").unwrap();
@@ -213,10 +218,10 @@ async fn a_token_says_which_agent_one_may_be() {
 /// From one replica to the other, and back: the same agent, which is heard everywhere.
 #[tokio::test]
 async fn an_agent_goes_from_replica_to_replica_and_back() {
-    let stage = Stage::with_replicas(2).await;
+    let cluster = Cluster::with_replicas(2).await;
     let mut lease = json!({});
     for (visit, replica) in [0, 1, 0, 1].into_iter().enumerate() {
-        let mut agent = stage.browser_on(replica).path("/ws/agents/raw").connect().await;
+        let mut agent = cluster.browser_on(replica).path("/ws/agents/raw").connect().await;
         let id = 10 * visit;
         agent.send(json!({"type": "lease", "id": id, "channel": "agent:raw", "data": lease})).await;
         let leased = agent.wait_for("the lease", |frame| frame["id"] == id).await;
@@ -232,28 +237,28 @@ async fn an_agent_goes_from_replica_to_replica_and_back() {
 /// What is known of an agent is known after its relay was killed, and told when it dies.
 #[tokio::test]
 async fn an_agent_that_came_back_to_its_relay_is_known_with_all_its_runs() {
-    let mut stage = Stage::with_replicas(2).await;
-    let url = format!("http://{}", stage.replicas[1].address());
+    let mut cluster = Cluster::with_replicas(2).await;
+    let url = format!("http://{}", cluster.replicas[1].address());
     let agent = Agent::options().id("a").child_of_agent("boss").connect(&url).await.unwrap();
     let session = agent.session("42").await.unwrap();
     let run = session.begin_run("r1");
     run.announce(&()).await.unwrap();
-    let known = async |stage: &Stage| {
-        let agents = stage.replicas[0].get("/api/v1/agents").await.json();
+    let known = async |cluster: &Cluster| {
+        let agents = cluster.replicas[0].get("/api/v1/agents").await.json();
         agents["agents"].as_array()?.iter().find(|agent| agent["agent_id"] == "a").cloned()
     };
     let before = until("its channels are known", async || {
-        known(&stage).await.filter(|agent| agent["channels"].as_array().unwrap().len() == 2)
+        known(&cluster).await.filter(|agent| agent["channels"].as_array().unwrap().len() == 2)
     })
     .await;
-    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+    let mut browser = cluster.browser_on(0).subscribed_to("session:42").await;
 
-    stage.replicas[1].kill9();
-    stage.replicas[1].restart().await;
+    cluster.replicas[1].kill9();
+    cluster.replicas[1].restart().await;
     session.publish("back", &json!({})).await.unwrap();
 
-    assert_eq!(known(&stage).await.unwrap(), before);
-    stage.replicas[1].kill9();
+    assert_eq!(known(&cluster).await.unwrap(), before);
+    cluster.replicas[1].kill9();
     let lost = browser.wait_for("its loss", |frame| frame["event"] == "agent_lost").await;
     assert_eq!(lost["data"]["runs"], json!(["r1"]), "{lost}");
 }
@@ -261,24 +266,24 @@ async fn an_agent_that_came_back_to_its_relay_is_known_with_all_its_runs() {
 /// Lost while its relay was away, an agent learns it once and for all, and leaves the relay in peace.
 #[tokio::test]
 async fn an_agent_that_was_lost_behind_its_relay_learns_it_and_knocks_no_more() {
-    let mut stage = Stage::with_replicas(2).await;
-    let url = format!("http://{}", stage.replicas[1].address());
+    let mut cluster = Cluster::with_replicas(2).await;
+    let url = format!("http://{}", cluster.replicas[1].address());
     let agent = Agent::options().id("a").connect(&url).await.unwrap();
     let session = agent.session("42").await.unwrap();
-    let mut browser = stage.browser_on(0).subscribed_to("session:42").await;
+    let mut browser = cluster.browser_on(0).subscribed_to("session:42").await;
     session.send("number", &json!({"i": 0})).unwrap();
 
-    stage.replicas[1].kill9();
+    cluster.replicas[1].kill9();
     let talking = tokio::spawn(async move {
         while !matches!(session.publish("late", &json!({})).await, Err(PublishError::Fenced)) {}
     });
     browser.wait_for("its loss", |frame| frame["event"] == "agent_lost").await;
-    stage.replicas[1].restart().await;
+    cluster.replicas[1].restart().await;
 
     tokio::time::timeout(PATIENCE, agent.fenced()).await.unwrap();
     tokio::time::timeout(PATIENCE, talking).await.unwrap().unwrap();
     pause(Duration::from_secs(2)).await;
-    let came = stage.replicas[1].log().text().matches("an agent has connected").count();
+    let came = cluster.replicas[1].log().text().matches("an agent has connected").count();
     assert!(came <= 3, "it came back {came} times");
     browser.settle().await;
     assert!(browser.events("session:42").iter().all(|event| event.name != "late"));
@@ -287,16 +292,16 @@ async fn an_agent_that_was_lost_behind_its_relay_learns_it_and_knocks_no_more() 
 /// What was asked in vain while the relay was away is not done behind the agent's back, and can be asked again.
 #[tokio::test]
 async fn a_session_that_could_not_be_opened_is_nobodys() {
-    let mut stage = Stage::with_replicas(2).await;
-    let url = format!("http://{}", stage.replicas[1].address());
+    let mut cluster = Cluster::with_replicas(2).await;
+    let url = format!("http://{}", cluster.replicas[1].address());
     let agent = Agent::options().id("a").connect(&url).await.unwrap();
 
-    stage.replicas[1].kill9();
+    cluster.replicas[1].kill9();
     assert!(agent.session("42").await.is_err());
-    stage.replicas[1].restart().await;
+    cluster.replicas[1].restart().await;
     agent.own_channel().publish("back", &json!({})).await.unwrap();
 
-    let stands = stage.replicas[0].get("/api/v1/channels/session:42").await.json();
+    let stands = cluster.replicas[0].get("/api/v1/channels/session:42").await.json();
     assert_eq!(stands["agents"], json!([]));
     agent.session("42").await.unwrap().publish("open", &json!({})).await.unwrap();
     assert!(!agent.is_fenced());
@@ -305,9 +310,9 @@ async fn a_session_that_could_not_be_opened_is_nobodys() {
 /// Whoever may be one agent cannot make itself the child of another, and hear what that is told.
 #[tokio::test]
 async fn an_agent_becomes_nobodys_child_without_the_grant() {
-    let stage = Stage::options().replicas(1).with_secret().set().await;
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
     let mallory = Token::of("mallory").allowing("serve", &["agent:m"]).sign();
-    let mut m = stage.browser().path("/ws/agents/m").token(&mallory).connect().await;
+    let mut m = cluster.browser().path("/ws/agents/m").token(&mallory).connect().await;
     for (id, call, channel, data, code) in [
         (1, "lease", "agent:m", json!({}), Value::Null),
         (2, "adopt", "agent:m", json!({"agent_id": "victim"}), json!("not_found")),
@@ -330,9 +335,9 @@ async fn an_agent_becomes_nobodys_child_without_the_grant() {
 /// F30, behind a relay: it renews the lease as long as it hears the agent, and for silence not a lease longer.
 #[tokio::test]
 async fn an_agent_that_falls_silent_behind_a_relay_is_lost_within_its_lease() {
-    let stage = Stage::with_replicas(2).await;
-    let mut browser = stage.browser_on(1).subscribed_to("agent:raw").await;
-    let mut agent = stage.browser().path("/ws/agents/raw").connect().await;
+    let cluster = Cluster::with_replicas(2).await;
+    let mut browser = cluster.browser_on(1).subscribed_to("agent:raw").await;
+    let mut agent = cluster.browser().path("/ws/agents/raw").connect().await;
     agent.send(json!({"type": "lease", "id": 1, "channel": "agent:raw"})).await;
     agent.wait_for("the lease", |frame| frame["id"] == 1).await;
     let runs = json!({"type": "note", "id": 2, "channel": "agent:raw", "data": {"runs": ["r1"]}});
@@ -354,8 +359,8 @@ async fn an_agent_that_falls_silent_behind_a_relay_is_lost_within_its_lease() {
 /// What is no call earns an error, and the connection lives on.
 #[tokio::test]
 async fn what_an_agent_says_wrong_disturbs_nothing_else() {
-    let stage = Stage::with_replicas(1).await;
-    let mut agent = stage.browser().path("/ws/agents/raw").connect().await;
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = cluster.browser().path("/ws/agents/raw").connect().await;
     for (wrong, code) in [
         (json!({"type": "dance"}), "bad_request"),
         (

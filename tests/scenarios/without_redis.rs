@@ -1,7 +1,7 @@
 //! The embedded journal: the same promises, one process.
 
 use serde_json::{Value, json};
-use tests::door::Door;
+use tests::endpoint::Endpoint;
 use tests::replica::Setup;
 use tests::{Browser, Replica};
 
@@ -10,7 +10,7 @@ async fn embedded() -> Replica {
 }
 
 async fn on(replica: &Replica, channel: &str) -> Browser {
-    Door::of(replica).subscribed_to(channel).await
+    Endpoint::of(replica).subscribed_to(channel).await
 }
 
 /// A first look needs no Redis.
@@ -39,7 +39,7 @@ async fn without_redis_a_browser_resumes_and_misses_nothing() {
 
     let seen = browser.leave().await;
     replica.publish_numbers("session:42", 10..20).await;
-    let mut back = Door::of(&replica).continuing(seen).back_on("session:42").await;
+    let mut back = Endpoint::of(&replica).continuing(seen).back_on("session:42").await;
 
     back.expect_numbers("session:42", 0..20).await;
     assert!(back.history().resets("session:42").is_empty());
@@ -54,7 +54,7 @@ async fn without_redis_retries_retention_and_late_joins_are_the_same() {
     assert_eq!(first, again);
 
     let old = replica.publish_numbers("project:p", 0..1_500).await;
-    let mut late = Door::of(&replica).connect().await;
+    let mut late = Endpoint::of(&replica).connect().await;
     let subscribed = late.subscribe_since("project:p", Some(&old[0])).await;
 
     assert_eq!(subscribed["recovered"], false, "{subscribed}");
@@ -78,7 +78,7 @@ async fn without_redis_a_restart_is_a_reset() {
     replica.kill9();
     replica.restart().await;
     replica.publish_numbers("session:42", 100..103).await;
-    let mut back = Door::of(&replica).continuing(browser.vanish()).back_on("session:42").await;
+    let mut back = Endpoint::of(&replica).continuing(browser.vanish()).back_on("session:42").await;
 
     back.wait_until("a reset", |seen| seen.resets("session:42") == ["epoch"]).await;
     assert_eq!(back.history().numbers_since_reset("session:42"), [100, 101, 102]);

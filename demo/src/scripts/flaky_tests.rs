@@ -27,7 +27,7 @@ const FIND: &[Beat] = &[
     Beat::Use(Tool {
         name: "Bash",
         intent: "Run the suite fifty times and count failures per test",
-        input: r#"{"command": "for i in $(seq 50); do cargo nextest run --no-fail-fast; done 2>&1 | tally", "timeout_s": 600}"#,
+        input: r#"{"command": "for i in $(seq 50); do cargo nextest run --no-fail-fast; done 2>&1 | counts", "timeout_s": 600}"#,
         takes_ms: 3_400,
         result: concat!(
             "50 runs, 17 with a failure\n",
@@ -106,7 +106,7 @@ const PROVE: &[Beat] = &[
     Beat::Use(Tool {
         name: "Bash",
         intent: "Run the suite two hundred times, on a machine kept busy",
-        input: r#"{"command": "stress -c 8 & for i in $(seq 200); do cargo nextest run; done 2>&1 | tally"}"#,
+        input: r#"{"command": "stress -c 8 & for i in $(seq 200); do cargo nextest run; done 2>&1 | counts"}"#,
         takes_ms: 3_200,
         result: "200 runs, 0 with a failure\nmedian 11.8 s (was 12.4 s)",
         is_error: false,

@@ -5,27 +5,28 @@ use std::time::Duration;
 
 use protocol::{Channel, Offset};
 
-use super::{Memory, Shelf, State, micros};
+use super::{Memory, State, StoredStream, micros};
 use crate::Name;
 use crate::state::{
-    Change, Committed, Condition, Duty, Effect, Holder, Index, Look, Members, Sort, Thing,
+    Change, Committed, Condition, Deadline, Effect, Holder, Index, Members, Record, RecordKind,
+    Snapshot,
 };
 
 /// Everything that has a state. Times are microseconds.
 #[derive(Debug, Default)]
-pub(super) struct Things {
+pub(super) struct Records {
     /// Each with the time until which it is kept.
-    states: HashMap<Thing, (String, Option<u64>)>,
+    states: HashMap<Record, (String, Option<u64>)>,
     indexes: HashMap<(Channel, Index), BTreeMap<Box<str>, Box<str>>>,
-    deadlines: HashMap<(Duty, Thing), u64>,
+    deadlines: HashMap<(Deadline, Record), u64>,
     /// Producers that append to a channel no more.
     fences: HashSet<(Channel, String)>,
     places: HashMap<Box<str>, (Channel, u64)>,
 }
 
-impl Things {
-    fn state(&self, thing: &Thing, now: u64) -> Option<&String> {
-        let (state, until) = self.states.get(thing)?;
+impl Records {
+    fn state(&self, record: &Record, now: u64) -> Option<&String> {
+        let (state, until) = self.states.get(record)?;
         until.is_none_or(|until| until > now).then_some(state)
     }
 
@@ -33,8 +34,8 @@ impl Things {
         !self.fences.is_empty() && self.fences.contains(&(channel.clone(), producer))
     }
 
-    fn is_due(&self, duty: Duty, thing: &Thing, now: u64) -> bool {
-        self.deadlines.get(&(duty, thing.clone())).is_some_and(|at| *at <= now)
+    fn is_due(&self, deadline: Deadline, record: &Record, now: u64) -> bool {
+        self.deadlines.get(&(deadline, record.clone())).is_some_and(|at| *at <= now)
     }
 
     fn index(&self, channel: &Channel, index: &Index) -> Members {
@@ -50,28 +51,28 @@ impl Things {
 }
 
 impl Memory {
-    pub(crate) fn look(&self, thing: &Thing) -> Look {
+    pub(crate) fn snapshot(&self, record: &Record) -> Snapshot {
         let mut state = self.state();
         let now = state.now_us();
-        let things = &state.things;
-        let agents = things.index(&thing.channel, &Index::Agents).into_iter();
-        let lease = |agent: &str| Thing {
-            sort: Sort::Lease,
-            channel: thing.channel.clone(),
+        let records = &state.records;
+        let agents = records.index(&record.channel, &Index::Agents).into_iter();
+        let lease = |agent: &str| Record {
+            kind: RecordKind::Lease,
+            channel: record.channel.clone(),
             id: agent.into(),
         };
         let lasts = |agent: &str| {
-            things.deadlines.get(&(Duty::Lose, lease(agent))).is_some_and(|at| *at > now)
+            records.deadlines.get(&(Deadline::Lose, lease(agent))).is_some_and(|at| *at > now)
         };
         let live = agents.map(|(agent, _)| agent).filter(|agent| lasts(agent)).collect();
-        Look { now_ms: now / 1_000, state: things.state(thing, now).cloned(), live }
+        Snapshot { now_ms: now / 1_000, state: records.state(record, now).cloned(), live }
     }
 
     pub(crate) fn commit(&self, change: &Change) -> Committed {
         let mut state = self.state();
         let now = state.now_us();
-        let Change { thing, .. } = change;
-        let found = state.things.state(thing, now);
+        let Change { record, .. } = change;
+        let found = state.records.state(record, now);
         if found == Some(&change.state) && found != change.expected.as_ref() {
             return Committed::Done(Vec::new());
         }
@@ -79,59 +80,59 @@ impl Memory {
             return Committed::Conflict(found.cloned());
         }
         if let Some(holder) = &change.holder
-            && state.things.is_fenced(&thing.channel, holder.producer())
+            && state.records.is_fenced(&record.channel, holder.producer())
         {
             return Committed::Fenced;
         }
         let is_met = match &change.condition {
             Condition::Always => true,
-            Condition::Due(duty) => state.things.is_due(*duty, thing, now),
-            Condition::NotDue(duty) => !state.things.is_due(*duty, thing, now),
+            Condition::Due(deadline) => state.records.is_due(*deadline, record, now),
+            Condition::NotDue(deadline) => !state.records.is_due(*deadline, record, now),
             Condition::Room(list, most) => {
-                (state.things.index(&thing.channel, list).len() as u64) < *most
+                (state.records.index(&record.channel, list).len() as u64) < *most
             }
         };
         if !is_met {
             return Committed::Unmet;
         }
         let until = change.lifetime.map(|lifetime| now + micros(lifetime));
-        state.things.states.insert(thing.clone(), (change.state.clone(), until));
+        state.records.states.insert(record.clone(), (change.state.clone(), until));
         let mut appended = Vec::new();
         for effect in &change.effects {
-            state.apply(thing, effect, now, &mut appended);
+            state.apply(record, effect, now, &mut appended);
         }
         Committed::Done(appended)
     }
 
-    pub(crate) fn ring(&self, address: &str, text: &str) -> bool {
-        self.state().ring(address, text)
+    pub(crate) fn notify(&self, address: &str, text: &str) -> bool {
+        self.state().notify(address, text)
     }
 
     pub(crate) fn list(&self, channel: &Channel, index: &Index) -> Members {
-        self.state().things.index(channel, index)
+        self.state().records.index(channel, index)
     }
 
-    pub(crate) fn due(&self) -> Vec<(Duty, Thing)> {
+    pub(crate) fn due(&self) -> Vec<(Deadline, Record)> {
         let mut state = self.state();
         let now = state.now_us();
-        let due = state.things.deadlines.iter().filter(|(_, at)| **at <= now);
+        let due = state.records.deadlines.iter().filter(|(_, at)| **at <= now);
         due.map(|(due, _)| due.clone()).collect()
     }
 
-    pub(crate) fn forget_duty(&self, thing: &Thing, duty: Duty) {
+    pub(crate) fn forget_deadline(&self, record: &Record, deadline: Deadline) {
         let mut state = self.state();
         let now = state.now_us();
-        if state.things.is_due(duty, thing, now) {
-            state.things.deadlines.remove(&(duty, thing.clone()));
+        if state.records.is_due(deadline, record, now) {
+            state.records.deadlines.remove(&(deadline, record.clone()));
         }
     }
 
-    pub(crate) fn renew(&self, leases: &[(Thing, Holder)], lasts: Duration) -> Vec<usize> {
+    pub(crate) fn renew(&self, leases: &[(Record, Holder)], lasts: Duration) -> Vec<usize> {
         let mut state = self.state();
         let ends = state.now_us() + micros(lasts);
         let renewed = leases.iter().enumerate().filter_map(|(place, (lease, holder))| {
-            let is_fenced = state.things.is_fenced(&lease.channel, holder.producer());
-            match state.things.deadlines.get_mut(&(Duty::Lose, lease.clone())) {
+            let is_fenced = state.records.is_fenced(&lease.channel, holder.producer());
+            match state.records.deadlines.get_mut(&(Deadline::Lose, lease.clone())) {
                 Some(at) if !is_fenced => {
                     *at = ends;
                     None
@@ -142,14 +143,17 @@ impl Memory {
         renewed.collect()
     }
 
-    pub(crate) fn leased(&self) -> Vec<(Thing, Option<String>)> {
+    pub(crate) fn leased(&self) -> Vec<(Record, Option<String>)> {
         let mut state = self.state();
         let now = state.now_us();
-        let leases = state.things.deadlines.keys().filter(|(duty, _)| *duty == Duty::Lose);
-        leases.map(|(_, thing)| (thing.clone(), state.things.state(thing, now).cloned())).collect()
+        let leases =
+            state.records.deadlines.keys().filter(|(deadline, _)| *deadline == Deadline::Lose);
+        leases
+            .map(|(_, record)| (record.clone(), state.records.state(record, now).cloned()))
+            .collect()
     }
 
-    pub(crate) fn place_prompt(
+    pub(crate) fn place_approval(
         &self,
         request_id: &str,
         channel: &Channel,
@@ -158,7 +162,7 @@ impl Memory {
         let mut state = self.state();
         let now = state.now_us();
         let place = state
-            .things
+            .records
             .places
             .entry(request_id.into())
             .and_modify(|(place, until)| {
@@ -171,33 +175,33 @@ impl Memory {
         place.0.clone()
     }
 
-    pub(crate) fn prompt_place(&self, request_id: &str) -> Option<Channel> {
+    pub(crate) fn approval_place(&self, request_id: &str) -> Option<Channel> {
         let mut state = self.state();
         let now = state.now_us();
-        let (channel, until) = state.things.places.get(request_id)?;
+        let (channel, until) = state.records.places.get(request_id)?;
         (*until > now).then(|| channel.clone())
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.
-    pub(crate) fn prompts(&self, channel: &Channel) -> (Option<Offset>, Members) {
+    pub(crate) fn approvals(&self, channel: &Channel) -> (Option<Offset>, Members) {
         let state = self.state();
-        let head = state.journals.get(&Name::events(channel.clone())).map(Shelf::head);
-        (head, state.things.index(channel, &Index::Prompts))
+        let head = state.journals.get(&Name::events(channel.clone())).map(StoredStream::head);
+        (head, state.records.index(channel, &Index::Approvals))
     }
 }
 
 impl State {
     /// Whether anybody listens there.
-    fn ring(&self, address: &str, text: &str) -> bool {
+    fn notify(&self, address: &str, text: &str) -> bool {
         let follower = address.parse().ok().and_then(|id: u64| self.followers.get(&id));
         follower.is_some_and(|(deliver, _)| {
-            deliver.rung(text);
+            deliver.notified(text);
             true
         })
     }
 
-    fn apply(&mut self, thing: &Thing, effect: &Effect, now: u64, appended: &mut Vec<Offset>) {
-        let channel = &thing.channel;
+    fn apply(&mut self, record: &Record, effect: &Effect, now: u64, appended: &mut Vec<Offset>) {
+        let channel = &record.channel;
         let mut append = |name: Name, entry: &crate::NewEntry| {
             self.expire(&name, now);
             appended.push(self.append_one(&name, entry.clone(), now));
@@ -208,26 +212,26 @@ impl State {
             Effect::Command(entry) => append(Name::commands(channel.clone()), entry),
             Effect::Put(index, id, value) => {
                 let key = (channel.clone(), index.clone());
-                self.things.indexes.entry(key).or_default().insert(id.clone(), value.clone());
+                self.records.indexes.entry(key).or_default().insert(id.clone(), value.clone());
             }
             Effect::Remove(index, id) => {
                 if let Some(members) =
-                    self.things.indexes.get_mut(&(channel.clone(), index.clone()))
+                    self.records.indexes.get_mut(&(channel.clone(), index.clone()))
                 {
                     members.remove(id);
                 }
             }
-            Effect::Due(duty, None) => {
-                self.things.deadlines.remove(&(*duty, thing.clone()));
+            Effect::Due(deadline, None) => {
+                self.records.deadlines.remove(&(*deadline, record.clone()));
             }
-            Effect::Due(duty, Some(after)) => {
-                self.things.deadlines.insert((*duty, thing.clone()), now + micros(*after));
+            Effect::Due(deadline, Some(after)) => {
+                self.records.deadlines.insert((*deadline, record.clone()), now + micros(*after));
             }
             Effect::Fence(holder) => {
-                self.things.fences.insert((channel.clone(), holder.producer()));
+                self.records.fences.insert((channel.clone(), holder.producer()));
             }
-            Effect::Ring(address, text) => {
-                self.ring(address, text);
+            Effect::Notify(address, text) => {
+                self.notify(address, text);
             }
         }
     }

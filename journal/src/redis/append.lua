@@ -1,16 +1,16 @@
--- Append one batch to one journal: check the sequence, append, ring the bell, and now and then keep
+-- Append one batch to one journal: check the sequence, append, ring the notification, and now and then keep
 -- within retention.
 --
 -- KEYS  1 stream   2 producer's record   then those that are needed: retention settings (with options),
---       once-id (only with a single entry)
--- ARGV  1 bell     2 "<epoch>-*", the epoch that the producer last saw here, 0 for none
+--       idempotency key (only with a single entry)
+-- ARGV  1 notification     2 "<epoch>-*", the epoch that the producer last saw here, 0 for none
 --       3 incarnation and sequence before   4 incarnation and sequence   (16 digits each)
 --       5 options, in the usual case empty:
 --         "k <lifetime of the record in ms> <retention field> <entries> <bytes> <age_ms>": keep the journal
 --         within retention now, within this one where no other is set, and the record for so long;
 --         "ok …": the same, and we begin, or our record may have expired: that it is missing is no gap;
 --         "obk …": the same, and the epoch of argument 2 lost data: bury it first if it still stands
---       6… entries, each "name once-id data"; behind the single one of a once-id the id's lifetime in ms
+--       6… entries, each "name idempotency-key data"; behind the single one of an idempotency key the id's lifetime in ms
 --
 -- Answers "ok <place> <listeners> <argument 4>" | "known " and the rest of what was answered then |
 -- "gap <stored sequence or nothing>" | "fenced" |
@@ -21,9 +21,9 @@
 -- Incarnation and sequence alone are a record too: they fence every older incarnation off.
 --
 -- What costs: each command 0.4 µs, and each string made 1.3 ns a byte, because Redis' Lua hashes it whole.
--- So the usual case is five commands, and of long strings the entry and its bell alone.
+-- So the usual case is five commands, and of long strings the entry and its notification alone.
 local call, sub = redis.call, string.sub
-local stream, record, bell, options = KEYS[1], KEYS[2], ARGV[1], ARGV[5]
+local stream, record, notification, options = KEYS[1], KEYS[2], ARGV[1], ARGV[5]
 
 local stored = call('GETRANGE', record, '-32', '-1')
 if stored ~= ARGV[3] then
@@ -47,7 +47,7 @@ local answer
 local once = KEYS[options == '' and 3 or 4]
 local before = once and call('GET', once)
 if before then
-  answer = 'ok ' .. before .. ' ' .. call('PUBSUB', 'NUMSUB', bell)[2] .. ' ' .. ARGV[4]
+  answer = 'ok ' .. before .. ' ' .. call('PUBSUB', 'NUMSUB', notification)[2] .. ' ' .. ARGV[4]
 else
   local first = seconds .. us .. ' ' .. ARGV[6]
   local buries = options ~= '' and sub(options, 2, 2) == 'b'
@@ -78,10 +78,10 @@ else
     end
   end
 
-  -- The bell: the first id, then every entry, each but the last with its length before it.
+  -- The notification: the first id, then every entry, each but the last with its length before it.
   local listeners
   if once or not ARGV[7] then
-    listeners = call('PUBLISH', bell, id .. ' :' .. first)
+    listeners = call('PUBLISH', notification, id .. ' :' .. first)
   else
     local any, time = string.match(id, '^%d+-') .. '*', seconds .. us .. ' '
     local parts, at, entry = {id, ' '}, 3, first
@@ -92,7 +92,7 @@ else
       call('XADD', stream, any, 'e', entry)
     end
     parts[at], parts[at + 1] = ':', entry
-    listeners = call('PUBLISH', bell, table.concat(parts))
+    listeners = call('PUBLISH', notification, table.concat(parts))
   end
   -- Making a number text is dear, and these are the usual ones.
   listeners = listeners == 0 and ' 0 ' or listeners == 1 and ' 1 ' or ' ' .. listeners .. ' '

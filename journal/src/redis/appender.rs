@@ -1,7 +1,7 @@
 //! The task that appends: one pipelined connection for all journals of a [`Journal`](crate::Journal).
 //!
 //! A pool here would cost four times the Redis CPU (it validates every connection it hands out, and
-//! spreads what could be pipelined). The order per journal and every retry are [`lane`](super::lane)'s.
+//! spreads what could be pipelined). The order per journal and every retry are [`pipeline`](super::pipeline)'s.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use protocol::limits::ONCE_LIFETIME;
+use protocol::limits::IDEMPOTENCY_KEY_LIFETIME;
 use rand::Rng;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind, Value};
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::keys::{self, Keys};
-use super::lane::{Answer, Call, Lane, RECORD_LIFETIME, Send};
+use super::pipeline::{Answer, Call, Pipeline, RECORD_LIFETIME, Send};
 use super::wire::{self, Place};
-use crate::append::Outcome;
+use crate::append::AppendOutcome;
 use crate::{AppendError, Name, NewEntry, Receipt, Retention};
 
 /// What may wait to be appended, in bytes: 16 MiB, twice the largest publish.
@@ -34,7 +34,7 @@ const PIPELINE: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause between two attempts to connect.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// How often idle lanes are forgotten.
+/// How often idle pipelines are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// Hands entries to the appending task.
@@ -62,7 +62,7 @@ impl Appender {
             keys,
             script: Script::new(include_str!("append.lua")),
             producer: Uuid::new_v4().simple().to_string(),
-            lanes: HashMap::new(),
+            pipelines: HashMap::new(),
             connection: None,
             connections: 0,
             connecting: None,
@@ -117,7 +117,7 @@ fn submit(
     if entries.is_empty() {
         return Receipt::done(Ok(Vec::new()));
     }
-    let (answer, outcome) = oneshot::channel::<Outcome>();
+    let (answer, outcome) = oneshot::channel::<AppendOutcome>();
     let caller = Call::new(answer, entries.len(), room);
     slot.send(Job { way, entries, caller });
     Receipt::waiting(outcome)
@@ -136,7 +136,7 @@ struct Task {
     keys: Keys,
     script: Script,
     producer: String,
-    lanes: HashMap<Way, Lane>,
+    pipelines: HashMap<Way, Pipeline>,
     connection: Option<MultiplexedConnection>,
     /// Counts connections, so that a late failure of an old one does not cost us the new one.
     connections: u64,
@@ -151,7 +151,7 @@ impl Task {
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut tidy = tokio::time::interval(TIDY_EVERY);
         let mut ending = false;
-        while !(ending && self.lanes.values().all(Lane::is_done)) {
+        while !(ending && self.pipelines.values().all(Pipeline::is_done)) {
             self.connect_if_needed();
             let pause = self.paused_until;
             tokio::select! {
@@ -172,9 +172,9 @@ impl Task {
                 }
                 _ = tidy.tick() => {
                     let now = Instant::now();
-                    self.lanes.retain(|_, lane| {
-                        lane.give_up_if_too_old(now);
-                        !lane.is_idle(now)
+                    self.pipelines.retain(|_, pipeline| {
+                        pipeline.give_up_if_too_old(now);
+                        !pipeline.is_idle(now)
                     });
                 }
             }
@@ -182,33 +182,35 @@ impl Task {
     }
 
     fn accept(&mut self, job: Job) {
-        let lane = match self.lanes.entry(job.way.clone()) {
-            std::collections::hash_map::Entry::Occupied(lane) => lane.into_mut(),
+        let pipeline = match self.pipelines.entry(job.way.clone()) {
+            std::collections::hash_map::Entry::Occupied(pipeline) => pipeline.into_mut(),
             std::collections::hash_map::Entry::Vacant(vacant) => {
-                // A forgotten lane's sequences must not be taken for this one's.
+                // A forgotten pipeline's sequences must not be taken for this one's.
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 self.incarnation = (now.as_millis() as u64 * 1_000).max(self.incarnation + 1);
-                vacant.insert(Lane::new(self.incarnation))
+                vacant.insert(Pipeline::new(self.incarnation))
             }
         };
-        lane.push(job.entries, &job.caller);
+        pipeline.push(job.entries, &job.caller);
         self.pump(&job.way);
     }
 
     fn pump_all(&mut self) {
-        let ways: Vec<Way> = self.lanes.keys().cloned().collect();
+        let ways: Vec<Way> = self.pipelines.keys().cloned().collect();
         for way in ways {
             self.pump(&way);
         }
     }
 
-    /// Sends what the lane may send now.
+    /// Sends what the pipeline may send now.
     fn pump(&mut self, way: &Way) {
         if self.paused_until.is_some() {
             return;
         }
         let Some(connection) = &self.connection else { return };
-        while let Some(send) = self.lanes.get_mut(way).and_then(|lane| lane.next(Instant::now())) {
+        while let Some(send) =
+            self.pipelines.get_mut(way).and_then(|pipeline| pipeline.next(Instant::now()))
+        {
             let command = self.command(way, &send);
             let mut connection = connection.clone();
             let (way, sequence, number) = (way.clone(), send.sequence, self.connections);
@@ -226,17 +228,17 @@ impl Task {
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(self.script.get_hash())
-            .arg(2 + usize::from(send.keeps) + usize::from(send.once.is_some()))
+            .arg(2 + usize::from(send.keeps) + usize::from(send.idempotency_key.is_some()))
             .arg(self.keys.stream(name))
-            .arg(self.keys.record(name, producer));
+            .arg(self.keys.producer_record(name, producer));
         if send.keeps {
             command.arg(self.keys.settings(name.channel.partition()));
         }
-        if let Some(id) = &send.once {
-            command.arg(self.keys.once(name, id));
+        if let Some(id) = &send.idempotency_key {
+            command.arg(self.keys.idempotency(name, id));
         }
         command
-            .arg(self.keys.bell(name))
+            .arg(self.keys.notification(name))
             .arg(format!("{}-*", send.epoch))
             .arg(format!("{:016}{:016}", send.incarnation, send.sequence - 1))
             .arg(format!("{:016}{:016}", send.incarnation, send.sequence))
@@ -244,8 +246,8 @@ impl Task {
         for row in send.rows.iter() {
             command.arg(row);
         }
-        if send.once.is_some() {
-            command.arg(ONCE_LIFETIME.as_millis() as u64);
+        if send.idempotency_key.is_some() {
+            command.arg(IDEMPOTENCY_KEY_LIFETIME.as_millis() as u64);
         }
         command
     }
@@ -260,8 +262,8 @@ impl Task {
             }
             Err(error) => self.judge(&error, connection).await,
         };
-        if let Some(lane) = self.lanes.get_mut(&way) {
-            lane.answered(sequence, answer, Instant::now());
+        if let Some(pipeline) = self.pipelines.get_mut(&way) {
+            pipeline.answered(sequence, answer, Instant::now());
         }
         self.pump(&way);
     }
@@ -306,7 +308,7 @@ impl Task {
     }
 
     fn connect_if_needed(&mut self) {
-        let has_work = !self.lanes.values().all(Lane::is_done);
+        let has_work = !self.pipelines.values().all(Pipeline::is_done);
         if self.connection.is_some() || self.connecting.is_some() || !has_work {
             return;
         }

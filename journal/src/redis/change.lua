@@ -5,7 +5,7 @@
 -- ARGV  1 expected state, '' for none   2 new state   3 its lifetime in ms, '' for ever
 --       4 condition: '' | 'due <member>' | 'notdue <member>' | 'room <most>'
 --       5 'holder': refuse a holder that is fenced
---       6 events' bell   7 commands' bell   8 events' retention field   9 its default
+--       6 events' notification   7 commands' notification   8 events' retention field   9 its default
 --       10 commands' retention field   11 its default
 --       12… effects:  event <row> | command <row> | put <key> <member> <value> | remove <key> <member> |
 --                     due <member> <ms from now, '' never> | fence <key> <lifetime ms> |
@@ -35,7 +35,7 @@ elseif condition then
 end
 
 local answer = {'done', time}
-local function append(stream, bell, field, default, row)
+local function append(stream, notification, field, default, row)
   local entry = time .. ' ' .. row
   local last = call('XREVRANGE', stream, '+', '-', 'COUNT', '1')[1]
   local id
@@ -50,7 +50,7 @@ local function append(stream, bell, field, default, row)
   -- As in append.lua, whose writers look at the age every 100 s.
   call('PEXPIRE', stream, string.format('%.0f', tonumber(age) + 100000))
   call('XTRIM', stream, 'MAXLEN', entries)
-  call('PUBLISH', bell, id .. ' :' .. entry)
+  call('PUBLISH', notification, id .. ' :' .. entry)
   answer[#answer + 1] = id
 end
 

@@ -6,7 +6,7 @@
 use protocol::{Channel, partition};
 
 use crate::retention::Keep;
-use crate::state::{Index, Thing};
+use crate::state::{Index, Record};
 use crate::{Name, Side};
 
 /// Before every key, so that other users of the same Redis are safe from us.
@@ -29,15 +29,15 @@ impl Keys {
         key(name, what(name.side))
     }
 
-    /// The bell of the journal: where its entries are published.
-    pub(crate) fn bell(&self, name: &Name) -> String {
+    /// The notification of the journal: where its entries are published.
+    pub(crate) fn notification(&self, name: &Name) -> String {
         let (partition, channel) = (name.channel.partition(), &name.channel);
         format!("{PREFIX}:{}:{{{partition}}}:{}:{channel}", self.database, what(name.side))
     }
 
-    /// Which journal a bell belongs to.
-    pub(crate) fn name(&self, bell: &str) -> Option<Name> {
-        let rest = bell.strip_prefix(PREFIX)?.strip_prefix(':')?;
+    /// Which journal a notification belongs to.
+    pub(crate) fn name(&self, notification: &str) -> Option<Name> {
+        let rest = notification.strip_prefix(PREFIX)?.strip_prefix(':')?;
         let rest = rest.strip_prefix(&self.database.to_string())?.strip_prefix(':')?;
         let (_, rest) = rest.split_once("}:")?;
         let (what, channel) = rest.split_once(':')?;
@@ -50,7 +50,7 @@ impl Keys {
     }
 
     /// What a producer last appended to the journal.
-    pub(crate) fn record(&self, name: &Name, producer: &str) -> String {
+    pub(crate) fn producer_record(&self, name: &Name, producer: &str) -> String {
         let what = match name.side {
             Side::Events => "seq",
             Side::Commands => "cseq",
@@ -58,11 +58,11 @@ impl Keys {
         format!("{}:{producer}", key(name, what))
     }
 
-    /// The place of the entry that was appended with a once-id.
-    pub(crate) fn once(&self, name: &Name, id: &str) -> String {
+    /// The place of the entry that was appended with an idempotency key.
+    pub(crate) fn idempotency(&self, name: &Name, id: &str) -> String {
         let what = match name.side {
-            Side::Events => "once",
-            Side::Commands => "conce",
+            Side::Events => "idem",
+            Side::Commands => "cidem",
         };
         format!("{}:{id}", key(name, what))
     }
@@ -72,17 +72,17 @@ impl Keys {
         format!("{PREFIX}:{{{partition}}}:cfg")
     }
 
-    /// Where a link listens for its own probes, and where it can be rung.
+    /// Where a link listens for its own probes, and where it can be notified.
     pub(crate) fn probe(&self, link: &str) -> String {
         format!("{PREFIX}:{}:probe:{link}", self.database)
     }
 
-    /// The state of a thing.
-    pub(crate) fn state(&self, thing: &Thing) -> String {
-        format!("{}:{}", channel_key(&thing.channel, thing.sort.as_str()), thing.id)
+    /// The state of a record.
+    pub(crate) fn state(&self, record: &Record) -> String {
+        format!("{}:{}", channel_key(&record.channel, record.kind.as_str()), record.id)
     }
 
-    /// A list beside a channel's things.
+    /// A list beside a channel's records.
     pub(crate) fn index(&self, channel: &Channel, index: &Index) -> String {
         match index.key() {
             (what, "") => channel_key(channel, what),
@@ -110,8 +110,8 @@ impl Keys {
         format!("{PREFIX}:{{0}}:connections")
     }
 
-    /// On which channel a prompt stands. Its slot is its own.
-    pub(crate) fn prompt_place(&self, request_id: &str) -> String {
+    /// On which channel an approval stands. Its slot is its own.
+    pub(crate) fn approval_place(&self, request_id: &str) -> String {
         format!("{PREFIX}:{{{}}}:place:{request_id}", partition(request_id))
     }
 }
@@ -147,8 +147,12 @@ mod tests {
             Name::events("session:42".parse().unwrap()),
             Name::commands("agent:a|b".parse().unwrap()),
         ] {
-            assert_eq!(keys.name(&keys.bell(&name)), Some(name.clone()));
-            assert_eq!(Keys::new(0).name(&keys.bell(&name)), None, "another database's bell");
+            assert_eq!(keys.name(&keys.notification(&name)), Some(name.clone()));
+            assert_eq!(
+                Keys::new(0).name(&keys.notification(&name)),
+                None,
+                "another database's notification"
+            );
         }
         assert_eq!(keys.name(&keys.probe("x")), None);
     }
@@ -159,9 +163,9 @@ mod tests {
         let tag = format!("{{{}}}", name.channel.partition());
         for key in [
             keys.stream(&name),
-            keys.bell(&name),
-            keys.record(&name, "p"),
-            keys.once(&name, "i"),
+            keys.notification(&name),
+            keys.producer_record(&name, "p"),
+            keys.idempotency(&name, "i"),
             keys.settings(name.channel.partition()),
         ] {
             assert!(key.contains(&tag), "{key}");

@@ -2,7 +2,7 @@
 //!
 //! Pub/sub never shares a connection with commands: redis-rs takes an unasked-for unsubscribe push for
 //! the answer to a command, and its own reconnecting gives up in silence. So this task connects, follows
-//! what is wanted, and *probes*: after a failover a link can look healthy and be deaf, so it must hear its
+//! what is wanted, and *probes*: after a failover a link can snapshot healthy and be deaf, so it must hear its
 //! own probe every few seconds or it is cut.
 
 use std::time::Duration;
@@ -45,7 +45,7 @@ struct Supervisor {
     info: ConnectionInfo,
     keys: Keys,
     pool: Pool,
-    /// Where this link listens for its probes, and where it can be rung.
+    /// Where this link listens for its probes, and where it can be notified.
     probe: String,
 }
 
@@ -107,8 +107,8 @@ impl Supervisor {
             let asked = match request {
                 Request::Follow(names) => self.follow(&mut sink, names, deliver).await,
                 Request::Unfollow(name) => {
-                    let bell = self.keys.bell(&name);
-                    answered(sink.unsubscribe(bell)).await
+                    let notification = self.keys.notification(&name);
+                    answered(sink.unsubscribe(notification)).await
                 }
             };
             if let Err(why) = asked {
@@ -125,8 +125,9 @@ impl Supervisor {
         deliver: &Deliver,
     ) -> Result<(), String> {
         for names in names.chunks(FOLLOW_BATCH) {
-            let bells: Vec<String> = names.iter().map(|name| self.keys.bell(name)).collect();
-            answered(sink.subscribe(bells)).await?;
+            let notifications: Vec<String> =
+                names.iter().map(|name| self.keys.notification(name)).collect();
+            answered(sink.subscribe(notifications)).await?;
             deliver.signal(Signal::Confirmed(names.to_vec())).await;
         }
         Ok(())
@@ -169,13 +170,14 @@ impl Supervisor {
             if let Ok(text) = message.get_payload::<String>()
                 && !text.is_empty()
             {
-                deliver.rung(&text);
+                deliver.notified(&text);
             }
             return true;
         }
         let Some(name) = self.keys.name(message.get_channel_name()) else { return true };
-        let entries = wire::bell(name.side, message.get_payload_bytes()).unwrap_or_default();
-        // A bell that cannot be read is a lost bell: an empty batch has the journal read. So is one with
+        let entries =
+            wire::notification(name.side, message.get_payload_bytes()).unwrap_or_default();
+        // A notification that cannot be read is a lost notification: an empty batch has the journal read. So is one with
         // an unreadable entry: whether such an entry stands there only the journal can tell.
         let is_readable = entries.iter().all(|entry| &*entry.name != UNREADABLE);
         deliver.entries(name, if is_readable { entries } else { Vec::new() })

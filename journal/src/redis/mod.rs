@@ -4,12 +4,12 @@
 //! ([`shared`]), a small pool for everything that is read at length, and one link per follower ([`link`]).
 
 mod appender;
+mod counts;
 mod keys;
-mod lane;
 mod link;
+mod pipeline;
 mod shared;
 mod state;
-mod tally;
 mod wire;
 
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub(crate) struct Redis {
     read: Script,
     heads: Script,
     state: state::Scripts,
-    tally: tally::Scripts,
+    counts: counts::Scripts,
     /// So many pages are read at a time: the other connections stay free for heads and probes.
     pages: Semaphore,
 }
@@ -100,7 +100,7 @@ impl Redis {
             read: Script::new(include_str!("read.lua")),
             heads: Script::new(include_str!("heads.lua")),
             state: state::Scripts::new(),
-            tally: tally::Scripts::new(),
+            counts: counts::Scripts::new(),
             pages: Semaphore::new(POOL_SIZE - 2),
         })
     }

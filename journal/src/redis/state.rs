@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::{Redis, keys, unavailable, wire};
 use crate::retention::Retention;
 use crate::state::{
-    Change, Committed, Condition, Duty, Effect, Holder, Index, Look, Members, Sort, Thing,
+    Change, Committed, Condition, Deadline, Effect, Holder, Index, Members, Record, RecordKind,
+    Snapshot,
 };
 use crate::{Name, NewEntry, Unavailable};
 
@@ -19,16 +20,16 @@ use crate::{Name, NewEntry, Unavailable};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the fence of an agent lasts: longer than any journal, and than a process sleeps with its machine.
 pub(super) const FENCE_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// How many duties of one partition are taken up at a time.
+/// How many deadlines of one partition are taken up at a time.
 const DUE_MAX: usize = 200;
 
 /// The scripts.
 #[derive(Debug)]
 pub(super) struct Scripts {
     change: Script,
-    look: Script,
+    snapshot: Script,
     renew: Script,
-    prompts: Script,
+    approvals: Script,
     forget: Script,
 }
 
@@ -36,23 +37,23 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             change: Script::new(include_str!("change.lua")),
-            look: Script::new(include_str!("look.lua")),
+            snapshot: Script::new(include_str!("snapshot.lua")),
             renew: Script::new(include_str!("renew.lua")),
-            prompts: Script::new(include_str!("prompts.lua")),
-            forget: Script::new(include_str!("forget.lua")),
+            approvals: Script::new(include_str!("approvals.lua")),
+            forget: Script::new(include_str!("forget_deadline.lua")),
         }
     }
 }
 
 impl Redis {
-    pub(crate) async fn look(&self, thing: &Thing) -> Result<Look, Unavailable> {
-        let channel = &thing.channel;
-        let script = &self.state.look;
-        let mut invocation = script.key(self.keys.state(thing));
+    pub(crate) async fn snapshot(&self, record: &Record) -> Result<Snapshot, Unavailable> {
+        let channel = &record.channel;
+        let script = &self.state.snapshot;
+        let mut invocation = script.key(self.keys.state(record));
         invocation
             .key(self.keys.index(channel, &Index::Agents))
             .key(self.keys.deadlines(channel.partition()))
-            .arg(member(Duty::Lose, channel, ""));
+            .arg(member(Deadline::Lose, channel, ""));
         let answer: Vec<Value> = self.patiently(&invocation).await?;
         let mut answer = answer.into_iter();
         let mut next = || answer.next().unwrap_or(Value::Nil);
@@ -63,7 +64,7 @@ impl Redis {
             .map(|agent| String::from_redis_value(agent).map(Into::into))
             .collect::<Result<_, _>>()
             .map_err(|error| unavailable(error.into()))?;
-        Ok(Look { now_ms, state, live })
+        Ok(Snapshot { now_ms, state, live })
     }
 
     pub(crate) async fn commit(&self, change: &Change) -> Result<Committed, Unavailable> {
@@ -73,13 +74,13 @@ impl Redis {
     }
 
     fn invocation(&self, change: &Change) -> ScriptInvocation<'_> {
-        let (keys, thing) = (&self.keys, &change.thing);
-        let channel = &thing.channel;
+        let (keys, record) = (&self.keys, &change.record);
+        let channel = &record.channel;
         let (events, commands) = (Name::events(channel.clone()), Name::commands(channel.clone()));
         let partition = channel.partition();
-        let mut invocation = self.state.change.key(keys.state(thing));
+        let mut invocation = self.state.change.key(keys.state(record));
         let holder = change.holder.as_ref();
-        let record = |holder: &Holder| keys.record(&events, &holder.producer());
+        let producer_record = |holder: &Holder| keys.producer_record(&events, &holder.producer());
         invocation
             .key(keys.deadlines(partition))
             .key(keys.stream(&events))
@@ -89,11 +90,13 @@ impl Redis {
                 Condition::Room(list, _) => keys.index(channel, list),
                 _ => String::new(),
             })
-            .key(holder.map_or(String::new(), record));
+            .key(holder.map_or(String::new(), producer_record));
         let condition = match change.condition {
             Condition::Always => String::new(),
-            Condition::Due(duty) => format!("due {}", member(duty, channel, &thing.id)),
-            Condition::NotDue(duty) => format!("notdue {}", member(duty, channel, &thing.id)),
+            Condition::Due(deadline) => format!("due {}", member(deadline, channel, &record.id)),
+            Condition::NotDue(deadline) => {
+                format!("notdue {}", member(deadline, channel, &record.id))
+            }
             Condition::Room(_, most) => format!("room {most}"),
         };
         let retention = Retention::default();
@@ -103,8 +106,8 @@ impl Redis {
             .arg(change.lifetime.map_or(String::new(), millis))
             .arg(condition)
             .arg(if holder.is_some() { "holder" } else { "" })
-            .arg(keys.bell(&events))
-            .arg(keys.bell(&commands))
+            .arg(keys.notification(&events))
+            .arg(keys.notification(&commands))
             .arg(Retention::field(&events))
             .arg(keys::retention(retention.of(&events)))
             .arg(Retention::field(&commands))
@@ -132,16 +135,16 @@ impl Redis {
                     let number = key(&mut invocation, keys.index(channel, index));
                     invocation.arg("remove").arg(number).arg(&**id);
                 }
-                Effect::Due(duty, after) => {
-                    let member = member(*duty, channel, &thing.id);
+                Effect::Due(deadline, after) => {
+                    let member = member(*deadline, channel, &record.id);
                     invocation.arg("due").arg(member).arg(after.map_or(String::new(), millis));
                 }
                 Effect::Fence(holder) => {
-                    let number = key(&mut invocation, record(holder));
+                    let number = key(&mut invocation, producer_record(holder));
                     invocation.arg("fence").arg(number).arg(millis(FENCE_FOR));
                 }
-                Effect::Ring(address, text) => {
-                    invocation.arg("ring").arg(keys.probe(address)).arg(&**text);
+                Effect::Notify(address, text) => {
+                    invocation.arg("notify").arg(keys.probe(address)).arg(&**text);
                 }
             }
         }
@@ -149,7 +152,7 @@ impl Redis {
     }
 
     /// Rings; whether anybody listens there.
-    pub(crate) async fn ring(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
+    pub(crate) async fn notify(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
         let mut connection = self.lend().await?;
         let mut command = redis::cmd("PUBLISH");
         let listeners: u64 = command
@@ -178,7 +181,7 @@ impl Redis {
     }
 
     /// What has fallen due.
-    pub(crate) async fn due(&self) -> Result<Vec<(Duty, Thing)>, Unavailable> {
+    pub(crate) async fn due(&self) -> Result<Vec<(Deadline, Record)>, Unavailable> {
         let mut connection = self.connection().await?;
         let (seconds, us): (u64, u64) =
             redis::cmd("TIME").query_async(&mut connection).await.map_err(unavailable)?;
@@ -189,13 +192,17 @@ impl Redis {
             pipe.zrangebyscore_limit(key, 0, now, 0, DUE_MAX as isize);
         }
         let due: Vec<Vec<String>> = pipe.query_async(&mut connection).await.map_err(unavailable)?;
-        Ok(due.iter().flatten().filter_map(|member| duty(member)).collect())
+        Ok(due.iter().flatten().filter_map(|member| deadline(member)).collect())
     }
 
-    /// Takes the duty off the list, if it has fallen due.
-    pub(crate) async fn forget_duty(&self, thing: &Thing, duty: Duty) -> Result<(), Unavailable> {
-        let mut invocation = self.state.forget.key(self.keys.deadlines(thing.channel.partition()));
-        invocation.arg(member(duty, &thing.channel, &thing.id));
+    /// Takes the deadline off the list, if it has fallen due.
+    pub(crate) async fn forget_deadline(
+        &self,
+        record: &Record,
+        deadline: Deadline,
+    ) -> Result<(), Unavailable> {
+        let mut invocation = self.state.forget.key(self.keys.deadlines(record.channel.partition()));
+        invocation.arg(member(deadline, &record.channel, &record.id));
         let mut connection = self.lend().await?;
         invocation.invoke_async(&mut connection).await.map_err(unavailable)
     }
@@ -203,12 +210,12 @@ impl Redis {
     /// Renews leases; answers the places of those that are not there, or another's.
     pub(crate) async fn renew(
         &self,
-        leases: &[(Thing, Holder)],
+        leases: &[(Record, Holder)],
         lasts: Duration,
     ) -> Result<Vec<usize>, Unavailable> {
         let mut partitions: HashMap<u8, Vec<usize>> = HashMap::new();
-        for (place, (thing, _)) in leases.iter().enumerate() {
-            partitions.entry(thing.channel.partition()).or_default().push(place);
+        for (place, (record, _)) in leases.iter().enumerate() {
+            partitions.entry(record.channel.partition()).or_default().push(place);
         }
         let partitions: Vec<(u8, Vec<usize>)> = partitions.into_iter().collect();
         let mut connection = self.lend().await?;
@@ -221,10 +228,10 @@ impl Redis {
                 let mut invocation = self.state.renew.key(self.keys.deadlines(*partition));
                 invocation.arg(millis(lasts));
                 for place in places {
-                    let (thing, holder) = &leases[*place];
-                    let events = Name::events(thing.channel.clone());
-                    invocation.key(self.keys.record(&events, &holder.producer()));
-                    invocation.arg(member(Duty::Lose, &thing.channel, &thing.id));
+                    let (record, holder) = &leases[*place];
+                    let events = Name::events(record.channel.clone());
+                    invocation.key(self.keys.producer_record(&events, &holder.producer()));
+                    invocation.arg(member(Deadline::Lose, &record.channel, &record.id));
                 }
                 pipe.invoke_script(&invocation);
             }
@@ -246,30 +253,32 @@ impl Redis {
     }
 
     /// Every lease that lasts, with its state.
-    pub(crate) async fn leased(&self) -> Result<Vec<(Thing, Option<String>)>, Unavailable> {
+    pub(crate) async fn leased(&self) -> Result<Vec<(Record, Option<String>)>, Unavailable> {
         let mut connection = self.connection().await?;
         let mut pipe = redis::pipe();
         for partition in 0..=u8::MAX {
             pipe.zrange(self.keys.deadlines(partition), 0, -1);
         }
         let all: Vec<Vec<String>> = pipe.query_async(&mut connection).await.map_err(unavailable)?;
-        let leases = all.iter().flatten().filter_map(|member| duty(member));
-        let leases: Vec<Thing> =
-            leases.filter(|(duty, _)| *duty == Duty::Lose).map(|(_, thing)| thing).collect();
+        let leases = all.iter().flatten().filter_map(|member| deadline(member));
+        let leases: Vec<Record> = leases
+            .filter(|(deadline, _)| *deadline == Deadline::Lose)
+            .map(|(_, record)| record)
+            .collect();
         if leases.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
-        for thing in &leases {
-            pipe.get(self.keys.state(thing));
+        for record in &leases {
+            pipe.get(self.keys.state(record));
         }
         let states: Vec<Option<String>> =
             pipe.query_async(&mut connection).await.map_err(unavailable)?;
         Ok(leases.into_iter().zip(states).collect())
     }
 
-    /// Notes on which channel the prompt stands; answers where it stood first.
-    pub(crate) async fn place_prompt(
+    /// Notes on which channel the approval stands; answers where it stood first.
+    pub(crate) async fn place_approval(
         &self,
         request_id: &str,
         channel: &Channel,
@@ -278,7 +287,7 @@ impl Redis {
         let mut connection = self.lend().await?;
         let mut command = redis::cmd("SET");
         let before: Option<String> = command
-            .arg(self.keys.prompt_place(request_id))
+            .arg(self.keys.approval_place(request_id))
             .arg(channel.as_str())
             .arg("NX")
             .arg("GET")
@@ -290,14 +299,14 @@ impl Redis {
         Ok(before.and_then(|before| before.parse().ok()).unwrap_or_else(|| channel.clone()))
     }
 
-    pub(crate) async fn prompt_place(
+    pub(crate) async fn approval_place(
         &self,
         request_id: &str,
     ) -> Result<Option<Channel>, Unavailable> {
         let mut connection = self.lend().await?;
         let mut command = redis::cmd("GET");
         let place: Option<String> = command
-            .arg(self.keys.prompt_place(request_id))
+            .arg(self.keys.approval_place(request_id))
             .query_async(&mut connection)
             .await
             .map_err(unavailable)?;
@@ -305,23 +314,26 @@ impl Redis {
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.
-    pub(crate) async fn prompts(
+    pub(crate) async fn approvals(
         &self,
         channel: &Channel,
     ) -> Result<(Option<Offset>, Members), Unavailable> {
-        let script = &self.state.prompts;
+        let script = &self.state.approvals;
         let mut invocation = script.key(self.keys.stream(&Name::events(channel.clone())));
-        invocation.key(self.keys.index(channel, &Index::Prompts));
+        invocation.key(self.keys.index(channel, &Index::Approvals));
         let mut connection = self.lend().await?;
         let answer: Vec<String> =
             invocation.invoke_async(&mut connection).await.map_err(unavailable)?;
-        let [id, time, prompts @ ..] = &*answer else { return Ok((None, Vec::new())) };
+        let [id, time, approvals @ ..] = &*answer else { return Ok((None, Vec::new())) };
         let head = match &**id {
             "" => None,
             id => Some(wire::position(id, time).map_err(unavailable)?),
         };
-        let prompts = prompts.chunks_exact(2);
-        Ok((head, prompts.map(|pair| (pair[0].as_str().into(), pair[1].as_str().into())).collect()))
+        let approvals = approvals.chunks_exact(2);
+        Ok((
+            head,
+            approvals.map(|pair| (pair[0].as_str().into(), pair[1].as_str().into())).collect(),
+        ))
     }
 
     /// Runs a script that may be run again, through short absences of Redis.
@@ -351,25 +363,25 @@ impl Redis {
 }
 
 fn row(entry: &NewEntry) -> String {
-    format!("{} {} {}", entry.name, entry.once.as_deref().unwrap_or("-"), entry.data)
+    format!("{} {} {}", entry.name, entry.idempotency_key.as_deref().unwrap_or("-"), entry.data)
 }
 
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// How a duty stands among the deadlines.
-fn member(duty: Duty, channel: &Channel, id: &str) -> String {
-    format!("{} {channel} {id}", duty.as_str())
+/// How a deadline stands among the deadlines.
+fn member(deadline: Deadline, channel: &Channel, id: &str) -> String {
+    format!("{} {channel} {id}", deadline.as_str())
 }
 
-fn duty(member: &str) -> Option<(Duty, Thing)> {
+fn deadline(member: &str) -> Option<(Deadline, Record)> {
     let mut parts = member.splitn(3, ' ');
     let word = parts.next()?;
-    let duty = Duty::ALL.into_iter().find(|duty| duty.as_str() == word)?;
+    let deadline = Deadline::ALL.into_iter().find(|deadline| deadline.as_str() == word)?;
     let channel = parts.next()?.parse().ok()?;
-    let sort: Sort = duty.sort();
-    Some((duty, Thing { sort, channel, id: parts.next()?.into() }))
+    let kind: RecordKind = deadline.kind();
+    Some((deadline, Record { kind, channel, id: parts.next()?.into() }))
 }
 
 /// What `change.lua` answers.

@@ -1,4 +1,4 @@
-//! What Redis holds and sends, read: ids, entries, places, bells. Nothing in here trusts the writer.
+//! What Redis holds and sends, read: ids, entries, places, notifications. Nothing in here trusts the writer.
 
 use std::str;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub(super) fn position(id_text: &str, time: &str) -> Result<Offset, RedisError> 
     Ok(Offset::of_entry(epoch, n, time.parse().unwrap_or(0)))
 }
 
-/// The entry `<time> <name> <once-id> <data>` at `epoch-n`.
+/// The entry `<time> <name> <idempotency key> <data>` at `epoch-n`.
 ///
 /// This is the one check per entry and replica. What fails is delivered all the same, as `unreadable`:
 /// nothing is skipped, and nobody can forge a frame.
@@ -69,9 +69,9 @@ pub(super) fn entry(side: Side, epoch: u64, n: u64, bytes: &[u8]) -> Entry {
     Entry { offset, time_us, name: name.into(), data: data.into() }
 }
 
-/// A bell `<epoch>-<n of the first> <length>:<entry>…:<entry>`: the last entry takes the rest. `None` where it is none: the
+/// A notification `<epoch>-<n of the first> <length>:<entry>…:<entry>`: the last entry takes the rest. `None` where it is none: the
 /// journal must be read instead.
-pub(super) fn bell(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>> {
+pub(super) fn notification(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>> {
     let space = payload.iter().position(|b| *b == b' ')?;
     let (epoch, first) = id(str::from_utf8(&payload[..space]).ok()?).ok()?;
     let mut rest = &payload[space + 1..];
@@ -108,7 +108,7 @@ mod tests {
         let one = "1763661001123456 text_delta - {\"delta\":\"a: 1\"}";
         let two = "1763661001123456 complete id-1 {}";
         let payload = format!("1763661001000-41 {}:{one}:{two}", one.len());
-        let entries = bell(Side::Events, payload.as_bytes()).unwrap();
+        let entries = notification(Side::Events, payload.as_bytes()).unwrap();
         assert_eq!((entries[0].offset.n, &*entries[0].data), (41, "{\"delta\":\"a: 1\"}"));
         assert_eq!((entries[1].offset.n, &*entries[1].name), (42, "complete"));
         assert_eq!(entries[1].offset.check, 1_763_661_001_123_456_u64 as u32);
@@ -119,7 +119,7 @@ mod tests {
         for broken in
             ["", "1-1", "1-1 ", "1-1 5:abc", "1-1 x:abc", "x-1 3:abc", "1-1 99999999999999:a"]
         {
-            assert_eq!(bell(Side::Events, broken.as_bytes()), None, "{broken}");
+            assert_eq!(notification(Side::Events, broken.as_bytes()), None, "{broken}");
         }
     }
 

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use protocol::Channel;
-use protocol::limits::PROMPT_WAIT_MAX;
+use protocol::limits::APPROVAL_WAIT_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{Answer, Asks, NewPrompt, Parent, Status};
+use crate::{Answer, Asks, NewApproval, Parent, Status};
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Lease {
@@ -81,7 +81,7 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    pub(super) fn of(new: &NewPrompt) -> Self {
+    pub(super) fn of(new: &NewApproval) -> Self {
         let question = serde_json::from_str(&new.data);
         Self {
             request_id: new.request_id.clone(),
@@ -93,13 +93,13 @@ impl Ask {
         }
     }
 
-    pub(super) fn prompt(self, channel: &Channel) -> NewPrompt {
-        NewPrompt {
+    pub(super) fn approval(self, channel: &Channel) -> NewApproval {
+        NewApproval {
             channel: channel.clone(),
             request_id: self.request_id,
             asks: self.asks,
             data: self.question.get().into(),
-            expires_in: Duration::from_millis(self.expires_in_ms).min(PROMPT_WAIT_MAX),
+            expires_in: Duration::from_millis(self.expires_in_ms).min(APPROVAL_WAIT_MAX),
             default: self.default,
             digest: self.digest,
         }

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use protocol::limits::REASON_BYTES_MAX;
 use protocol::{
     AgentCall, AgentFrame, AgentHears, AgentNews, Channel, ErrorCode, check_data, check_event_name,
-    check_once_id,
+    check_idempotency_key,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,13 +22,13 @@ use uuid::Uuid;
 
 use super::body;
 use crate::{
-    AppendError, AskError, Asked, Fate, Holder, Journal, Lease, LeaseError, Name, NewEntry, Status,
-    Take, Unavailable,
+    AppendError, AskError, Asked, CommandOutcome, Holder, Journal, Lease, LeaseError, Name,
+    NewEntry, Status, Take, Unavailable,
 };
 
 /// Does what one agent asks. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct AgentDesk {
+pub struct AgentSession {
     journal: Journal,
     agent: Arc<str>,
     held: Arc<Mutex<Held>>,
@@ -54,7 +54,7 @@ struct No {
 
 type Done = Result<Box<RawValue>, No>;
 
-impl AgentDesk {
+impl AgentSession {
     /// A desk for the agent of this id.
     pub fn new(journal: Journal, agent: &str) -> Self {
         Self { journal, agent: agent.into(), held: Arc::default() }
@@ -129,7 +129,7 @@ impl AgentDesk {
         check_data(&data).map_err(|error| bad(error.to_string()))?;
         // Said again on another connection, it is the same.
         let once = format!("{}.{}.{id}", self.agent, holder.incarnation);
-        let entry = NewEntry::new(event, data).once(once);
+        let entry = NewEntry::new(event, data).with_key(once);
         let journal = self.journal.as_producer(&holder);
         journal.enqueue(&Name::events(channel), vec![entry]).await.map_err(No::from)
     }
@@ -187,15 +187,17 @@ impl AgentDesk {
                 if !matches!(status, Status::Applied | Status::Rejected) {
                     return Err(bad("`status` is `applied` or `rejected`"));
                 }
-                let fate = Fate { status, detail: detail.map(|detail| detail.get().into()) };
-                let finished = self.journal.finish(channel, key, &holder, &fate).await?;
+                let outcome =
+                    CommandOutcome { status, detail: detail.map(|detail| detail.get().into()) };
+                let finished = self.journal.finish(channel, key, &holder, &outcome).await?;
                 Ok(raw(&body::Finished { finished }))
             }
             AgentCall::Ask => {
-                let prompt = read::<body::Ask>(data)?.prompt(channel);
-                check_once_id(&prompt.request_id).map_err(|error| bad(error.to_string()))?;
-                check_data(&prompt.data).map_err(|error| bad(error.to_string()))?;
-                match self.journal.ask(&holder, &prompt).await? {
+                let approval = read::<body::Ask>(data)?.approval(channel);
+                check_idempotency_key(&approval.request_id)
+                    .map_err(|error| bad(error.to_string()))?;
+                check_data(&approval.data).map_err(|error| bad(error.to_string()))?;
+                match self.journal.ask(&holder, &approval).await? {
                     Asked::Pending => Ok(raw(&body::Asked { answer: None })),
                     Asked::Answered(answer) => Ok(raw(&body::Asked { answer: Some(answer) })),
                 }
@@ -263,7 +265,7 @@ fn answer(id: u64, done: Done) -> AgentHears {
     }
 }
 
-fn published(id: u64, done: crate::append::Outcome) -> AgentHears {
+fn published(id: u64, done: crate::append::AppendOutcome) -> AgentHears {
     match done {
         Ok(appended) => AgentHears {
             id: Some(id),
@@ -326,7 +328,7 @@ impl From<AskError> for No {
             AskError::Busy => Self::new(ErrorCode::Busy, error.to_string()),
             AskError::Refused(why) => bad(why),
             AskError::Elsewhere(channel) => {
-                let message = format!("a prompt of this id stands on `{channel}`");
+                let message = format!("an approval of this id stands on `{channel}`");
                 Self { code: "elsewhere", message, retryable: false, channel: Some(channel) }
             }
         }

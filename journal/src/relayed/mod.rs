@@ -20,16 +20,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::append::Outcome;
+use crate::append::AppendOutcome;
 use crate::follow::{Follower, Updates};
 use crate::read::Unavailable;
 use crate::{
-    Answer, AppendError, Appended, AskError, Asked, Asks, Fate, LeaseError, Name, NewEntry,
-    NewPrompt, OpenError, Parent, ReadyError, Receipt, Resolved, Take,
+    Answer, AppendError, Appended, AskError, Asked, Asks, CommandOutcome, LeaseError, Name,
+    NewApproval, NewEntry, OpenError, Parent, ReadyError, Receipt, Resolved, Take,
 };
 pub(crate) use body::Note;
 use client::{Client, Job, Leases};
-pub use desk::{AgentDesk, follow_since};
+pub use desk::{AgentSession, follow_since};
 use refused::Refused;
 
 /// What may wait to be published, in bytes: 16 MiB.
@@ -167,15 +167,15 @@ impl Relayed {
         &self,
         channel: &Channel,
         key: Uuid,
-        fate: &Fate,
+        outcome: &CommandOutcome,
     ) -> Result<bool, Unavailable> {
-        let detail = fate.detail.as_deref().and_then(|detail| serde_json::from_str(detail).ok());
-        let body = body::Finish { key, status: fate.status, detail };
+        let detail = outcome.detail.as_deref().and_then(|detail| serde_json::from_str(detail).ok());
+        let body = body::Finish { key, status: outcome.status, detail };
         let finished: body::Finished = self.call(AgentCall::Finish, channel, &body).await?;
         Ok(finished.finished)
     }
 
-    pub(crate) async fn ask(&self, new: &NewPrompt) -> Result<Asked, AskError> {
+    pub(crate) async fn ask(&self, new: &NewApproval) -> Result<Asked, AskError> {
         let asked: Result<body::Asked, Refused> =
             self.call(AgentCall::Ask, &new.channel, &body::Ask::of(new)).await;
         match asked {
@@ -248,7 +248,7 @@ fn publish<'a>(
         slot.send(job);
         answers.push(answered);
     }
-    let (done, receipt) = oneshot::channel::<Outcome>();
+    let (done, receipt) = oneshot::channel::<AppendOutcome>();
     tokio::spawn(async move {
         let mut appended = Vec::with_capacity(answers.len());
         for answered in answers {

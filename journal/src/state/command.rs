@@ -3,7 +3,7 @@
 //! At most once, over every crash: taking is one atomic step that only one agent can make, before it
 //! begins; what an agent leaves when it dies is answered `rejected`, never done again, unless it said
 //! that doing it twice does no harm. The state is kept until ten minutes past the final status, so a
-//! repeated `command_id` learns the fate instead of doing it again.
+//! repeated `command_id` learns the outcome instead of doing it again.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::{Change, Committed, Condition, Duty, Effect, Holder, Index, Sort, Thing};
+use super::{Change, Committed, Condition, Deadline, Effect, Holder, Index, Record, RecordKind};
 use crate::{Journal, NewEntry, Unavailable};
 
-/// How long a fate is remembered.
+/// How long a outcome is remembered.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(600);
 /// How long a command may be worked on.
 pub(super) const WORK_MAX: Duration = Duration::from_secs(24 * 3_600);
@@ -82,7 +82,7 @@ pub struct NewCommand {
 }
 
 impl NewCommand {
-    /// Where its answer is found; what is rung with when that is there.
+    /// Where its answer is found; what is notified with when that is there.
     pub fn key(&self) -> Uuid {
         key(self.command_id, self.by.as_deref())
     }
@@ -95,13 +95,13 @@ pub struct Sent {
     pub key: Uuid,
     /// How many agents were there to hear it.
     pub listeners: u64,
-    /// Where it stands now: a repetition learns the fate of the first.
-    pub fate: Fate,
+    /// Where it stands now: a repetition learns the outcome of the first.
+    pub outcome: CommandOutcome,
 }
 
 /// Where a command stands, and what there is to say about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fate {
+pub struct CommandOutcome {
     /// Where it stands.
     pub status: Status,
     /// A reason, or a request's reply: JSON.
@@ -230,8 +230,11 @@ impl State {
         is_taker && self.status == Status::Delivered
     }
 
-    pub(super) fn fate(&self) -> Fate {
-        Fate { status: self.status, detail: self.detail.as_ref().map(|detail| detail.get().into()) }
+    pub(super) fn outcome(&self) -> CommandOutcome {
+        CommandOutcome {
+            status: self.status,
+            detail: self.detail.as_ref().map(|detail| detail.get().into()),
+        }
     }
 
     /// What everybody hears of it.
@@ -258,21 +261,23 @@ impl State {
     /// The step to a final status.
     pub(super) fn ended(
         mut self,
-        thing: &Thing,
+        record: &Record,
         found: String,
         status: Status,
         detail: Option<Box<RawValue>>,
     ) -> Change {
-        let mut effects =
-            vec![Effect::Remove(Index::Waiting, thing.id.clone()), Effect::Due(Duty::Expire, None)];
+        let mut effects = vec![
+            Effect::Remove(Index::Waiting, record.id.clone()),
+            Effect::Due(Deadline::Expire, None),
+        ];
         if let Some(taker) = &self.taker {
             let open = Index::Open(taker.holder.agent.clone());
-            effects.push(Effect::Remove(open, thing.id.clone()));
+            effects.push(Effect::Remove(open, record.id.clone()));
         }
-        effects.extend(self.waiting.drain(..).map(|at| Effect::Ring(at, thing.id.clone())));
+        effects.extend(self.waiting.drain(..).map(|at| Effect::Notify(at, record.id.clone())));
         (self.status, self.detail, self.entry) = (status, detail, None);
-        self.heard(&thing.channel, &mut effects);
-        let mut change = Change::new(thing, Some(found), &self);
+        self.heard(&record.channel, &mut effects);
+        let mut change = Change::new(record, Some(found), &self);
         change.lifetime = Some(REMEMBERED);
         change.effects = effects;
         change
@@ -284,8 +289,8 @@ fn key(command_id: Uuid, by: Option<&str>) -> Uuid {
     Uuid::new_v5(&command_id, by.unwrap_or_default().as_bytes())
 }
 
-pub(super) fn thing(channel: &Channel, key: Uuid) -> Thing {
-    Thing { sort: Sort::Command, channel: channel.clone(), id: key.to_string().into() }
+pub(super) fn record(channel: &Channel, key: Uuid) -> Record {
+    Record { kind: RecordKind::Command, channel: channel.clone(), id: key.to_string().into() }
 }
 
 fn waiting_max(channel: &Channel) -> u64 {
@@ -306,47 +311,53 @@ impl Journal {
     /// Sends a command: once, however often and through whichever replica it is sent.
     ///
     /// # Errors
-    /// [`SendError`]. After `Unavailable`, sending it again tells its fate.
+    /// [`SendError`]. After `Unavailable`, sending it again tells its outcome.
     pub async fn send(&self, new: &NewCommand) -> Result<Sent, SendError> {
         let key = new.key();
-        let thing = thing(&new.channel, key);
-        let mut look = self.look(&thing).await?;
-        let listeners = look.live.len() as u64;
+        let record = record(&new.channel, key);
+        let mut snapshot = self.snapshot(&record).await?;
+        let listeners = snapshot.live.len() as u64;
         for _ in super::races() {
-            if let Some(state) = super::read::<State>(&thing, look.state.as_deref()) {
-                match self.join_waiting(&thing, look.state.take(), state, new).await? {
-                    Ok(fate) => return Ok(Sent { key, listeners, fate }),
-                    Err(found) => look.state = found,
+            if let Some(state) = super::read::<State>(&record, snapshot.state.as_deref()) {
+                match self.join_waiting(&record, snapshot.state.take(), state, new).await? {
+                    Ok(outcome) => return Ok(Sent { key, listeners, outcome }),
+                    Err(found) => snapshot.state = found,
                 }
                 continue;
             }
             if listeners == 0 && !new.may_wait {
                 return Err(SendError::NoAgent);
             }
-            let change = self.first_step(&thing, key, new, &look);
+            let change = self.first_step(&record, key, new, &snapshot);
             match self.commit(&change).await? {
                 Committed::Done(_) => {
-                    let fate = Fate { status: Status::Accepted, detail: None };
-                    return Ok(Sent { key, listeners, fate });
+                    let outcome = CommandOutcome { status: Status::Accepted, detail: None };
+                    return Ok(Sent { key, listeners, outcome });
                 }
-                Committed::Conflict(found) => look.state = found,
+                Committed::Conflict(found) => snapshot.state = found,
                 Committed::Unmet => {
                     return Err(SendError::Busy { limit: waiting_max(&new.channel) });
                 }
                 Committed::Fenced => {}
             }
         }
-        Err(super::contended(&thing).into())
+        Err(super::contended(&record).into())
     }
 
-    fn first_step(&self, thing: &Thing, key: Uuid, new: &NewCommand, look: &super::Look) -> Change {
+    fn first_step(
+        &self,
+        record: &Record,
+        key: Uuid,
+        new: &NewCommand,
+        snapshot: &super::Snapshot,
+    ) -> Change {
         let data = raw(&new.data);
         let stamped = Stamped {
             command_id: new.command_id.to_string(),
             key: Some(key),
             by: new.by.as_deref().map(ToOwned::to_owned),
             request: new.answer_to.is_some(),
-            expires_at: Some(look.now_ms + new.expires_in.as_millis() as u64),
+            expires_at: Some(snapshot.now_ms + new.expires_in.as_millis() as u64),
             data: Some(&data),
         };
         let entry = serde_json::to_string(&stamped).expect("a command is plain data");
@@ -360,36 +371,36 @@ impl Journal {
             detail: None,
             waiting: new.answer_to.iter().cloned().collect(),
         };
-        let mut change = Change::new(thing, look.state.clone(), &state);
+        let mut change = Change::new(record, snapshot.state.clone(), &state);
         change.lifetime = Some(new.expires_in + REMEMBERED);
         change.condition = Condition::Room(Index::Waiting, waiting_max(&new.channel));
         change.effects = vec![
-            Effect::Put(Index::Waiting, thing.id.clone(), "".into()),
-            Effect::Due(Duty::Expire, Some(new.expires_in)),
+            Effect::Put(Index::Waiting, record.id.clone(), "".into()),
+            Effect::Due(Deadline::Expire, Some(new.expires_in)),
             Effect::Command(NewEntry::new(new.name.clone(), entry)),
         ];
         change
     }
 
-    /// A repetition: it waits with the first, or learns its fate. `Err`: the state has changed meanwhile.
+    /// A repetition: it waits with the first, or learns its outcome. `Err`: the state has changed meanwhile.
     async fn join_waiting(
         &self,
-        thing: &Thing,
+        record: &Record,
         found: Option<String>,
         mut state: State,
         new: &NewCommand,
-    ) -> Result<Result<Fate, Option<String>>, Unavailable> {
-        let Some(at) = &new.answer_to else { return Ok(Ok(state.fate())) };
+    ) -> Result<Result<CommandOutcome, Option<String>>, Unavailable> {
+        let Some(at) = &new.answer_to else { return Ok(Ok(state.outcome())) };
         if state.status.is_final() || state.waiting.contains(at) {
-            return Ok(Ok(state.fate()));
+            return Ok(Ok(state.outcome()));
         }
         state.waiting.push(at.clone());
-        let mut change = Change::new(thing, found, &state);
+        let mut change = Change::new(record, found, &state);
         change.lifetime = Some(WORK_MAX);
         Ok(match self.commit(&change).await? {
-            Committed::Done(_) => Ok(state.fate()),
+            Committed::Done(_) => Ok(state.outcome()),
             Committed::Conflict(found) => Err(found),
-            Committed::Unmet | Committed::Fenced => Ok(state.fate()),
+            Committed::Unmet | Committed::Fenced => Ok(state.outcome()),
         })
     }
 
@@ -397,9 +408,13 @@ impl Journal {
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn fate(&self, channel: &Channel, key: Uuid) -> Result<Option<Fate>, Unavailable> {
-        let thing = thing(channel, key);
-        let look = self.look(&thing).await?;
-        Ok(super::read::<State>(&thing, look.state.as_deref()).map(|state| state.fate()))
+    pub async fn outcome(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+    ) -> Result<Option<CommandOutcome>, Unavailable> {
+        let record = record(channel, key);
+        let snapshot = self.snapshot(&record).await?;
+        Ok(super::read::<State>(&record, snapshot.state.as_deref()).map(|state| state.outcome()))
     }
 }

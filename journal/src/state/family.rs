@@ -6,8 +6,8 @@ use std::time::Duration;
 use protocol::{AgentCall, Channel};
 
 use super::lease::{Parent, REMEMBERED};
-use super::{Change, Effect, Index, Sort, Thing};
-use crate::{Home, Journal, Unavailable};
+use super::{Change, Effect, Index, Record, RecordKind};
+use crate::{Backend, Journal, Unavailable};
 
 impl Parent {
     /// Where a Cancel may be sent that means the child.
@@ -22,14 +22,14 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn adopt(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
-        if let Home::Relayed(relayed) = &self.home {
+        if let Backend::Relayed(relayed) = &self.backend {
             return relayed.adopt(AgentCall::Adopt, child, parent).await;
         }
         let run = parent.run_id.as_deref().unwrap_or_default();
         for channel in parent.channels() {
-            let thing = Thing { sort: Sort::Child, channel, id: child.into() };
-            let found = self.look(&thing).await?.state;
-            let mut change = Change::new(&thing, found, &run);
+            let record = Record { kind: RecordKind::Child, channel, id: child.into() };
+            let found = self.snapshot(&record).await?.state;
+            let mut change = Change::new(&record, found, &run);
             change.lifetime = Some(REMEMBERED);
             change.effects = vec![Effect::Put(Index::Children, child.into(), run.into())];
             self.commit(&change).await?;
@@ -56,13 +56,13 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn disown(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
-        if let Home::Relayed(relayed) = &self.home {
+        if let Backend::Relayed(relayed) = &self.backend {
             return relayed.adopt(AgentCall::Disown, child, parent).await;
         }
         for channel in parent.channels() {
-            let thing = Thing { sort: Sort::Child, channel, id: child.into() };
-            let found = self.look(&thing).await?.state;
-            let mut change = Change::new(&thing, found, &"");
+            let record = Record { kind: RecordKind::Child, channel, id: child.into() };
+            let found = self.snapshot(&record).await?.state;
+            let mut change = Change::new(&record, found, &"");
             change.lifetime = Some(Duration::from_secs(1));
             change.effects = vec![Effect::Remove(Index::Children, child.into())];
             self.commit(&change).await?;

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::loss::lost_event;
-use super::{Change, Committed, Duty, Effect, Holder, Index, Sort, Thing};
+use super::{Change, Committed, Deadline, Effect, Holder, Index, Record, RecordKind};
 use crate::relayed::Note;
-use crate::{Home, Journal, Unavailable};
+use crate::{Backend, Journal, Unavailable};
 
 /// How long a lease lasts that is not renewed.
 pub const LEASE: Duration = Duration::from_secs(15);
@@ -33,7 +33,7 @@ pub(super) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
 /// How an agent's incarnation came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Stage {
+pub(super) enum LeasePhase {
     Alive,
     /// It was not renewed in time; what it left is not settled yet.
     Lost,
@@ -59,7 +59,7 @@ pub struct Parent {
 /// A lease's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
-    pub(super) stage: Stage,
+    pub(super) phase: LeasePhase,
     pub(super) incarnation: u64,
     /// Which taking of the lease it is: no two are the same state, and who holds an older one lets it be.
     #[serde(default)]
@@ -107,8 +107,8 @@ pub enum LeaseError {
     Unavailable(#[from] Unavailable),
 }
 
-pub(super) fn thing(channel: &Channel, agent: &str) -> Thing {
-    Thing { sort: Sort::Lease, channel: channel.clone(), id: agent.into() }
+pub(super) fn record(channel: &Channel, agent: &str) -> Record {
+    Record { kind: RecordKind::Lease, channel: channel.clone(), id: agent.into() }
 }
 
 /// A lease that is held. It is renewed, together with all others of its [`Journal`], until it is dropped,
@@ -148,7 +148,7 @@ impl Lease {
     /// # Errors
     /// [`LeaseError`].
     pub async fn note_runs(&self, runs: Vec<Box<str>>) -> Result<(), LeaseError> {
-        if let Home::Relayed(relayed) = &self.journal.home {
+        if let Backend::Relayed(relayed) = &self.journal.backend {
             return relayed.note(&self.channel, Note { runs: Some(runs), channels: None }).await;
         }
         self.note(|state| state.runs.clone_from(&runs)).await
@@ -159,7 +159,7 @@ impl Lease {
     /// # Errors
     /// [`LeaseError`].
     pub async fn note_channels(&self, channels: Vec<Channel>) -> Result<(), LeaseError> {
-        if let Home::Relayed(relayed) = &self.journal.home {
+        if let Backend::Relayed(relayed) = &self.journal.backend {
             return relayed
                 .note(&self.channel, Note { runs: None, channels: Some(channels) })
                 .await;
@@ -168,16 +168,16 @@ impl Lease {
     }
 
     async fn note(&self, edit: impl Fn(&mut State)) -> Result<(), LeaseError> {
-        let thing = thing(&self.channel, &self.holder.agent);
-        let mut found = self.journal.look(&thing).await?.state;
+        let record = record(&self.channel, &self.holder.agent);
+        let mut found = self.journal.snapshot(&record).await?.state;
         for _ in super::races() {
-            let state = super::read::<State>(&thing, found.as_deref());
+            let state = super::read::<State>(&record, found.as_deref());
             let Some(mut state) = state.filter(|state| state.is_held_by(&self.holder)) else {
                 self.lost.cancel();
                 return Err(LeaseError::Fenced);
             };
             edit(&mut state);
-            let change = Change::new(&thing, found, &state);
+            let change = Change::new(&record, found, &state);
             match self.journal.commit(&change).await? {
                 Committed::Conflict(now) => found = now,
                 _ => {
@@ -186,7 +186,7 @@ impl Lease {
                 }
             }
         }
-        Err(super::contended(&thing).into())
+        Err(super::contended(&record).into())
     }
 
     /// Gives the lease up: the agent leaves of its own will. What it has taken and not finished is answered
@@ -206,7 +206,7 @@ impl Lease {
 
     /// [`release`](Self::release) of a lease that others may look at.
     pub(crate) async fn give_up(&self) -> Result<(), Unavailable> {
-        if let Home::Relayed(relayed) = &self.journal.home {
+        if let Backend::Relayed(relayed) = &self.journal.backend {
             return relayed.release(&self.channel).await;
         }
         self.journal.leases().forget(self.key);
@@ -216,7 +216,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Home::Relayed(relayed) = &self.journal.home {
+        if let Backend::Relayed(relayed) = &self.journal.backend {
             relayed.forget(&self.channel);
         }
         self.journal.leases().forget(self.key);
@@ -225,7 +225,7 @@ impl Drop for Lease {
 
 impl State {
     pub(super) fn is_held_by(&self, holder: &Holder) -> bool {
-        self.stage == Stage::Alive && self.incarnation == holder.incarnation
+        self.phase == LeasePhase::Alive && self.incarnation == holder.incarnation
     }
 }
 
@@ -242,7 +242,7 @@ impl Journal {
         incarnation: Option<u64>,
         parent: Option<&Parent>,
     ) -> Result<Lease, LeaseError> {
-        if let Home::Relayed(relayed) = &self.home {
+        if let Backend::Relayed(relayed) = &self.backend {
             let lost = CancellationToken::new();
             let incarnation = relayed.lease(channel, incarnation, parent, &lost).await?;
             let holder = Holder { agent: agent.into(), incarnation };
@@ -255,12 +255,12 @@ impl Journal {
                 taking: Uuid::nil(),
             });
         }
-        let (journal, thing, parent) = (self.clone(), thing(channel, agent), parent.cloned());
+        let (journal, record, parent) = (self.clone(), record(channel, agent), parent.cloned());
         let (taken, answer) = oneshot::channel();
         // To its end, also where nobody waits for it any more: a lease that nobody knows of would run out, and
         // the agent be lost.
         tokio::spawn(async move {
-            let lease = journal.take_lease(&thing, incarnation, parent.as_ref()).await;
+            let lease = journal.take_lease(&record, incarnation, parent.as_ref()).await;
             if let Err(Ok(unwanted)) = taken.send(lease) {
                 drop(unwanted.release().await);
             }
@@ -270,24 +270,24 @@ impl Journal {
 
     async fn take_lease(
         &self,
-        thing: &Thing,
+        record: &Record,
         incarnation: Option<u64>,
         parent: Option<&Parent>,
     ) -> Result<Lease, LeaseError> {
-        let (channel, agent) = (&thing.channel, &*thing.id);
+        let (channel, agent) = (&record.channel, &*record.id);
         let taking = Uuid::new_v4();
-        let look = self.look(thing).await?;
-        let mut found = look.state;
+        let snapshot = self.snapshot(record).await?;
+        let mut found = snapshot.state;
         for _ in super::races() {
-            let before = super::read::<State>(thing, found.as_deref());
+            let before = super::read::<State>(record, found.as_deref());
             let last = before.as_ref().map_or(0, |state| state.incarnation);
             let incarnation = match incarnation {
-                None => look.now_ms.max(last + 1),
+                None => snapshot.now_ms.max(last + 1),
                 Some(incarnation) if incarnation < last => return Err(LeaseError::Fenced),
                 Some(incarnation)
                     if incarnation == last
                         && before.as_ref().is_some_and(|b| {
-                            !matches!(b.stage, Stage::Alive | Stage::Released)
+                            !matches!(b.phase, LeasePhase::Alive | LeasePhase::Released)
                         }) =>
                 {
                     return Err(LeaseError::Fenced);
@@ -297,7 +297,7 @@ impl Journal {
             let holder = Holder { agent: agent.into(), incarnation };
             let takes_over = before
                 .as_ref()
-                .is_some_and(|b| b.stage == Stage::Alive && b.incarnation < incarnation);
+                .is_some_and(|b| b.phase == LeasePhase::Alive && b.incarnation < incarnation);
             let parent = parent.cloned();
             // Taken back over a new connection it is the same life.
             let same = before.as_ref().filter(|before| before.is_held_by(&holder)).cloned();
@@ -306,20 +306,20 @@ impl Journal {
                     State { taking, parent: parent.or_else(|| same.parent.clone()), ..same }
                 }
                 None => State {
-                    stage: Stage::Alive,
+                    phase: LeasePhase::Alive,
                     incarnation,
                     taking,
-                    since: look.now_ms,
+                    since: snapshot.now_ms,
                     runs: Vec::new(),
                     parent,
                     channels: Vec::new(),
                 },
             };
-            let mut change = Change::new(thing, found, &state);
+            let mut change = Change::new(record, found, &state);
             change.effects = vec![
                 Effect::Put(Index::Agents, agent.into(), "".into()),
-                Effect::Due(Duty::Lose, Some(LEASE)),
-                Effect::Due(Duty::Settle, None),
+                Effect::Due(Deadline::Lose, Some(LEASE)),
+                Effect::Due(Deadline::Settle, None),
             ];
             if last != 0 && last < incarnation {
                 let older = Holder { agent: agent.into(), incarnation: last };
@@ -327,9 +327,9 @@ impl Journal {
             }
             // Whoever was lost was announced here; whoever is replaced over open runs is announced now.
             let before = before.filter(|before| before.incarnation < incarnation);
-            let gone = before.and_then(|before| match before.stage {
-                Stage::Alive if !before.runs.is_empty() => Some((before, "replaced")),
-                Stage::Lost => Some((before, "lost")),
+            let gone = before.and_then(|before| match before.phase {
+                LeasePhase::Alive if !before.runs.is_empty() => Some((before, "replaced")),
+                LeasePhase::Lost => Some((before, "lost")),
                 _ => None,
             });
             if let Some((before, reason @ "replaced")) = &gone
@@ -349,17 +349,17 @@ impl Journal {
                     if let Some((before, reason)) = &gone {
                         self.tell_firehose(channel, agent, before, reason).await?;
                     }
-                    return Ok(self.held(thing, holder, state));
+                    return Ok(self.held(record, holder, state));
                 }
             }
         }
-        Err(super::contended(thing).into())
+        Err(super::contended(record).into())
     }
 
-    fn held(&self, thing: &Thing, holder: Holder, state: State) -> Lease {
+    fn held(&self, record: &Record, holder: Holder, state: State) -> Lease {
         let (lost, taking) = (CancellationToken::new(), state.taking);
-        let key = self.leases().hold(self, thing, state, &lost);
-        Lease { journal: self.clone(), channel: thing.channel.clone(), holder, lost, key, taking }
+        let key = self.leases().hold(self, record, state, &lost);
+        Lease { journal: self.clone(), channel: record.channel.clone(), holder, lost, key, taking }
     }
 
     /// `taking`: only that one. Whoever has taken the lease since then keeps it.
@@ -369,28 +369,28 @@ impl Journal {
         holder: &Holder,
         taking: Option<Uuid>,
     ) -> Result<(), Unavailable> {
-        let thing = thing(channel, &holder.agent);
-        let mut found = self.look(&thing).await?.state;
+        let record = record(channel, &holder.agent);
+        let mut found = self.snapshot(&record).await?.state;
         for _ in super::races() {
-            let state = super::read::<State>(&thing, found.as_deref());
+            let state = super::read::<State>(&record, found.as_deref());
             let state = state.filter(|state| state.is_held_by(holder));
             let is_it = |state: &State| taking.is_none_or(|taking| taking == state.taking);
             let Some(mut state) = state.filter(is_it) else { return Ok(()) };
             self.settle_open(channel, holder).await?;
-            state.stage = Stage::Released;
+            state.phase = LeasePhase::Released;
             state.runs.clear();
-            let mut change = Change::new(&thing, found, &state);
+            let mut change = Change::new(&record, found, &state);
             change.lifetime = Some(REMEMBERED);
             change.effects = vec![
                 Effect::Remove(Index::Agents, holder.agent.clone()),
-                Effect::Due(Duty::Lose, None),
+                Effect::Due(Deadline::Lose, None),
             ];
             match self.commit(&change).await? {
                 Committed::Conflict(now) => found = now,
                 _ => return Ok(()),
             }
         }
-        Err(super::contended(&thing))
+        Err(super::contended(&record))
     }
 
     /// Agents that hold a lease on `channel`.
@@ -398,7 +398,7 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn agents_on(&self, channel: &Channel) -> Result<Vec<Box<str>>, Unavailable> {
-        Ok(self.look(&thing(channel, "")).await?.live)
+        Ok(self.snapshot(&record(channel, "")).await?.live)
     }
 
     /// Who is alive.
@@ -407,13 +407,13 @@ impl Journal {
     /// [`Unavailable`].
     pub async fn alive(&self) -> Result<Vec<Alive>, Unavailable> {
         let mut alive = Vec::new();
-        for (thing, state) in self.leased().await? {
-            let Some(state) = super::read::<State>(&thing, state.as_deref()) else { continue };
-            if thing.channel.kind() != Kind::Agent || state.stage != Stage::Alive {
+        for (record, state) in self.leased().await? {
+            let Some(state) = super::read::<State>(&record, state.as_deref()) else { continue };
+            if record.channel.kind() != Kind::Agent || state.phase != LeasePhase::Alive {
                 continue;
             }
             let State { since, runs, parent, channels, .. } = state;
-            alive.push(Alive { agent_id: thing.id, since, runs, channels, parent });
+            alive.push(Alive { agent_id: record.id, since, runs, channels, parent });
         }
         alive.sort_by(|a, b| a.agent_id.cmp(&b.agent_id));
         Ok(alive)

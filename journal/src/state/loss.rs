@@ -6,8 +6,8 @@ use protocol::{Channel, Kind};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::lease::{REMEMBERED, Stage, State};
-use super::{Change, Committed, Condition, Duty, Effect, Holder, Index, Thing};
+use super::lease::{LeasePhase, REMEMBERED, State};
+use super::{Change, Committed, Condition, Deadline, Effect, Holder, Index, Record};
 use crate::{Journal, Name, NewEntry, Unavailable};
 
 pub(super) fn lost_event(agent: &str, state: &State, reason: &str) -> NewEntry {
@@ -22,65 +22,65 @@ pub(super) fn lost_event(agent: &str, state: &State, reason: &str) -> NewEntry {
 }
 
 /// What is told on the firehose, once per incarnation.
-fn lost_once_id(agent: &str, incarnation: u64) -> String {
+fn lost_event_key(agent: &str, incarnation: u64) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("lost {agent} {incarnation}").as_bytes()).to_string()
 }
 
 impl Journal {
-    /// Duty: the lease was not renewed.
-    pub(super) async fn lose(&self, thing: &Thing) -> Result<(), Unavailable> {
-        let mut found = self.look(thing).await?.state;
+    /// Deadline: the lease was not renewed.
+    pub(super) async fn lose(&self, record: &Record) -> Result<(), Unavailable> {
+        let mut found = self.snapshot(record).await?.state;
         for _ in super::races() {
-            let state = super::read::<State>(thing, found.as_deref());
-            let Some(mut state) = state.filter(|state| state.stage == Stage::Alive) else {
-                return self.forget_duty(thing, Duty::Lose).await;
+            let state = super::read::<State>(record, found.as_deref());
+            let Some(mut state) = state.filter(|state| state.phase == LeasePhase::Alive) else {
+                return self.forget_deadline(record, Deadline::Lose).await;
             };
-            state.stage = Stage::Lost;
-            let mut change = Change::new(thing, found, &state);
+            state.phase = LeasePhase::Lost;
+            let mut change = Change::new(record, found, &state);
             change.lifetime = Some(REMEMBERED);
-            change.condition = Condition::Due(Duty::Lose);
-            let lost = Holder { agent: thing.id.clone(), incarnation: state.incarnation };
+            change.condition = Condition::Due(Deadline::Lose);
+            let lost = Holder { agent: record.id.clone(), incarnation: state.incarnation };
             change.effects = vec![
-                Effect::Remove(Index::Agents, thing.id.clone()),
-                Effect::Due(Duty::Lose, None),
-                Effect::Due(Duty::Settle, Some(Duration::ZERO)),
+                Effect::Remove(Index::Agents, record.id.clone()),
+                Effect::Due(Deadline::Lose, None),
+                Effect::Due(Deadline::Settle, Some(Duration::ZERO)),
                 Effect::Fence(lost),
             ];
-            if thing.channel.kind() != Kind::Service {
-                change.effects.push(Effect::Event(lost_event(&thing.id, &state, "lost")));
+            if record.channel.kind() != Kind::Service {
+                change.effects.push(Effect::Event(lost_event(&record.id, &state, "lost")));
             }
             match self.commit(&change).await? {
                 Committed::Conflict(now) => found = now,
                 Committed::Unmet => return Ok(()),
                 _ => {
                     let runs = state.runs.join(" ");
-                    tracing::warn!(channel = %thing.channel, agent = %thing.id, runs, "an agent is lost");
-                    return self.settle(thing).await;
+                    tracing::warn!(channel = %record.channel, agent = %record.id, runs, "an agent is lost");
+                    return self.settle(record).await;
                 }
             }
         }
-        Err(super::contended(thing))
+        Err(super::contended(record))
     }
 
-    /// Duty: what a lost agent left is settled. Whoever does it again does no harm.
-    pub(super) async fn settle(&self, thing: &Thing) -> Result<(), Unavailable> {
-        let found = self.look(thing).await?.state;
-        let state = super::read::<State>(thing, found.as_deref());
-        let Some(mut state) = state.filter(|state| state.stage == Stage::Lost) else {
-            return self.forget_duty(thing, Duty::Settle).await;
+    /// Deadline: what a lost agent left is settled. Whoever does it again does no harm.
+    pub(super) async fn settle(&self, record: &Record) -> Result<(), Unavailable> {
+        let found = self.snapshot(record).await?.state;
+        let state = super::read::<State>(record, found.as_deref());
+        let Some(mut state) = state.filter(|state| state.phase == LeasePhase::Lost) else {
+            return self.forget_deadline(record, Deadline::Settle).await;
         };
-        let lost = Holder { agent: thing.id.clone(), incarnation: state.incarnation };
-        self.settle_open(&thing.channel, &lost).await?;
-        self.tell_firehose(&thing.channel, &thing.id, &state, "lost").await?;
-        if thing.channel.kind() == Kind::Agent
+        let lost = Holder { agent: record.id.clone(), incarnation: state.incarnation };
+        self.settle_open(&record.channel, &lost).await?;
+        self.tell_firehose(&record.channel, &record.id, &state, "lost").await?;
+        if record.channel.kind() == Kind::Agent
             && let Some(parent) = &state.parent
         {
-            self.disown(parent, &thing.id).await?;
+            self.disown(parent, &record.id).await?;
         }
-        state.stage = Stage::Settled;
-        let mut change = Change::new(thing, found, &state);
+        state.phase = LeasePhase::Settled;
+        let mut change = Change::new(record, found, &state);
         change.lifetime = Some(REMEMBERED);
-        change.effects = vec![Effect::Due(Duty::Settle, None)];
+        change.effects = vec![Effect::Due(Deadline::Settle, None)];
         // Taken anew meanwhile: then its new holder has settled it.
         self.commit(&change).await.map(drop)
     }
@@ -96,7 +96,8 @@ impl Journal {
         if channel.kind() != Kind::Agent {
             return Ok(());
         }
-        let event = lost_event(agent, state, reason).once(lost_once_id(agent, state.incarnation));
+        let event =
+            lost_event(agent, state, reason).with_key(lost_event_key(agent, state.incarnation));
         let told = self.append(&Name::events(Channel::global_events()), vec![event]).await;
         told.map(drop).map_err(|error| Unavailable(error.to_string()))
     }

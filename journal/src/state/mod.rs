@@ -1,21 +1,21 @@
-//! What has a state: commands, prompts, leases.
+//! What has a state: commands, approvals, leases.
 //!
-//! A state is one small text per thing. It is read, a pure function decides what becomes of it, and the
+//! A state is one small text per record. It is read, a pure function decides what becomes of it, and the
 //! [`Change`] is committed only if the state still is the one that was read. What everybody shall hear of
-//! it is appended in the same atomic step. So the rules are written once for both homes of a journal,
+//! it is appended in the same atomic step. So the rules are written once for both backends of a journal,
 //! and Redis needs one script ([`change.lua`](super::redis)).
 //!
 //! ▲ [`command`]: sent; [`work`]: taken by one agent, finished, or expired
-//! ▲ [`prompt`]: asked, answered once
+//! ▲ [`approval`]: asked, answered once
 //! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom
-//! ◆ [`duty`]: what falls due while nobody acts, for whichever replica comes first
+//! ◆ [`reaper`]: what falls due while nobody acts, for whichever replica comes first
 
+pub(crate) mod approval;
 pub(crate) mod command;
-pub(crate) mod duty;
 mod family;
 pub(crate) mod lease;
 mod loss;
-pub(crate) mod prompt;
+pub(crate) mod reaper;
 pub(crate) mod renewal;
 mod work;
 
@@ -28,25 +28,25 @@ use serde::de::DeserializeOwned;
 
 use crate::{NewEntry, Unavailable};
 
-/// How often a change is tried when others change the same thing at the same time. Each lost race is
+/// How often a change is tried when others change the same record at the same time. Each lost race is
 /// somebody else's progress, so this is never reached but by a bug.
 const RACES_MAX: usize = 100;
 
-/// What sort of thing has the state.
+/// What kind of record has the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Sort {
+pub(crate) enum RecordKind {
     Command,
-    Prompt,
+    Approval,
     Lease,
     /// A child that an agent has declared.
     Child,
 }
 
-impl Sort {
+impl RecordKind {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Command => "command",
-            Self::Prompt => "prompt",
+            Self::Approval => "approval",
             Self::Lease => "lease",
             Self::Child => "child",
         }
@@ -55,19 +55,19 @@ impl Sort {
 
 /// Something that has a state. It lives in its channel's slot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Thing {
-    pub(crate) sort: Sort,
+pub(crate) struct Record {
+    pub(crate) kind: RecordKind,
     pub(crate) channel: Channel,
-    /// A command's key, a prompt's request id, a lease's agent.
+    /// A command's key, an approval's request id, a lease's agent.
     pub(crate) id: Box<str>,
 }
 
-/// Why a thing must be looked at by a certain time.
+/// Why a record must be looked at by a certain time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Duty {
+pub(crate) enum Deadline {
     /// A command that nobody has taken expires.
     Expire,
-    /// A prompt that nobody has answered gets its default.
+    /// An approval that nobody has answered gets its default.
     TimeOut,
     /// A lease that is not renewed is lost.
     Lose,
@@ -75,7 +75,7 @@ pub(crate) enum Duty {
     Settle,
 }
 
-impl Duty {
+impl Deadline {
     pub(crate) const ALL: [Self; 4] = [Self::Expire, Self::TimeOut, Self::Lose, Self::Settle];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -87,17 +87,17 @@ impl Duty {
         }
     }
 
-    /// What sort of thing the duty is about.
-    pub(crate) fn sort(self) -> Sort {
+    /// What kind of record the deadline is about.
+    pub(crate) fn kind(self) -> RecordKind {
         match self {
-            Self::Expire => Sort::Command,
-            Self::TimeOut => Sort::Prompt,
-            Self::Lose | Self::Settle => Sort::Lease,
+            Self::Expire => RecordKind::Command,
+            Self::TimeOut => RecordKind::Approval,
+            Self::Lose | Self::Settle => RecordKind::Lease,
         }
     }
 }
 
-/// A list kept beside a channel's things, so that nobody must search for them.
+/// A list kept beside a channel's records, so that nobody must search for them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Index {
     /// Agents that hold a lease here.
@@ -108,8 +108,8 @@ pub(crate) enum Index {
     Waiting,
     /// Commands that this agent has taken and not finished.
     Open(Box<str>),
-    /// Prompts that nobody has answered, each with its question.
-    Prompts,
+    /// Approvals that nobody has answered, each with its question.
+    Approvals,
 }
 
 impl Index {
@@ -119,7 +119,7 @@ impl Index {
             Self::Children => ("children", ""),
             Self::Waiting => ("waiting", ""),
             Self::Open(agent) => ("open", agent),
-            Self::Prompts => ("prompts", ""),
+            Self::Approvals => ("approvals", ""),
         }
     }
 }
@@ -138,10 +138,10 @@ pub(crate) type Members = Vec<(Box<str>, Box<str>)>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
     Always,
-    /// The duty has fallen due, by the journal's clock.
-    Due(Duty),
-    /// The duty is not due yet.
-    NotDue(Duty),
+    /// The deadline has fallen due, by the journal's clock.
+    Due(Deadline),
+    /// The deadline is not due yet.
+    NotDue(Deadline),
     /// The list holds fewer than so many.
     Room(Index, u64),
 }
@@ -165,18 +165,18 @@ pub(crate) enum Effect {
     Command(NewEntry),
     Put(Index, Box<str>, Box<str>),
     Remove(Index, Box<str>),
-    /// The duty falls due after this time; `None`: never.
-    Due(Duty, Option<Duration>),
+    /// The deadline falls due after this time; `None`: never.
+    Due(Deadline, Option<Duration>),
     /// This incarnation writes no events here any more, and takes no commands.
     Fence(Holder),
     /// Whoever listens at this address hears the text, if it still listens.
-    Ring(Box<str>, Box<str>),
+    Notify(Box<str>, Box<str>),
 }
 
 /// One atomic step.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
-    pub(crate) thing: Thing,
+    pub(crate) record: Record,
     pub(crate) expected: Option<String>,
     pub(crate) state: String,
     /// How long the state is kept from now on; `None`: until it is changed.
@@ -188,9 +188,9 @@ pub(crate) struct Change {
 
 impl Change {
     /// A change that is always made, for good, and that nobody hears of.
-    pub(crate) fn new(thing: &Thing, expected: Option<String>, state: &impl Serialize) -> Self {
+    pub(crate) fn new(record: &Record, expected: Option<String>, state: &impl Serialize) -> Self {
         Self {
-            thing: thing.clone(),
+            record: record.clone(),
             expected,
             state: serde_json::to_string(state).expect("states are plain data"),
             lifetime: None,
@@ -214,9 +214,9 @@ pub(crate) enum Committed {
     Fenced,
 }
 
-/// A thing as it was found.
+/// A record as it was found.
 #[derive(Clone, Debug)]
-pub(crate) struct Look {
+pub(crate) struct Snapshot {
     /// The journal's clock, Unix milliseconds.
     pub(crate) now_ms: u64,
     pub(crate) state: Option<String>,
@@ -225,12 +225,12 @@ pub(crate) struct Look {
 }
 
 /// A state as its type. One that cannot be read is none: a foreign writer's, or of another version.
-pub(crate) fn read<T: DeserializeOwned>(thing: &Thing, state: Option<&str>) -> Option<T> {
+pub(crate) fn read<T: DeserializeOwned>(record: &Record, state: Option<&str>) -> Option<T> {
     let state = state?;
     match serde_json::from_str(state) {
         Ok(state) => Some(state),
         Err(error) => {
-            tracing::warn!(%thing, %error, "a state cannot be read and counts as none");
+            tracing::warn!(%record, %error, "a state cannot be read and counts as none");
             None
         }
     }
@@ -242,12 +242,12 @@ pub(crate) fn races() -> std::ops::Range<usize> {
 }
 
 /// When every try was lost.
-pub(crate) fn contended(thing: &Thing) -> Unavailable {
-    Unavailable(format!("{thing} changes without end"))
+pub(crate) fn contended(record: &Record) -> Unavailable {
+    Unavailable(format!("{record} changes without end"))
 }
 
-impl fmt::Display for Thing {
+impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the {} `{}` of {}", self.sort.as_str(), self.id, self.channel)
+        write!(f, "the {} `{}` of {}", self.kind.as_str(), self.id, self.channel)
     }
 }

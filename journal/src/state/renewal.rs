@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::lease::{LEASE, RENEW_EVERY, State, thing};
-use super::{Change, Duty, Effect, Holder, Index, Thing};
+use super::lease::{LEASE, RENEW_EVERY, State, record};
+use super::{Change, Deadline, Effect, Holder, Index, Record};
 use crate::{Journal, Unavailable};
 
 /// The leases that one [`Journal`] holds: one task renews them all, in one pipeline.
@@ -29,7 +29,7 @@ struct Held {
 
 #[derive(Clone, Debug)]
 struct Kept {
-    thing: Thing,
+    record: Record,
     /// As it was written last: Redis may come back without it.
     state: State,
     lost: CancellationToken,
@@ -37,7 +37,7 @@ struct Kept {
 
 impl Kept {
     fn holder(&self) -> Holder {
-        Holder { agent: self.thing.id.clone(), incarnation: self.state.incarnation }
+        Holder { agent: self.record.id.clone(), incarnation: self.state.incarnation }
     }
 }
 
@@ -45,14 +45,14 @@ impl Leases {
     pub(super) fn hold(
         self: &Arc<Self>,
         journal: &Journal,
-        thing: &Thing,
+        record: &Record,
         state: State,
         lost: &CancellationToken,
     ) -> u64 {
         let mut held = self.held();
         held.next += 1;
         let key = held.next;
-        held.leases.insert(key, Kept { thing: thing.clone(), state, lost: lost.clone() });
+        held.leases.insert(key, Kept { record: record.clone(), state, lost: lost.clone() });
         if !std::mem::replace(&mut held.is_renewing, true) {
             tokio::spawn(renew(journal.clone()));
         }
@@ -82,13 +82,13 @@ async fn renew(journal: Journal) {
     loop {
         tokio::time::sleep_until(last + RENEW_EVERY).await;
         last = Instant::now();
-        let (keys, held): (Vec<u64>, Vec<(Thing, Holder)>) = {
+        let (keys, held): (Vec<u64>, Vec<(Record, Holder)>) = {
             let mut held = leases.held();
             if held.leases.is_empty() {
                 held.is_renewing = false;
                 return;
             }
-            let lease = |(key, kept): (&u64, &Kept)| (*key, (kept.thing.clone(), kept.holder()));
+            let lease = |(key, kept): (&u64, &Kept)| (*key, (kept.record.clone(), kept.holder()));
             held.leases.iter().map(lease).unzip()
         };
         let missing = match journal.renew(&held, LEASE).await {
@@ -124,17 +124,17 @@ impl Journal {
         lasts: Duration,
     ) -> Result<(), Unavailable> {
         for (channel, holder, taking) in leases {
-            let thing = thing(channel, &holder.agent);
-            let mut found = self.look(&thing).await?.state;
+            let record = record(channel, &holder.agent);
+            let mut found = self.snapshot(&record).await?.state;
             for _ in super::races() {
-                let state = super::read::<State>(&thing, found.as_deref());
+                let state = super::read::<State>(&record, found.as_deref());
                 // Taken anew meanwhile, on another connection: it is that one's.
                 let Some(state) = state.filter(|s| s.is_held_by(holder) && s.taking == *taking)
                 else {
                     break;
                 };
-                let mut change = Change::new(&thing, found, &state);
-                change.effects = vec![Effect::Due(Duty::Lose, Some(lasts))];
+                let mut change = Change::new(&record, found, &state);
+                change.effects = vec![Effect::Due(Deadline::Lose, Some(lasts))];
                 match self.commit(&change).await? {
                     super::Committed::Conflict(now) => found = now,
                     _ => break,
@@ -147,22 +147,22 @@ impl Journal {
     /// A lease that Redis does not know: lost or taken over (false), or forgotten together with all else,
     /// then it is taken back.
     async fn take_back(&self, kept: &Kept) -> Result<bool, Unavailable> {
-        let thing = &kept.thing;
-        let look = self.look(thing).await?;
-        let state = match super::read::<State>(thing, look.state.as_deref()) {
+        let record = &kept.record;
+        let snapshot = self.snapshot(record).await?;
+        let state = match super::read::<State>(record, snapshot.state.as_deref()) {
             Some(state) if !state.is_held_by(&kept.holder()) => return Ok(false),
             Some(state) => state,
             None => {
                 if let Some(parent) = &kept.state.parent {
-                    self.adopt(parent, &thing.id).await?;
+                    self.adopt(parent, &record.id).await?;
                 }
                 kept.state.clone()
             }
         };
-        let mut change = Change::new(thing, look.state, &state);
+        let mut change = Change::new(record, snapshot.state, &state);
         change.effects = vec![
-            Effect::Put(Index::Agents, thing.id.clone(), "".into()),
-            Effect::Due(Duty::Lose, Some(LEASE)),
+            Effect::Put(Index::Agents, record.id.clone(), "".into()),
+            Effect::Due(Deadline::Lose, Some(LEASE)),
         ];
         // Changed by somebody else meanwhile: the next renewal will tell.
         self.commit(&change).await.map(|_| true)

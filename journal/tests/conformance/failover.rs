@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{Journal, Keeper, LEASE};
+use journal::{Journal, LEASE, Reaper};
 
 use crate::Server;
 use crate::gate::{black_hole, proxy};
-use crate::keepers::{losses, poll_for};
+use crate::reaper::{losses, poll_for};
 use crate::states::{agent, channel, command};
 
 /// The master was demoted; connections to it stand. New ones reach the new master.
@@ -42,10 +42,10 @@ async fn leases_are_renewed_after_a_failover_that_breaks_no_connection() {
     replicaof("127.0.0.1", &new.port.to_string()).query_async::<()>(&mut to_old).await.unwrap();
 
     let direct = Journal::open(&new.url()).unwrap();
-    let mut keeper = Keeper::new(direct.clone());
+    let mut reaper = Reaper::new(direct.clone());
     // What short questions ask heals at once.
     lease.note_runs(vec!["r1".into()]).await.unwrap();
-    poll_for(&mut keeper, LEASE + Duration::from_secs(6)).await;
+    poll_for(&mut reaper, LEASE + Duration::from_secs(6)).await;
     let lost = losses(&direct, &channel("agent:a")).await;
     assert!(lost.is_empty() && !lease.lost().is_cancelled(), "{lost:?}");
 }

@@ -1,8 +1,10 @@
-//! What leases promise, on both homes; and what is counted and kept of those that hold them.
+//! What leases promise, on both backends; and what is counted and kept of those that hold them.
 
 use std::time::Duration;
 
-use journal::{AppendError, Journal, Keeper, LEASE, LeaseError, Name, Status, TALLY_LASTS, Take};
+use journal::{
+    AppendError, COUNTS_LIFETIME, Journal, LEASE, LeaseError, Name, Reaper, Status, Take,
+};
 use protocol::Channel;
 use uuid::Uuid;
 
@@ -10,27 +12,27 @@ use crate::on_both;
 use crate::states::{agent, applied, channel, command, commands, told};
 
 on_both! {
-    async fn a_newer_incarnation_fences_the_older_and_answers_for_it(home) {
-        let old = agent(&home.journal, "a").await;
+    async fn a_newer_incarnation_fences_the_older_and_answers_for_it(backend) {
+        let old = agent(&backend.journal, "a").await;
         let own = old.channel().clone();
         old.note_runs(vec!["r1".into()]).await.unwrap();
-        let sent = home.journal.send(&command(&own)).await.unwrap();
-        let waiting = home.journal.send(&command(&own)).await.unwrap();
-        home.journal.take(&own, sent.key, old.holder(), false).await.unwrap();
+        let sent = backend.journal.send(&command(&own)).await.unwrap();
+        let waiting = backend.journal.send(&command(&own)).await.unwrap();
+        backend.journal.take(&own, sent.key, old.holder(), false).await.unwrap();
 
-        let new = agent(&home.journal, "a").await;
+        let new = agent(&backend.journal, "a").await;
 
         assert!(new.holder().incarnation > old.holder().incarnation);
-        assert_eq!(home.journal.take(&own, waiting.key, old.holder(), false).await, Ok(Take::Fenced));
-        assert_eq!(home.journal.finish(&own, sent.key, old.holder(), &applied()).await, Ok(false));
+        assert_eq!(backend.journal.take(&own, waiting.key, old.holder(), false).await, Ok(Take::Fenced));
+        assert_eq!(backend.journal.finish(&own, sent.key, old.holder(), &applied()).await, Ok(false));
         assert_eq!(old.note_runs(Vec::new()).await, Err(LeaseError::Fenced));
-        let older = home.journal.lease(&own, "a", Some(old.holder().incarnation), None).await;
+        let older = backend.journal.lease(&own, "a", Some(old.holder().incarnation), None).await;
         assert!(matches!(older, Err(LeaseError::Fenced)));
-        assert_eq!(home.journal.take(&own, waiting.key, new.holder(), false).await, Ok(Take::Yours));
-        let fate = home.journal.fate(&own, sent.key).await.unwrap().unwrap();
-        assert_eq!((fate.status, fate.detail.as_deref()), (Status::Rejected, Some(r#""lost""#)));
+        assert_eq!(backend.journal.take(&own, waiting.key, new.holder(), false).await, Ok(Take::Yours));
+        let outcome = backend.journal.outcome(&own, sent.key).await.unwrap().unwrap();
+        assert_eq!((outcome.status, outcome.detail.as_deref()), (Status::Rejected, Some(r#""lost""#)));
         for channel in [own, Channel::global_events()] {
-            let lost: Vec<_> = told(&home.journal, &channel).await.into_iter()
+            let lost: Vec<_> = told(&backend.journal, &channel).await.into_iter()
                 .filter(|(name, _)| name == "agent_lost").collect();
             assert_eq!(lost.len(), 1, "{channel}");
             assert_eq!((&lost[0].1["runs"][0], &lost[0].1["reason"]), (&"r1".into(), &"replaced".into()));
@@ -39,10 +41,10 @@ on_both! {
 }
 
 on_both! {
-    async fn a_fenced_incarnation_publishes_no_more(home) {
-        let old = agent(&home.journal, "a").await;
+    async fn a_fenced_incarnation_publishes_no_more(backend) {
+        let old = agent(&backend.journal, "a").await;
         let own = Name::events(old.channel().clone());
-        let older = home.journal.as_producer(old.holder());
+        let older = backend.journal.as_producer(old.holder());
         let say = |journal: &Journal, text: &str| {
             let (journal, own, entry) = (journal.clone(), own.clone(), crate::entry(text));
             async move { journal.append(&own, vec![entry]).await.map(drop) }
@@ -50,37 +52,37 @@ on_both! {
         say(&older, "one").await.unwrap();
         say(&older, "two").await.unwrap();
 
-        let new = agent(&home.journal, "a").await;
+        let new = agent(&backend.journal, "a").await;
 
-        let newer = home.journal.as_producer(new.holder());
+        let newer = backend.journal.as_producer(new.holder());
         say(&newer, "three").await.unwrap();
         assert_eq!(say(&older, "late").await, Err(AppendError::Fenced));
         say(&newer, "four").await.unwrap();
         assert_eq!(say(&older, "later").await, Err(AppendError::Fenced));
-        assert_eq!(told(&home.journal, new.channel()).await.len(), 4);
+        assert_eq!(told(&backend.journal, new.channel()).await.len(), 4);
     }
 }
 
 on_both! {
-    async fn an_agent_that_leaves_of_its_own_will_is_not_lost(home) {
-        let lease = agent(&home.journal, "a").await;
+    async fn an_agent_that_leaves_of_its_own_will_is_not_lost(backend) {
+        let lease = agent(&backend.journal, "a").await;
         let own = lease.channel().clone();
-        assert_eq!(&*home.journal.alive().await.unwrap()[0].agent_id, "a");
+        assert_eq!(&*backend.journal.alive().await.unwrap()[0].agent_id, "a");
         lease.release().await.unwrap();
 
-        assert!(home.journal.alive().await.unwrap().is_empty());
-        assert!(home.journal.agents_on(&own).await.unwrap().is_empty());
-        assert!(told(&home.journal, &own).await.is_empty());
-        let again = home.journal.lease(&own, "a", None, None).await.unwrap();
-        assert_eq!(home.journal.agents_on(&own).await.unwrap().concat(), "a");
+        assert!(backend.journal.alive().await.unwrap().is_empty());
+        assert!(backend.journal.agents_on(&own).await.unwrap().is_empty());
+        assert!(told(&backend.journal, &own).await.is_empty());
+        let again = backend.journal.lease(&own, "a", None, None).await.unwrap();
+        assert_eq!(backend.journal.agents_on(&own).await.unwrap().concat(), "a");
         drop(again);
     }
 }
 
 on_both! {
     /// A worker that dies: leases end by themselves, once, whoever looks; nobody else's do.
-    async fn a_dead_agent_is_lost_once_and_what_it_left_is_settled(home) {
-        let journal = &home.journal;
+    async fn a_dead_agent_is_lost_once_and_what_it_left_is_settled(backend) {
+        let journal = &backend.journal;
         let (dead, alive) = (agent(journal, "dead").await, agent(journal, "alive").await);
         let (session, service) = (channel("session:1"), channel("service:files"));
         let incarnation = Some(dead.holder().incarnation);
@@ -100,11 +102,11 @@ on_both! {
 
         // Dead: nobody renews any more.
         drop((dead, on_session, on_service));
-        let mut keepers = [Keeper::new(journal.clone()), Keeper::new(journal.clone())];
+        let mut reapers = [Reaper::new(journal.clone()), Reaper::new(journal.clone())];
         let deadline = tokio::time::Instant::now() + LEASE + Duration::from_secs(5);
-        while journal.alive().await.unwrap().len() > 1 || keepers_have_work(journal, &session).await {
+        while journal.alive().await.unwrap().len() > 1 || reapers_have_work(journal, &session).await {
             assert!(tokio::time::Instant::now() < deadline, "it is still not lost");
-            let [one, other] = &mut keepers;
+            let [one, other] = &mut reapers;
             let (x, y) = tokio::join!(one.poll(), other.poll());
             x.and(y).unwrap();
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -116,11 +118,11 @@ on_both! {
         }
         let lost = told(journal, &session).await.into_iter().find(|(name, _)| name == "agent_lost").unwrap();
         assert_eq!(lost.1["runs"][0], "r1");
-        let fate = journal.fate(&session, taken.key).await.unwrap().unwrap();
-        assert_eq!((fate.status, fate.detail.as_deref()), (Status::Rejected, Some(r#""lost""#)));
-        let fate = journal.fate(&service, once.key).await.unwrap().unwrap();
-        assert_eq!(fate.status, Status::Rejected, "it may have been begun");
-        assert_eq!(journal.fate(&service, again.key).await.unwrap().unwrap().status, Status::Accepted);
+        let outcome = journal.outcome(&session, taken.key).await.unwrap().unwrap();
+        assert_eq!((outcome.status, outcome.detail.as_deref()), (Status::Rejected, Some(r#""lost""#)));
+        let outcome = journal.outcome(&service, once.key).await.unwrap().unwrap();
+        assert_eq!(outcome.status, Status::Rejected, "it may have been begun");
+        assert_eq!(journal.outcome(&service, again.key).await.unwrap().unwrap().status, Status::Accepted);
         let offered = commands(journal, &service).await;
         assert_eq!(offered.iter().filter(|command| command.key == Some(again.key)).count(), 2);
         assert_eq!(journal.take(&service, again.key, alive.holder(), true).await, Ok(Take::Yours));
@@ -132,7 +134,7 @@ on_both! {
     }
 }
 
-async fn keepers_have_work(journal: &Journal, session: &Channel) -> bool {
+async fn reapers_have_work(journal: &Journal, session: &Channel) -> bool {
     !journal.agents_on(session).await.unwrap().is_empty()
         || !told(journal, &Channel::global_events())
             .await
@@ -142,50 +144,50 @@ async fn keepers_have_work(journal: &Journal, session: &Channel) -> bool {
 
 on_both! {
     /// Redis, or the replica, was away: so may the renewals have been.
-    async fn after_an_absence_everybody_gets_a_whole_lease(home) {
-        let mut keeper = Keeper::new(home.journal.clone());
-        let lease = agent(&home.journal, "a").await;
+    async fn after_an_absence_everybody_gets_a_whole_lease(backend) {
+        let mut reaper = Reaper::new(backend.journal.clone());
+        let lease = agent(&backend.journal, "a").await;
         drop(lease);
         tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
 
-        keeper.poll().await.unwrap();
+        reaper.poll().await.unwrap();
         tokio::time::sleep(Duration::from_millis(1_500)).await;
-        keeper.poll().await.unwrap();
+        reaper.poll().await.unwrap();
 
-        let told = told(&home.journal, &channel("agent:a")).await;
+        let told = told(&backend.journal, &channel("agent:a")).await;
         assert!(told.is_empty(), "lost though nobody had looked: {told:?}");
     }
 }
 
 on_both! {
-    async fn leases_are_renewed_as_long_as_they_are_held(home) {
-        let mut keeper = Keeper::new(home.journal.clone());
-        let leases = [agent(&home.journal, "a").await, agent(&home.journal, "b").await];
+    async fn leases_are_renewed_as_long_as_they_are_held(backend) {
+        let mut reaper = Reaper::new(backend.journal.clone());
+        let leases = [agent(&backend.journal, "a").await, agent(&backend.journal, "b").await];
         let until = tokio::time::Instant::now() + LEASE + Duration::from_secs(4);
         while tokio::time::Instant::now() < until {
-            keeper.poll().await.unwrap();
+            reaper.poll().await.unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        assert_eq!(home.journal.alive().await.unwrap().len(), 2);
+        assert_eq!(backend.journal.alive().await.unwrap().len(), 2);
         assert!(leases.iter().all(|lease| !lease.lost().is_cancelled()));
     }
 }
 
 on_both! {
     /// A replica that is killed says nothing any more: its figures count no longer.
-    async fn what_a_dead_replica_counted_counts_no_more(home) {
-        let (journal, one, two) = (&home.journal, channel("session:1"), channel("session:2"));
-        journal.tally("a", 5, &[(one.clone(), 3), (two.clone(), 2)]).await.unwrap();
-        journal.tally("b", 7, &[(one.clone(), 4)]).await.unwrap();
-        journal.tally("b", 6, &[(one.clone(), 1)]).await.unwrap();
+    async fn what_a_dead_replica_counted_counts_no_more(backend) {
+        let (journal, one, two) = (&backend.journal, channel("session:1"), channel("session:2"));
+        journal.report_counts("a", 5, &[(one.clone(), 3), (two.clone(), 2)]).await.unwrap();
+        journal.report_counts("b", 7, &[(one.clone(), 4)]).await.unwrap();
+        journal.report_counts("b", 6, &[(one.clone(), 1)]).await.unwrap();
         assert_eq!(journal.subscribers(&one).await, Ok(4));
         assert_eq!(journal.replicas().await.unwrap().iter().map(|r| r.connections).sum::<u64>(), 11);
-        journal.tally("b", 6, &[(one.clone(), 0)]).await.unwrap();
+        journal.report_counts("b", 6, &[(one.clone(), 0)]).await.unwrap();
         assert_eq!(journal.subscribers(&one).await, Ok(3));
 
-        let deadline = tokio::time::Instant::now() + TALLY_LASTS + Duration::from_millis(300);
+        let deadline = tokio::time::Instant::now() + COUNTS_LIFETIME + Duration::from_millis(300);
         while tokio::time::Instant::now() < deadline {
-            journal.tally("b", 6, &[]).await.unwrap();
+            journal.report_counts("b", 6, &[]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
 
@@ -195,22 +197,22 @@ on_both! {
 }
 
 on_both! {
-    async fn children_are_found_by_their_parent(home) {
+    async fn children_are_found_by_their_parent(backend) {
         let session = channel("session:s");
         let parent = |run: Option<&str>| journal::Parent {
             agent_id: "p".into(),
             run_id: run.map(Into::into),
             session: run.map(|_| session.clone()),
         };
-        home.journal.adopt(&parent(Some("r1")), "c1").await.unwrap();
-        home.journal.adopt(&parent(None), "c2").await.unwrap();
+        backend.journal.adopt(&parent(Some("r1")), "c1").await.unwrap();
+        backend.journal.adopt(&parent(None), "c2").await.unwrap();
         let own = channel("agent:p");
-        assert_eq!(home.journal.children(&own, Some("r1")).await.unwrap().concat(), "c1");
-        assert_eq!(home.journal.children(&own, None).await.unwrap().len(), 2);
-        assert_eq!(home.journal.children(&session, None).await.unwrap().concat(), "c1");
-        assert!(home.journal.children(&session, Some("r2")).await.unwrap().is_empty());
-        home.journal.disown(&parent(Some("r1")), "c1").await.unwrap();
-        assert!(home.journal.children(&own, Some("r1")).await.unwrap().is_empty());
-        assert!(home.journal.children(&session, None).await.unwrap().is_empty());
+        assert_eq!(backend.journal.children(&own, Some("r1")).await.unwrap().concat(), "c1");
+        assert_eq!(backend.journal.children(&own, None).await.unwrap().len(), 2);
+        assert_eq!(backend.journal.children(&session, None).await.unwrap().concat(), "c1");
+        assert!(backend.journal.children(&session, Some("r2")).await.unwrap().is_empty());
+        backend.journal.disown(&parent(Some("r1")), "c1").await.unwrap();
+        assert!(backend.journal.children(&own, Some("r1")).await.unwrap().is_empty());
+        assert!(backend.journal.children(&session, None).await.unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! One suite for both homes of a journal: what holds in memory holds on Redis.
+//! One suite for both backends of a journal: what holds in memory holds on Redis.
 //!
 //! `on_both!` runs a test on an in-memory journal and on one in a private, real Redis.
 
@@ -15,14 +15,14 @@
     reason = "nobody imports a test"
 )]
 
+mod approvals;
 mod commands;
 mod failover;
 mod gate;
-mod keepers;
 mod leases;
 mod model;
 mod promises;
-mod prompts;
+mod reaper;
 mod redis_only;
 mod returning;
 mod server;
@@ -36,12 +36,12 @@ use protocol::Offset;
 pub use server::{Proxy, Server};
 
 /// A journal and what keeps it alive.
-pub struct Home {
+pub struct Backend {
     pub journal: Journal,
     pub server: Option<Server>,
 }
 
-impl Home {
+impl Backend {
     pub async fn memory(retention: Retention) -> Self {
         Self { journal: Journal::in_memory_keeping(retention), server: None }
     }
@@ -54,30 +54,30 @@ impl Home {
     }
 }
 
-/// Runs `$body` once per home, as two tests.
+/// Runs `$body` once per backend, as two tests.
 #[macro_export]
 macro_rules! on_both {
-    ($(#[$doc:meta])* async fn $name:ident($home:ident) keeping($retention:expr) $body:block) => {
+    ($(#[$doc:meta])* async fn $name:ident($backend:ident) keeping($retention:expr) $body:block) => {
         mod $name {
             use super::*;
 
-            async fn run($home: $crate::Home) $body
+            async fn run($backend: $crate::Backend) $body
 
             $(#[$doc])*
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn in_memory() {
-                run($crate::Home::memory($retention).await).await;
+                run($crate::Backend::memory($retention).await).await;
             }
 
             $(#[$doc])*
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_redis() {
-                run($crate::Home::redis($retention).await).await;
+                run($crate::Backend::redis($retention).await).await;
             }
         }
     };
-    ($(#[$doc:meta])* async fn $name:ident($home:ident) $body:block) => {
-        $crate::on_both!($(#[$doc])* async fn $name($home) keeping(journal::Retention::default()) $body);
+    ($(#[$doc:meta])* async fn $name:ident($backend:ident) $body:block) => {
+        $crate::on_both!($(#[$doc])* async fn $name($backend) keeping(journal::Retention::default()) $body);
     };
 }
 

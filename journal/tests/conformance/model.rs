@@ -1,6 +1,6 @@
 //! The specification of gaps, duplicates and epochs, as a model test.
 //!
-//! Random appends by two producers, retried once-ids, trims, cut connections, rolled-back servers,
+//! Random appends by two producers, retried idempotency keys, trims, cut connections, rolled-back servers,
 //! followers that come and go. At the end the journal itself is the truth, and everything that anybody
 //! was told must agree with it: joining at *every* position that was ever seen continues exactly there,
 //! or says that it cannot, and never one for the other.
@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::Value;
 
-use crate::{Home, Proxy, Server, events, keeping};
+use crate::{Backend, Proxy, Server, events, keeping};
 
 /// Every key with its time to live and its content, taken and put back in one atomic step.
 struct Snapshot(Vec<Value>);
@@ -70,7 +70,7 @@ impl Watcher {
 
     fn on(&mut self, update: Update) {
         match update {
-            Update::Link { .. } | Update::Live { .. } | Update::Rung { .. } => {}
+            Update::Link { .. } | Update::Live { .. } | Update::Notified { .. } => {}
             Update::Reset { reason, .. } => {
                 self.resets.push(reason);
                 self.seen.clear();
@@ -113,7 +113,7 @@ struct Producer {
 }
 
 impl Producer {
-    async fn append(&mut self, name: &Name, count: usize, once: bool) {
+    async fn append(&mut self, name: &Name, count: usize, with_keys: bool) {
         let next = self.next.entry(name.clone()).or_default();
         let mut payloads = Vec::new();
         for _ in 0..count {
@@ -124,10 +124,10 @@ impl Producer {
             .iter()
             .map(|payload| {
                 let entry = NewEntry::new("e", payload.clone());
-                if once { entry.once(payload.trim_matches('"')) } else { entry }
+                if with_keys { entry.with_key(payload.trim_matches('"')) } else { entry }
             })
             .collect();
-        if once {
+        if with_keys {
             // A caller that retries: the same ids twice in a row are one entry each.
             let receipt = self.journal.enqueue(name, entries.clone()).await.unwrap();
             self.receipts.push((name.clone(), payloads.clone(), receipt));
@@ -145,17 +145,17 @@ struct Faults {
     rollbacks: u32,
 }
 
-async fn run(seed: u64, home: Home, retained: u64, faults: Faults) {
+async fn run(seed: u64, backend: Backend, retained: u64, faults: Faults) {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let names = [events("one"), events("two")];
-    let proxy = match &home.server {
+    let proxy = match &backend.server {
         Some(server) => Some(Proxy::to(server).await),
         None => None,
     };
     let open = || match &proxy {
         Some(proxy) => Journal::open(&proxy.url()).unwrap(),
-        None => home.journal.clone(),
+        None => backend.journal.clone(),
     };
     let producer =
         |id| Producer { journal: open(), id, next: HashMap::new(), receipts: Vec::new() };
@@ -170,7 +170,7 @@ async fn run(seed: u64, home: Home, retained: u64, faults: Faults) {
         match random.random_range(0..100_u32) {
             step if step < faults.cuts => proxy.as_ref().unwrap().cut(),
             step if step < faults.cuts + faults.rollbacks => {
-                let server = home.server.as_ref().unwrap();
+                let server = backend.server.as_ref().unwrap();
                 match snapshot.take() {
                     None => snapshot = Some(Snapshot::take(server).await),
                     Some(old) => {
@@ -238,7 +238,7 @@ async fn run(seed: u64, home: Home, retained: u64, faults: Faults) {
             check_watcher(watcher, &truth);
             for (offset, data) in &watcher.positions {
                 let known = positions.entry(*offset).or_insert_with(|| data.clone());
-                assert_eq!(known, data, "{name}: {offset} meant two things");
+                assert_eq!(known, data, "{name}: {offset} meant two records");
             }
         }
         for (offset, data) in &positions {
@@ -330,14 +330,14 @@ const CALM: Faults = Faults { cuts: 0, rollbacks: 0 };
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_model_holds_in_memory() {
     for seed in 0..10 {
-        run(seed, Home::memory(keeping(10_000)).await, 10_000, CALM).await;
+        run(seed, Backend::memory(keeping(10_000)).await, 10_000, CALM).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_model_holds_in_memory_under_trims() {
     for seed in 10..20 {
-        run(seed, Home::memory(keeping(100)).await, 100, CALM).await;
+        run(seed, Backend::memory(keeping(100)).await, 100, CALM).await;
     }
 }
 
@@ -345,7 +345,7 @@ async fn the_model_holds_in_memory_under_trims() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_model_holds_on_redis_under_cut_connections() {
     for seed in 20..24 {
-        run(seed, Home::redis(keeping(10_000)).await, 10_000, Faults { cuts: 8, rollbacks: 0 })
+        run(seed, Backend::redis(keeping(10_000)).await, 10_000, Faults { cuts: 8, rollbacks: 0 })
             .await;
     }
 }
@@ -353,7 +353,7 @@ async fn the_model_holds_on_redis_under_cut_connections() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_model_holds_on_redis_under_trims_and_cut_connections() {
     for seed in 30..34 {
-        run(seed, Home::redis(keeping(100)).await, 100, Faults { cuts: 5, rollbacks: 0 }).await;
+        run(seed, Backend::redis(keeping(100)).await, 100, Faults { cuts: 5, rollbacks: 0 }).await;
     }
 }
 
@@ -361,7 +361,7 @@ async fn the_model_holds_on_redis_under_trims_and_cut_connections() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_model_holds_on_redis_under_rollbacks() {
     for seed in 40..46 {
-        run(seed, Home::redis(keeping(10_000)).await, 10_000, Faults { cuts: 3, rollbacks: 4 })
+        run(seed, Backend::redis(keeping(10_000)).await, 10_000, Faults { cuts: 3, rollbacks: 4 })
             .await;
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::{append, entry, events, keeping, next_about, on_both};
 
 on_both! {
-    async fn entries_get_consecutive_offsets(home) {
+    async fn entries_get_consecutive_offsets(backend) {
         let name = events("a");
         let batch = (0..300).map(|i| entry(&i.to_string())).collect();
 
-        let first = append(&home.journal, &name, "x").await;
-        let more = home.journal.append(&name, batch).await.unwrap();
+        let first = append(&backend.journal, &name, "x").await;
+        let more = backend.journal.append(&name, batch).await.unwrap();
 
         let ns: Vec<u64> = more.iter().map(|appended| appended.offset.n).collect();
         assert_eq!(first.n, 1);
@@ -22,36 +22,36 @@ on_both! {
 }
 
 on_both! {
-    async fn what_was_appended_is_read_back_as_bytes(home) {
+    async fn what_was_appended_is_read_back_as_bytes(backend) {
         let name = events("bytes");
         let data = r#"{ "a" : "\ud83d", "b": [1.0e5, "ü\u0000"] }"#;
 
-        home.journal.append(&name, vec![NewEntry::new("x.y", data)]).await.unwrap();
+        backend.journal.append(&name, vec![NewEntry::new("x.y", data)]).await.unwrap();
 
-        let page = home.journal.read(&name, Since::Start, 10).await.unwrap();
+        let page = backend.journal.read(&name, Since::Start, 10).await.unwrap();
         assert_eq!((&*page.entries[0].name, &*page.entries[0].data), ("x.y", data));
         assert!(page.entries[0].time_us > 1_600_000_000_000_000);
     }
 }
 
 on_both! {
-    async fn a_journal_never_written_is_absent(home) {
-        let page = home.journal.read(&events("never"), Since::Start, 10).await.unwrap();
+    async fn a_journal_never_written_is_absent(backend) {
+        let page = backend.journal.read(&events("never"), Since::Start, 10).await.unwrap();
 
         assert_eq!((page.start, page.head, page.entries.len(), page.reset), (None, None, 0, None));
     }
 }
 
 on_both! {
-    async fn reading_continues_exactly_after_every_position(home) {
+    async fn reading_continues_exactly_after_every_position(backend) {
         let name = events("since");
         let mut offsets = Vec::new();
         for i in 0..20 {
-            offsets.push(append(&home.journal, &name, &i.to_string()).await);
+            offsets.push(append(&backend.journal, &name, &i.to_string()).await);
         }
 
         for (index, offset) in offsets.iter().enumerate() {
-            let page = home.journal.read(&name, Since::Offset(*offset), 1000).await.unwrap();
+            let page = backend.journal.read(&name, Since::Offset(*offset), 1000).await.unwrap();
             let read: Vec<Offset> = page.entries.iter().map(|entry| entry.offset).collect();
             assert_eq!(read, offsets[index + 1..], "after entry {index}");
             assert_eq!((page.start, page.head, page.reset), (Some(*offset), offsets.last().copied(), None));
@@ -60,14 +60,14 @@ on_both! {
 }
 
 on_both! {
-    async fn pages_follow_one_another_without_a_gap(home) {
+    async fn pages_follow_one_another_without_a_gap(backend) {
         let name = events("pages");
         let batch = (0..257).map(|i| entry(&i.to_string())).collect();
-        home.journal.append(&name, batch).await.unwrap();
+        backend.journal.append(&name, batch).await.unwrap();
 
         let (mut since, mut ns, mut pages) = (Since::Start, Vec::new(), 0);
         loop {
-            let page = home.journal.read(&name, since, 100).await.unwrap();
+            let page = backend.journal.read(&name, since, 100).await.unwrap();
             ns.extend(page.entries.iter().map(|entry| entry.offset.n));
             pages += 1;
             if !page.has_more() {
@@ -81,26 +81,26 @@ on_both! {
 }
 
 on_both! {
-    async fn a_page_is_bounded_in_bytes(home) {
+    async fn a_page_is_bounded_in_bytes(backend) {
         let name = events("big");
         let data = format!("\"{}\"", "x".repeat(60_000));
         for _ in 0..40 {
-            home.journal.append(&name, vec![NewEntry::new("big", data.clone())]).await.unwrap();
+            backend.journal.append(&name, vec![NewEntry::new("big", data.clone())]).await.unwrap();
         }
 
-        let page = home.journal.read(&name, Since::Start, 1000).await.unwrap();
+        let page = backend.journal.read(&name, Since::Start, 1000).await.unwrap();
 
         assert!(page.has_more() && (15..=20).contains(&page.entries.len()), "{}", page.entries.len());
     }
 }
 
 on_both! {
-    async fn a_position_of_another_life_is_an_epoch_reset(home) {
+    async fn a_position_of_another_life_is_an_epoch_reset(backend) {
         let name = events("epoch");
-        let offset = append(&home.journal, &name, "x").await;
+        let offset = append(&backend.journal, &name, "x").await;
         let other = Offset { epoch: offset.epoch - 1, ..offset };
 
-        let page = home.journal.read(&name, Since::Offset(other), 10).await.unwrap();
+        let page = backend.journal.read(&name, Since::Offset(other), 10).await.unwrap();
 
         assert_eq!((page.reset, page.entries.len()), (Some(Reason::Epoch), 1));
         assert_eq!(page.start, Some(Offset { epoch: offset.epoch, n: 0, check: 0 }));
@@ -108,31 +108,31 @@ on_both! {
 }
 
 on_both! {
-    async fn a_rewritten_position_is_a_history_reset(home) {
+    async fn a_rewritten_position_is_a_history_reset(backend) {
         let name = events("check");
-        let offset = append(&home.journal, &name, "x").await;
-        append(&home.journal, &name, "y").await;
+        let offset = append(&backend.journal, &name, "x").await;
+        append(&backend.journal, &name, "y").await;
         let (rewritten, beyond) = (
             Offset { check: offset.check.wrapping_add(1), ..offset },
             Offset { n: 9, ..offset },
         );
 
         for position in [rewritten, beyond] {
-            let page = home.journal.read(&name, Since::Offset(position), 10).await.unwrap();
+            let page = backend.journal.read(&name, Since::Offset(position), 10).await.unwrap();
             assert_eq!((page.reset, page.entries.len()), (Some(Reason::HistoryChanged), 2));
         }
     }
 }
 
 on_both! {
-    async fn what_retention_dropped_is_a_retention_reset(home) keeping(keeping(100)) {
+    async fn what_retention_dropped_is_a_retention_reset(backend) keeping(keeping(100)) {
         let name = events("short");
-        let first = append(&home.journal, &name, "first").await;
+        let first = append(&backend.journal, &name, "first").await;
         for _ in 0..4 {
-            home.journal.append(&name, (0..100).map(|_| entry("x")).collect()).await.unwrap();
+            backend.journal.append(&name, (0..100).map(|_| entry("x")).collect()).await.unwrap();
         }
 
-        let page = home.journal.read(&name, Since::Offset(first), 1000).await.unwrap();
+        let page = backend.journal.read(&name, Since::Offset(first), 1000).await.unwrap();
 
         assert_eq!(page.reset, Some(Reason::Retention));
         assert!((100..=164).contains(&page.entries.len()), "{}", page.entries.len());
@@ -140,13 +140,13 @@ on_both! {
         assert_eq!(page.start, Some(Offset::before(oldest.epoch, oldest.n)));
 
         let before = Offset { n: oldest.n - 1, check: 77, ..oldest };
-        let page = home.journal.read(&name, Since::Offset(before), 1000).await.unwrap();
+        let page = backend.journal.read(&name, Since::Offset(before), 1000).await.unwrap();
         assert_eq!((page.reset, page.entries[0].offset), (None, oldest), "the one before the oldest is honoured");
     }
 }
 
 on_both! {
-    async fn a_journal_is_bounded_in_bytes(home) keeping(Retention {
+    async fn a_journal_is_bounded_in_bytes(backend) keeping(Retention {
         session: Keep { bytes: 256 * 1024, ..Retention::default().session },
         ..Retention::default()
     }) {
@@ -154,10 +154,10 @@ on_both! {
         let data = format!("\"{}\"", "x".repeat(2_000));
         for _ in 0..10 {
             let batch = (0..100).map(|_| NewEntry::new("fat", data.clone())).collect();
-            home.journal.append(&name, batch).await.unwrap();
+            backend.journal.append(&name, batch).await.unwrap();
         }
 
-        let page = home.journal.read(&name, Since::Start, 1000).await.unwrap();
+        let page = backend.journal.read(&name, Since::Start, 1000).await.unwrap();
         let bytes: usize = page.entries.iter().map(|entry| entry.data.len()).sum();
 
         assert!((100_000..600_000).contains(&bytes), "{bytes} bytes kept");
@@ -166,44 +166,44 @@ on_both! {
 }
 
 on_both! {
-    async fn old_entries_go_and_an_idle_journal_goes_as_a_whole(home) keeping(Retention {
+    async fn old_entries_go_and_an_idle_journal_goes_as_a_whole(backend) keeping(Retention {
         session: Keep { age: Duration::from_millis(300), ..Retention::default().session },
         ..Retention::default()
     }) {
         let name = events("old");
-        let old = append(&home.journal, &name, "old").await;
+        let old = append(&backend.journal, &name, "old").await;
         // The only way to grow old is to wait.
         tokio::time::sleep(Duration::from_millis(500)).await;
 
-        home.journal.append(&name, (0..70).map(|_| entry("x")).collect()).await.unwrap();
+        backend.journal.append(&name, (0..70).map(|_| entry("x")).collect()).await.unwrap();
 
-        let page = home.journal.read(&name, Since::Start, 1000).await.unwrap();
+        let page = backend.journal.read(&name, Since::Start, 1000).await.unwrap();
         assert!(page.entries.iter().all(|entry| entry.offset.n > 1 || entry.offset.epoch != old.epoch));
     }
 }
 
 on_both! {
-    async fn the_same_once_id_is_one_entry(home) {
+    async fn the_same_idempotency_key_is_one_entry(backend) {
         let name = events("once");
-        let once = |text: &str| entry(text).once("id-1");
+        let once = |text: &str| entry(text).with_key("id-1");
 
-        let first = home.journal.append(&name, vec![once("a")]).await.unwrap()[0].offset;
-        append(&home.journal, &name, "between").await;
-        let again = home.journal.append(&name, vec![entry("b"), once("c"), entry("d")]).await.unwrap();
+        let first = backend.journal.append(&name, vec![once("a")]).await.unwrap()[0].offset;
+        append(&backend.journal, &name, "between").await;
+        let again = backend.journal.append(&name, vec![entry("b"), once("c"), entry("d")]).await.unwrap();
 
         let ns: Vec<u64> = again.iter().map(|appended| appended.offset.n).collect();
         assert_eq!((again[1].offset, ns), (first, vec![3, 1, 4]));
-        let other = home.journal.append(&events("other"), vec![once("a")]).await.unwrap()[0].offset;
-        assert_eq!(other.n, 1, "a once-id belongs to its journal");
+        let other = backend.journal.append(&events("other"), vec![once("a")]).await.unwrap()[0].offset;
+        assert_eq!(other.n, 1, "an idempotency key belongs to its journal");
     }
 }
 
 on_both! {
-    async fn what_one_caller_enqueues_later_stands_later(home) {
+    async fn what_one_caller_enqueues_later_stands_later(backend) {
         let name = events("order");
         let mut receipts = Vec::new();
         for i in 0..2_000 {
-            receipts.push(home.journal.enqueue(&name, vec![entry(&i.to_string())]).await.unwrap());
+            receipts.push(backend.journal.enqueue(&name, vec![entry(&i.to_string())]).await.unwrap());
         }
 
         for (index, receipt) in receipts.into_iter().enumerate() {
@@ -213,14 +213,14 @@ on_both! {
 }
 
 on_both! {
-    async fn following_begins_at_the_head_and_misses_nothing(home) {
+    async fn following_begins_at_the_head_and_misses_nothing(backend) {
         let name = events("follow");
-        let head = append(&home.journal, &name, "before").await;
-        let (follower, mut updates) = home.journal.follow();
+        let head = append(&backend.journal, &name, "before").await;
+        let (follower, mut updates) = backend.journal.follow();
 
         follower.follow(&name, None);
         let live = next_about(&mut updates, "live").await;
-        let after = append(&home.journal, &name, "after").await;
+        let after = append(&backend.journal, &name, "after").await;
 
         assert_eq!(live, Update::Live { name: name.clone(), head: Some(head) });
         let Update::Entries { entries, .. } = next_about(&mut updates, "the entry").await else {
@@ -231,12 +231,12 @@ on_both! {
 }
 
 on_both! {
-    async fn following_since_a_position_hands_out_what_followed_it(home) {
+    async fn following_since_a_position_hands_out_what_followed_it(backend) {
         let name = events("follow-since");
-        let first = append(&home.journal, &name, "1").await;
-        append(&home.journal, &name, "2").await;
-        let head = append(&home.journal, &name, "3").await;
-        let (follower, mut updates) = home.journal.follow();
+        let first = append(&backend.journal, &name, "1").await;
+        append(&backend.journal, &name, "2").await;
+        let head = append(&backend.journal, &name, "3").await;
+        let (follower, mut updates) = backend.journal.follow();
 
         follower.follow(&name, Some(Since::Offset(first)));
 
@@ -250,13 +250,13 @@ on_both! {
 }
 
 on_both! {
-    async fn following_a_journal_that_is_not_there_yet_gets_its_first_entry(home) {
+    async fn following_a_journal_that_is_not_there_yet_gets_its_first_entry(backend) {
         let name = events("future");
-        let (follower, mut updates) = home.journal.follow();
+        let (follower, mut updates) = backend.journal.follow();
         follower.follow(&name, None);
         let live = next_about(&mut updates, "live").await;
 
-        append(&home.journal, &name, "first").await;
+        append(&backend.journal, &name, "first").await;
 
         assert_eq!(live, Update::Live { name: name.clone(), head: None });
         let Update::Entries { entries, .. } = next_about(&mut updates, "the first entry").await else {
@@ -267,14 +267,14 @@ on_both! {
 }
 
 on_both! {
-    async fn an_append_says_how_many_links_follow(home) {
+    async fn an_append_says_how_many_links_follow(backend) {
         let name = journal::Name::commands("agent:a".parse().unwrap());
-        let (follower, mut updates) = home.journal.follow();
+        let (follower, mut updates) = backend.journal.follow();
         follower.follow(&name, None);
         next_about(&mut updates, "live").await;
 
-        let appended = home.journal.append(&name, vec![entry("x").once("c1")]).await.unwrap()[0];
-        let again = home.journal.append(&name, vec![entry("x").once("c1")]).await.unwrap()[0];
+        let appended = backend.journal.append(&name, vec![entry("x").with_key("c1")]).await.unwrap()[0];
+        let again = backend.journal.append(&name, vec![entry("x").with_key("c1")]).await.unwrap()[0];
 
         assert_eq!((appended.listeners, again.listeners), (1, 1));
         assert_eq!(appended.offset, again.offset);
@@ -282,14 +282,14 @@ on_both! {
 }
 
 on_both! {
-    async fn events_and_commands_of_a_channel_are_two_journals(home) {
+    async fn events_and_commands_of_a_channel_are_two_journals(backend) {
         let channel: protocol::Channel = "session:two".parse().unwrap();
         let (down, up) = (journal::Name::events(channel.clone()), journal::Name::commands(channel));
 
-        append(&home.journal, &down, "event").await;
-        append(&home.journal, &down, "event").await;
+        append(&backend.journal, &down, "event").await;
+        append(&backend.journal, &down, "event").await;
 
-        assert_eq!(append(&home.journal, &up, "command").await.n, 1);
-        assert_eq!(home.journal.read(&down, Since::Start, 10).await.unwrap().entries.len(), 2);
+        assert_eq!(append(&backend.journal, &up, "command").await.n, 1);
+        assert_eq!(backend.journal.read(&down, Since::Start, 10).await.unwrap().entries.len(), 2);
     }
 }

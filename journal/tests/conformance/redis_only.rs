@@ -4,12 +4,12 @@ use journal::{Journal, Name, Since, Update, Updates};
 use protocol::UNREADABLE;
 use redis::AsyncCommands;
 
-use crate::{Home, append, entry, events, next_about};
+use crate::{Backend, append, entry, events, next_about};
 
-async fn home() -> (Home, redis::aio::MultiplexedConnection) {
-    let home = Home::redis(journal::Retention::default()).await;
-    let connection = home.server.as_ref().expect("a home on redis").connection().await;
-    (home, connection)
+async fn backend() -> (Backend, redis::aio::MultiplexedConnection) {
+    let backend = Backend::redis(journal::Retention::default()).await;
+    let connection = backend.server.as_ref().expect("a backend on redis").connection().await;
+    (backend, connection)
 }
 
 fn key(name: &Name) -> String {
@@ -26,7 +26,7 @@ async fn next_n(updates: &mut Updates) -> Vec<u64> {
 /// F14
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flushed_scripts_are_loaded_again_and_the_order_stays() {
-    let (home, mut connection) = home().await;
+    let (backend, mut connection) = backend().await;
     let name = events("flush");
     let mut receipts = Vec::new();
 
@@ -35,13 +35,13 @@ async fn flushed_scripts_are_loaded_again_and_the_order_stays() {
             let _: () =
                 redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();
         }
-        receipts.push(home.journal.enqueue(&name, vec![entry(&i.to_string())]).await.unwrap());
+        receipts.push(backend.journal.enqueue(&name, vec![entry(&i.to_string())]).await.unwrap());
     }
     for receipt in receipts {
         receipt.await.unwrap();
     }
 
-    let page = home.journal.read(&name, Since::Start, 1000).await.unwrap();
+    let page = backend.journal.read(&name, Since::Start, 1000).await.unwrap();
     let texts: Vec<&str> = page.entries.iter().map(|entry| &*entry.data).collect();
     let expected: Vec<String> = (0..400).map(|i| format!(r#"{{"delta":"{i}"}}"#)).collect();
     assert_eq!(texts, expected);
@@ -50,37 +50,37 @@ async fn flushed_scripts_are_loaded_again_and_the_order_stays() {
 /// F38
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_foreign_hand_wrote_is_unreadable_but_leaves_no_gap() {
-    let (home, mut connection) = home().await;
+    let (backend, mut connection) = backend().await;
     let name = events("foreign");
-    let (follower, mut updates) = home.journal.follow();
+    let (follower, mut updates) = backend.journal.follow();
     follower.follow(&name, None);
     next_about(&mut updates, "live").await;
-    let epoch = append(&home.journal, &name, "ours").await.epoch;
+    let epoch = append(&backend.journal, &name, "ours").await.epoch;
     assert_eq!(next_n(&mut updates).await, [1]);
 
     let id: String =
         connection.xadd(key(&name), format!("{epoch}-*"), &[("e", b"\xff{")]).await.unwrap();
     assert_eq!(id, format!("{epoch}-2"));
-    append(&home.journal, &name, "ours again").await;
+    append(&backend.journal, &name, "ours again").await;
 
     assert_eq!(next_n(&mut updates).await, [2, 3]);
-    let page = home.journal.read(&name, Since::Start, 10).await.unwrap();
+    let page = backend.journal.read(&name, Since::Start, 10).await.unwrap();
     let names: Vec<&str> = page.entries.iter().map(|entry| &*entry.name).collect();
     assert_eq!(names, ["text_delta", UNREADABLE, "text_delta"]);
 }
 
-/// A bell that is lost costs time, never an entry, even if it was the last one.
+/// A notification that is lost costs time, never an entry, even if it was the last one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_last_entry_whose_bell_was_lost_is_found() {
-    let (home, mut connection) = home().await;
+    let (backend, mut connection) = backend().await;
     let name = events("silent");
-    let (follower, mut updates) = home.journal.follow();
+    let (follower, mut updates) = backend.journal.follow();
     follower.follow(&name, None);
     next_about(&mut updates, "live").await;
-    let epoch = append(&home.journal, &name, "heard").await.epoch;
+    let epoch = append(&backend.journal, &name, "heard").await.epoch;
     assert_eq!(next_n(&mut updates).await, [1]);
 
-    // Appended, but not published: what is left of an append whose bell did not get through.
+    // Appended, but not published: what is left of an append whose notification did not get through.
     let row = "1795225059349123 text_delta - {\"delta\":\"unheard\"}";
     let _: String = connection.xadd(key(&name), format!("{epoch}-*"), &[("e", row)]).await.unwrap();
 
@@ -90,9 +90,9 @@ async fn a_last_entry_whose_bell_was_lost_is_found() {
 /// F10
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_link_is_remade_and_misses_nothing() {
-    let (home, mut connection) = home().await;
+    let (backend, mut connection) = backend().await;
     let name = events("killed");
-    let (follower, mut updates) = home.journal.follow();
+    let (follower, mut updates) = backend.journal.follow();
     follower.follow(&name, None);
     next_about(&mut updates, "live").await;
 
@@ -102,7 +102,7 @@ async fn a_killed_link_is_remade_and_misses_nothing() {
             let kill = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").to_owned();
             let _: u64 = kill.query_async(&mut connection).await.unwrap();
         }
-        append(&home.journal, &name, &i.to_string()).await;
+        append(&backend.journal, &name, &i.to_string()).await;
     }
     while seen.len() < 300 {
         seen.extend(next_n(&mut updates).await);
@@ -114,16 +114,16 @@ async fn a_killed_link_is_remade_and_misses_nothing() {
 /// F09: what was acknowledged is lost, and nothing that is kept can close the hole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_lost_everything_is_told_apart_by_its_epoch() {
-    let (home, mut connection) = home().await;
+    let (backend, mut connection) = backend().await;
     let name = events("lost");
-    let (follower, mut updates) = home.journal.follow();
+    let (follower, mut updates) = backend.journal.follow();
     follower.follow(&name, None);
     next_about(&mut updates, "live").await;
-    let before = append(&home.journal, &name, "1").await;
+    let before = append(&backend.journal, &name, "1").await;
     assert_eq!(next_n(&mut updates).await, [1]);
 
     let _: () = redis::cmd("FLUSHALL").query_async(&mut connection).await.unwrap();
-    let after = append(&home.journal, &name, "2").await;
+    let after = append(&backend.journal, &name, "2").await;
 
     assert_ne!(before.epoch, after.epoch);
     let reset = next_about(&mut updates, "a reset").await;

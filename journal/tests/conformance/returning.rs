@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{AgentDesk, AppendError, Journal, Keeper, LEASE, Name, Parent, Take};
+use journal::{AgentSession, AppendError, Journal, LEASE, Name, Parent, Reaper, Take};
 use serde_json::{Value, json};
 
 use crate::gate::{Gate, proxy};
-use crate::keepers::{losses, poll_for};
+use crate::reaper::{losses, poll_for};
 use crate::states::{agent, channel, command};
 use crate::{Server, entry};
 
-async fn say(desk: &AgentDesk, frame: Value) -> Value {
+async fn say(desk: &AgentSession, frame: Value) -> Value {
     let frame = serde_json::from_value(frame).unwrap();
     let hears = desk.begin(frame).await.await;
     serde_json::from_str(&hears.to_text()).unwrap()
@@ -23,9 +23,9 @@ async fn say(desk: &AgentDesk, frame: Value) -> Value {
 async fn an_agent_that_has_come_back_elsewhere_is_not_let_lapse() {
     let server = Server::start().await;
     let [one, two, third] = [(); 3].map(|()| Journal::open(&server.url()).unwrap());
-    let mut keeper = Keeper::new(third.clone());
-    poll_for(&mut keeper, LEASE + Duration::from_secs(1)).await;
-    let (before, after) = (AgentDesk::new(one, "a"), AgentDesk::new(two, "a"));
+    let mut reaper = Reaper::new(third.clone());
+    poll_for(&mut reaper, LEASE + Duration::from_secs(1)).await;
+    let (before, after) = (AgentSession::new(one, "a"), AgentSession::new(two, "a"));
     let said = say(&before, json!({"type": "lease", "id": 1, "channel": "agent:a"})).await;
     let incarnation = said["data"]["incarnation"].as_u64().unwrap();
     // As the client restores it on the new connection.
@@ -33,9 +33,9 @@ async fn an_agent_that_has_come_back_elsewhere_is_not_let_lapse() {
     let said = say(&after, back).await;
     assert_eq!(said["type"], "ack", "{said}");
 
-    // What `keep` in relay/src/doors/agents.rs does after 12 to 13 s of silence.
+    // What `keep` in relay/src/routes/agents.rs does after 12 to 13 s of silence.
     before.let_lapse(LEASE.saturating_sub(Duration::from_millis(12_500))).await;
-    poll_for(&mut keeper, Duration::from_secs(6)).await;
+    poll_for(&mut reaper, Duration::from_secs(6)).await;
 
     let lost = losses(&third, &channel("agent:a")).await;
     assert!(lost.is_empty(), "it lives, behind the other replica: {lost:?}");
@@ -56,8 +56,10 @@ async fn an_agent_that_comes_back_to_the_first_replica_is_not_fenced() {
                 .unwrap(),
             lease.holder(),
         );
-        let said =
-            journal.as_producer(holder).append(&own, vec![entry("x").once(format!("a.{n}"))]).await;
+        let said = journal
+            .as_producer(holder)
+            .append(&own, vec![entry("x").with_key(format!("a.{n}"))])
+            .await;
         assert!(!matches!(said, Err(AppendError::Fenced)), "visit {n}: {said:?}");
         said.unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -68,22 +70,22 @@ async fn an_agent_that_comes_back_to_the_first_replica_is_not_fenced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
     let journal = Journal::in_memory();
-    let mut keeper = Keeper::new(journal.clone());
+    let mut reaper = Reaper::new(journal.clone());
     let parent = Parent { agent_id: "p".into(), run_id: None, session: None };
     journal.adopt(&parent, "a").await.unwrap();
-    let desk = AgentDesk::new(journal.clone(), "a");
+    let desk = AgentSession::new(journal.clone(), "a");
     let lease = json!({"type": "lease", "id": 1, "channel": "agent:a", "data": {"parent": {"agent_id": "p"}}});
     let said = say(&desk, lease).await;
     let incarnation = said["data"]["incarnation"].as_u64().unwrap();
     let note = json!({"type": "note", "id": 2, "channel": "agent:a", "data": {"runs": ["r1"], "channels": ["agent:a", "session:1"]}});
     say(&desk, note).await;
     drop(desk);
-    let desk = AgentDesk::new(journal.clone(), "a");
+    let desk = AgentSession::new(journal.clone(), "a");
     let back = json!({"type": "lease", "id": 3, "channel": "agent:a", "data": {"incarnation": incarnation}});
     say(&desk, back).await;
     let alive = journal.alive().await.unwrap().remove(0);
     drop(desk);
-    poll_for(&mut keeper, LEASE + Duration::from_secs(2)).await;
+    poll_for(&mut reaper, LEASE + Duration::from_secs(2)).await;
     let lost = losses(&journal, &channel("agent:a")).await;
     let children = journal.children(&channel("agent:p"), None).await.unwrap();
     assert_eq!(alive.runs.concat(), "r1");
@@ -95,19 +97,19 @@ async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_said_again_on_the_next_connection_releases() {
     let journal = Journal::in_memory();
-    let mut keeper = Keeper::new(journal.clone());
-    let desk = AgentDesk::new(journal.clone(), "a");
+    let mut reaper = Reaper::new(journal.clone());
+    let desk = AgentSession::new(journal.clone(), "a");
     let said = say(&desk, json!({"type": "lease", "id": 1, "channel": "agent:a"})).await;
     let incarnation = said["data"]["incarnation"].as_u64().unwrap();
     say(&desk, json!({"type": "lease", "id": 2, "channel": "session:1"})).await;
     // The client forgets the lease of the session, says `release`, and the connection breaks.
     drop(desk);
-    let desk = AgentDesk::new(journal.clone(), "a");
+    let desk = AgentSession::new(journal.clone(), "a");
     let back = json!({"type": "lease", "id": 4, "channel": "agent:a", "data": {"incarnation": incarnation}});
     say(&desk, back).await;
     let said = say(&desk, json!({"type": "release", "id": 3, "channel": "session:1"})).await;
     assert_eq!(said["type"], "ack");
-    poll_for(&mut keeper, LEASE + Duration::from_secs(2)).await;
+    poll_for(&mut reaper, LEASE + Duration::from_secs(2)).await;
     let lost = losses(&journal, &channel("session:1")).await;
     let again = say(&desk, json!({"type": "lease", "id": 5, "channel": "session:1"})).await;
     assert!(lost.is_empty());
@@ -146,7 +148,7 @@ async fn a_lease_whose_taking_was_given_up_does_not_end_the_agent() {
     let gates = Arc::new(vec![Gate::new(b"HGETALL")]);
     let port = proxy(Arc::new(AtomicU16::new(server.port)), Arc::clone(&gates)).await;
     let theirs = Journal::open(&format!("redis://127.0.0.1:{port}")).unwrap();
-    let mut keeper = Keeper::new(direct.clone());
+    let mut reaper = Reaper::new(direct.clone());
     let own = agent(&theirs, "a").await;
     let session = channel("session:1");
     gates[0].armed.store(true, Ordering::SeqCst);
@@ -154,7 +156,7 @@ async fn a_lease_whose_taking_was_given_up_does_not_end_the_agent() {
     assert!(tokio::time::timeout(Duration::from_secs(1), joining).await.is_err());
     gates[0].open.add_permits(1);
 
-    poll_for(&mut keeper, LEASE + Duration::from_secs(2)).await;
+    poll_for(&mut reaper, LEASE + Duration::from_secs(2)).await;
     let lost = losses(&direct, &session).await;
     let again = theirs.lease(&session, "a", Some(own.holder().incarnation), None).await;
     assert!(lost.is_empty() && again.is_ok());

@@ -1,8 +1,8 @@
-//! What commands, prompts and leases are told with, on both homes.
+//! What commands, approvals and leases are told with, on both backends.
 
 use std::time::Duration;
 
-use journal::{Command, Fate, Journal, Lease, Name, NewCommand, Since, Status};
+use journal::{Command, CommandOutcome, Journal, Lease, Name, NewCommand, Since, Status};
 use protocol::Channel;
 use uuid::Uuid;
 
@@ -46,6 +46,6 @@ pub(crate) async fn commands(journal: &Journal, channel: &Channel) -> Vec<Comman
     page.entries.iter().map(|entry| Command::read(channel, entry).unwrap()).collect()
 }
 
-pub(crate) fn applied() -> Fate {
-    Fate { status: Status::Applied, detail: Some(r#""ok""#.into()) }
+pub(crate) fn applied() -> CommandOutcome {
+    CommandOutcome { status: Status::Applied, detail: Some(r#""ok""#.into()) }
 }

@@ -74,7 +74,7 @@ pub enum RelayFrame<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         pending: Option<&'a RawValue>,
     },
-    /// A command is in the agent's journal, or a prompt is answered.
+    /// A command is in the agent's journal, or an approval is answered.
     Ack {
         /// The frame this answers.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,7 +191,7 @@ impl<'a> ErrorBody<'a> {
     }
 }
 
-/// How a prompt was decided.
+/// How an approval was decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Resolution {
     /// Who; absent where nobody did in time, or nobody has a name.

@@ -109,7 +109,7 @@ pub enum ClientFrame {
     Pong,
     /// `cancel_agent` and `command`: a command for the agent behind a channel.
     Command(Command),
-    /// `permission_response`, `budget_continue`, `budget_stop`: an answer to a prompt.
+    /// `permission_response`, `budget_continue`, `budget_stop`: an answer to an approval.
     Answer(Answer),
     /// A command that wants a reply.
     Request(Request),
@@ -143,12 +143,12 @@ pub struct Cancels {
     pub reason: Option<String>,
 }
 
-/// An answer to a prompt. It needs no address: the prompt has one.
+/// An answer to an approval. It needs no address: the approval has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Which prompt.
+    /// Which approval.
     pub request_id: String,
-    /// What sort of prompt it answers.
+    /// What sort of approval it answers.
     pub asked: Asked,
     /// Allowed, or go on.
     pub allowed: bool,
@@ -162,7 +162,7 @@ pub struct Answer {
     pub command_id: Uuid,
 }
 
-/// What a prompt asks for.
+/// What an approval asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Asked {
     /// May the agent do this?

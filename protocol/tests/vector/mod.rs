@@ -214,7 +214,7 @@ pub(crate) struct Failure {
     retryable: bool,
 }
 
-/// How a prompt was decided.
+/// How an approval was decided.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Resolved {

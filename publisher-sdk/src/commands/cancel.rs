@@ -8,7 +8,7 @@ use journal::Take;
 use serde::Deserialize;
 
 use super::Command;
-use super::desk::Desk;
+use super::consumer::Consumer;
 use super::inbox::Inbox;
 use super::report::Report;
 use crate::reason::Cancellation;
@@ -24,22 +24,23 @@ struct Cancel {
 
 impl Inbox {
     /// Takes a Cancel, applies it, and reports what came of it.
-    pub(super) fn cancel(self: &Arc<Self>, desk: &Arc<Desk>, command: journal::Command) {
-        let is_old = desk.is_old(command.offset);
+    pub(super) fn cancel(self: &Arc<Self>, consumer: &Arc<Consumer>, command: journal::Command) {
+        let is_old = consumer.is_old(command.offset);
         let Some(key) = command.key else {
             return self.cancel_now(command, is_old, Report::none());
         };
-        let Some(membership) = desk.admit_urgent(key).then(|| self.hold(desk)).flatten() else {
+        let Some(membership) = consumer.admit_urgent(key).then(|| self.hold(consumer)).flatten()
+        else {
             return;
         };
-        let (inbox, desk) = (Arc::clone(self), Arc::clone(desk));
+        let (inbox, consumer) = (Arc::clone(self), Arc::clone(consumer));
         self.in_background(async move {
-            match inbox.take(&desk, key, false).await {
+            match inbox.take(&consumer, key, false).await {
                 Some(Take::Yours) => {
                     let report = Report::owed(membership, key, command.is_request);
                     inbox.cancel_now(command, is_old, report);
                 }
-                Some(Take::Gone) => desk.forget(key),
+                Some(Take::Gone) => consumer.forget(key),
                 Some(Take::Fenced) | None => {}
             }
         });

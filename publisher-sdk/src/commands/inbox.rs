@@ -1,7 +1,7 @@
-//! Where commands come in: a desk per channel, and what does not wait in any.
+//! Where commands come in: a consumer per channel, and what does not wait in any.
 //!
-//! [`listener`](super::listener) → **inbox** → [`desk`](super::desk), [`cancel`](super::cancel),
-//! [`prompts`](crate::prompts)
+//! [`listener`](super::listener) → **inbox** → [`consumer`](super::consumer), [`cancel`](super::cancel),
+//! [`approvals`](crate::approvals)
 //!
 //! A channel is followed from the start of its commands: what was sent while no agent was there is
 //! found, and whether it was done already is asked of its state, never guessed.
@@ -19,12 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::desk::{Desk, Head, Outlet};
+use super::consumer::{Consumer, Head, Outlet};
 use super::queue::Queue;
 use super::report::Report;
 use super::{CANCEL, Command};
-use crate::presence::{Presence, RETRY_PAUSE};
-use crate::prompts::{Prompts, Told};
+use crate::approvals::{Approvals, Told};
+use crate::leases::{Leases, RETRY_PAUSE};
 use crate::runs::Runs;
 
 #[derive(Debug)]
@@ -32,11 +32,11 @@ pub(crate) struct Inbox {
     pub(crate) journal: Journal,
     follower: Follower,
     /// Each with how many hold it.
-    desks: Mutex<HashMap<Channel, (usize, Arc<Desk>)>>,
+    consumers: Mutex<HashMap<Channel, (usize, Arc<Consumer>)>>,
     pub(crate) queue: Arc<Queue>,
     pub(super) runs: Arc<Runs>,
-    pub(crate) prompts: Prompts,
-    pub(crate) presence: Arc<Presence>,
+    pub(crate) approvals: Approvals,
+    pub(crate) leases: Arc<Leases>,
     /// Nothing is taken any more.
     pub(crate) stopped: CancellationToken,
     /// Reports and releases under way.
@@ -48,7 +48,7 @@ pub(crate) struct Inbox {
 #[derive(Debug)]
 pub(crate) struct Membership {
     inbox: Arc<Inbox>,
-    desk: Arc<Desk>,
+    consumer: Arc<Consumer>,
 }
 
 impl Membership {
@@ -57,17 +57,17 @@ impl Membership {
     }
 
     pub(crate) fn channel(&self) -> &Channel {
-        &self.desk.channel
+        &self.consumer.channel
     }
 
     pub(super) fn forget(&self, key: Uuid) {
-        self.desk.forget(key);
+        self.consumer.forget(key);
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.inbox.leave(&self.desk);
+        self.inbox.leave(&self.consumer);
     }
 }
 
@@ -91,17 +91,17 @@ impl Inbox {
     pub(crate) fn new(
         journal: Journal,
         follower: Follower,
-        presence: Arc<Presence>,
+        leases: Arc<Leases>,
         runs: Arc<Runs>,
     ) -> Self {
         Self {
             journal,
             follower,
-            desks: Mutex::default(),
+            consumers: Mutex::default(),
             queue: Arc::default(),
             runs,
-            prompts: Prompts::default(),
-            presence,
+            approvals: Approvals::default(),
+            leases,
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
@@ -128,27 +128,27 @@ impl Inbox {
         if self.stopped.is_cancelled() {
             return Err(self.ended());
         }
-        let desk = {
-            let mut desks = self.desks();
-            let (members, desk) = desks.entry(channel.clone()).or_insert_with(|| {
+        let consumer = {
+            let mut consumers = self.consumers();
+            let (members, consumer) = consumers.entry(channel.clone()).or_insert_with(|| {
                 let left = self.stopped.child_token();
-                let desk = Arc::new(Desk::new(channel.clone(), outlet, left));
+                let consumer = Arc::new(Consumer::new(channel.clone(), outlet, left));
                 self.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
-                self.runtime.spawn(Arc::clone(&desk).work(Arc::clone(self)));
-                (0, desk)
+                self.runtime.spawn(Arc::clone(&consumer).work(Arc::clone(self)));
+                (0, consumer)
             });
-            if *members > 0 && desk.is_service() {
+            if *members > 0 && consumer.is_service() {
                 return Err(JoinError::Taken);
             }
             *members += 1;
-            Arc::clone(desk)
+            Arc::clone(consumer)
         };
-        let mut head = desk.head.subscribe();
-        let membership = Membership { inbox: Arc::clone(self), desk };
+        let mut head = consumer.head.subscribe();
+        let membership = Membership { inbox: Arc::clone(self), consumer };
         let mut last = None;
         let joining = async {
             loop {
-                match self.presence.take(channel).await {
+                match self.leases.take(channel).await {
                     Ok(()) => break,
                     Err(LeaseError::Unavailable(unavailable)) => {
                         last = Some(unavailable);
@@ -169,68 +169,73 @@ impl Inbox {
     }
 
     fn ended(&self) -> JoinError {
-        if self.presence.fenced().is_cancelled() { JoinError::Fenced } else { JoinError::Closed }
+        if self.leases.fenced().is_cancelled() { JoinError::Fenced } else { JoinError::Closed }
     }
 
-    /// One more who holds the desk; `None` where nobody does any more.
-    pub(super) fn hold(self: &Arc<Self>, desk: &Arc<Desk>) -> Option<Membership> {
-        let mut desks = self.desks();
-        let (members, held) = desks.get_mut(&desk.channel)?;
-        if !Arc::ptr_eq(held, desk) {
+    /// One more who holds the consumer; `None` where nobody does any more.
+    pub(super) fn hold(self: &Arc<Self>, consumer: &Arc<Consumer>) -> Option<Membership> {
+        let mut consumers = self.consumers();
+        let (members, held) = consumers.get_mut(&consumer.channel)?;
+        if !Arc::ptr_eq(held, consumer) {
             return None;
         }
         *members += 1;
-        Some(Membership { inbox: Arc::clone(self), desk: Arc::clone(desk) })
+        Some(Membership { inbox: Arc::clone(self), consumer: Arc::clone(consumer) })
     }
 
-    fn leave(self: &Arc<Self>, desk: &Arc<Desk>) {
-        let channel = &desk.channel;
-        let mut desks = self.desks();
-        let Some((members, _)) = desks.get_mut(channel) else { return };
+    fn leave(self: &Arc<Self>, consumer: &Arc<Consumer>) {
+        let channel = &consumer.channel;
+        let mut consumers = self.consumers();
+        let Some((members, _)) = consumers.get_mut(channel) else { return };
         *members -= 1;
         if *members > 0 {
             return;
         }
-        desks.remove(channel);
-        desk.left.cancel();
+        consumers.remove(channel);
+        consumer.left.cancel();
         self.follower.unfollow(&Name::commands(channel.clone()));
         // The own lease is released last, when all has been said.
-        if channel != self.presence.own() {
+        if channel != self.leases.own() {
             let (inbox, channel) = (Arc::clone(self), channel.clone());
             self.in_background(async move {
-                let is_wanted = || inbox.desks().contains_key(&channel);
-                inbox.presence.leave(&channel, is_wanted).await;
+                let is_wanted = || inbox.consumers().contains_key(&channel);
+                inbox.leases.leave(&channel, is_wanted).await;
             });
         }
     }
 
     pub(super) fn follow_since(&self, channel: &Channel, since: Offset) {
-        let desks = self.desks();
-        if desks.contains_key(channel) {
+        let consumers = self.consumers();
+        if consumers.contains_key(channel) {
             let name = Name::commands(channel.clone());
             self.follower.follow(&name, Some(Since::Offset(since)));
         }
     }
 
-    /// Takes a command, however long Redis is away; `None` where the desk is left meanwhile.
-    pub(super) async fn take(&self, desk: &Desk, key: Uuid, is_idempotent: bool) -> Option<Take> {
-        let holder = self.presence.holder();
+    /// Takes a command, however long Redis is away; `None` where the consumer is left meanwhile.
+    pub(super) async fn take(
+        &self,
+        consumer: &Consumer,
+        key: Uuid,
+        is_idempotent: bool,
+    ) -> Option<Take> {
+        let holder = self.leases.holder();
         loop {
-            match self.journal.take(&desk.channel, key, holder, is_idempotent).await {
+            match self.journal.take(&consumer.channel, key, holder, is_idempotent).await {
                 Ok(Take::Fenced) => {
-                    self.presence.fenced().cancel();
+                    self.leases.fenced().cancel();
                     return Some(Take::Fenced);
                 }
                 Ok(taken) => return Some(taken),
-                Err(_) => desk.left.run_until_cancelled(sleep(RETRY_PAUSE)).await?,
+                Err(_) => consumer.left.run_until_cancelled(sleep(RETRY_PAUSE)).await?,
             }
         }
     }
 
     /// The channel is followed; `head` is its newest command.
     pub(super) fn went_live(&self, channel: &Channel, head: Option<Offset>) {
-        if let Some((_, desk)) = self.desks().get(channel) {
-            desk.head.send_if_modified(|known| {
+        if let Some((_, consumer)) = self.consumers().get(channel) {
+            consumer.head.send_if_modified(|known| {
                 let first = matches!(known, Head::Unknown);
                 if first {
                     *known = Head::Known(head);
@@ -242,7 +247,9 @@ impl Inbox {
 
     /// An entry of the channel's commands journal.
     pub(super) fn take_in(self: &Arc<Self>, channel: &Channel, entry: &Entry) {
-        let Some(desk) = self.desks().get(channel).map(|(_, desk)| Arc::clone(desk)) else {
+        let Some(consumer) =
+            self.consumers().get(channel).map(|(_, consumer)| Arc::clone(consumer))
+        else {
             return;
         };
         let Some(command) = journal::Command::read(channel, entry) else {
@@ -250,21 +257,21 @@ impl Inbox {
             tracing::warn!(%channel, %offset, "a command cannot be read and is not done");
             return;
         };
-        let is_cancel = &*command.name == CANCEL && !command.is_request && !desk.is_service();
+        let is_cancel = &*command.name == CANCEL && !command.is_request && !consumer.is_service();
         if command.key.is_none() {
             // It tells of a state, or comes from a relay that keeps none.
-            let is_new = !desk.is_old(command.offset) && desk.is_first(&command.command_id);
+            let is_new = !consumer.is_old(command.offset) && consumer.is_first(&command.command_id);
             if let Some(told) = Told::read(&command) {
-                self.prompts.tell(self.presence.holder(), told);
+                self.approvals.tell(self.leases.holder(), told);
             } else if is_cancel && is_new {
-                self.cancel(&desk, command);
-            } else if is_new && !desk.is_service() {
+                self.cancel(&consumer, command);
+            } else if is_new && !consumer.is_service() {
                 self.queue.show(Command::new(command, Report::none()));
             }
         } else if is_cancel {
-            self.cancel(&desk, command);
+            self.cancel(&consumer, command);
         } else {
-            desk.admit(command);
+            consumer.admit(command);
         }
     }
 
@@ -287,7 +294,7 @@ impl Inbox {
         self.tasks.spawn_on(task, &self.runtime);
     }
 
-    fn desks(&self) -> MutexGuard<'_, HashMap<Channel, (usize, Arc<Desk>)>> {
-        self.desks.lock().expect("no code panics with this lock held")
+    fn consumers(&self) -> MutexGuard<'_, HashMap<Channel, (usize, Arc<Consumer>)>> {
+        self.consumers.lock().expect("no code panics with this lock held")
     }
 }

@@ -1,4 +1,4 @@
-//! The one task that listens: hands what the journals say to the inbox, and never waits for anyone.
+//! The one task that listens: permits what the journals say to the inbox, and never waits for anyone.
 //!
 //! [`journal`] → **listener** → [`inbox`](super::inbox)
 
@@ -22,7 +22,7 @@ pub(crate) async fn listen(mut updates: Updates, inbox: Arc<Inbox>) {
                 }
             }
             // Agents wait for no answers.
-            Update::Rung { .. } => {}
+            Update::Notified { .. } => {}
             // Everything retained follows; whether it was done is asked of its state.
             Update::Reset { name, reason, .. } => tracing::warn!(
                 channel = %name.channel,

@@ -1,8 +1,8 @@
 //! ▲ Up: what people ask of the agent, on its way to whoever does it.
 //!
-//! [`journal`] → **[`listener`] → [`inbox`] → [`desk`]** → [`Commands`],
+//! [`journal`] → **[`listener`] → [`inbox`] → [`consumer`]** → [`Commands`],
 //! [`service`](crate::service); a Cancel → [`Run`](crate::Run); an answer →
-//! [`prompts`](crate::prompts)
+//! [`approvals`](crate::approvals)
 //!
 //! A command is done at most once, over every crash: it is taken, in one atomic step that only one
 //! agent can make, before it is handed out. What nobody takes stays in its journal, for an agent
@@ -10,7 +10,7 @@
 //! reason.
 
 mod cancel;
-pub(crate) mod desk;
+pub(crate) mod consumer;
 pub(crate) mod inbox;
 pub(crate) mod listener;
 pub(crate) mod progress;

@@ -56,7 +56,7 @@ impl Progress {
 
 impl Saying {
     async fn run(&self) {
-        let holder = self.inbox.presence.holder();
+        let holder = self.inbox.leases.holder();
         while let Some(data) = self.take() {
             let said = self.inbox.journal.progress(&self.channel, self.key, holder, &data).await;
             if let Err(error) = said {

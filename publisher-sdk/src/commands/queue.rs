@@ -1,6 +1,6 @@
 //! Where commands are handed out: as many are taken as somebody waits for, and no more.
 //!
-//! [`desk`](super::desk) → **queue** → [`Commands`](crate::Commands)
+//! [`consumer`](super::consumer) → **queue** → [`Commands`](crate::Commands)
 //!
 //! A command that nobody asks for stays in its journal: other agents may take it, it may expire, and
 //! whoever sent it sees that.
@@ -19,7 +19,7 @@ const SHOWN_MAX: usize = 256;
 pub(crate) struct Queue {
     state: Mutex<State>,
     /// Rings for those who wait for a command.
-    bell: Notify,
+    wakeup: Notify,
     /// Rings for those who wait for somebody to want one.
     demand: Notify,
 }
@@ -48,7 +48,7 @@ impl Place {
             return Err(Box::new(command));
         }
         state.ready.push_back(command);
-        self.queue.bell.notify_one();
+        self.queue.wakeup.notify_one();
         Ok(())
     }
 }
@@ -103,20 +103,20 @@ impl Queue {
         let mut state = self.state();
         if !state.is_closed && state.ready.len() < SHOWN_MAX {
             state.ready.push_back(command);
-            self.bell.notify_one();
+            self.wakeup.notify_one();
         }
     }
 
     pub(super) async fn next(&self) -> Option<Command> {
         let _want = Want::begin(self);
         loop {
-            let rung = self.bell.notified();
+            let rung = self.wakeup.notified();
             {
                 let mut state = self.state();
                 if let Some(command) = state.ready.pop_front() {
                     if !state.ready.is_empty() {
                         // One ring may stand for several commands: the next taker must not sleep.
-                        self.bell.notify_one();
+                        self.wakeup.notify_one();
                     }
                     return Some(command);
                 }
@@ -135,7 +135,7 @@ impl Queue {
             state.is_closed = true;
             state.ready.drain(..).collect()
         };
-        self.bell.notify_waiters();
+        self.wakeup.notify_waiters();
         self.demand.notify_waiters();
         left
     }

@@ -2,14 +2,14 @@
 //!
 //! [`Command`](super::Command), [`service`](crate::service) → **report** → [`journal`]
 
-use journal::{Fate, Status};
+use journal::{CommandOutcome, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::inbox::Membership;
 use super::progress::Progress;
-use crate::presence::RETRY_PAUSE;
+use crate::leases::RETRY_PAUSE;
 use crate::reason::within_bounds;
 
 /// Why a request is not answered with a result.
@@ -120,13 +120,13 @@ impl Report {
     /// Made in the background, however long Redis is away; closing the agent waits for it.
     fn make(&mut self, status: Status, detail: impl FnOnce(bool) -> Option<Box<str>>) {
         let Some(Owed { membership, key, is_request, .. }) = self.0.take() else { return };
-        let fate = Fate { status, detail: detail(is_request) };
+        let outcome = CommandOutcome { status, detail: detail(is_request) };
         let inbox = std::sync::Arc::clone(membership.inbox());
         let making = async move {
             let (inbox, channel) = (membership.inbox(), membership.channel());
-            let holder = inbox.presence.holder();
+            let holder = inbox.leases.holder();
             loop {
-                match inbox.journal.finish(channel, key, holder, &fate).await {
+                match inbox.journal.finish(channel, key, holder, &outcome).await {
                     Ok(true) => break,
                     Ok(false) => {
                         tracing::debug!(%channel, %key, "a report came too late");
@@ -137,7 +137,7 @@ impl Report {
             }
             membership.forget(key);
         };
-        let fenced = inbox.presence.fenced().clone();
+        let fenced = inbox.leases.fenced().clone();
         inbox.in_background(async move {
             // Whoever declared the agent lost has answered.
             fenced.run_until_cancelled(making).await;

@@ -37,7 +37,7 @@ pub(crate) struct Buffer {
     room: Semaphore,
     limit: usize,
     /// Rings when the writer has something to look at.
-    pub(super) bell: Notify,
+    pub(super) wakeup: Notify,
     window: Duration,
     began: Instant,
     /// The agent is no longer who it was.
@@ -46,7 +46,7 @@ pub(crate) struct Buffer {
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: HashMap<Channel, Lane>,
+    channels: HashMap<Channel, ChannelBuffer>,
     /// Channels that may be written, in the order in which they became so.
     ready: VecDeque<Channel>,
     /// When deltas that wait become due.
@@ -73,7 +73,7 @@ struct Failed {
 
 /// One channel.
 #[derive(Debug, Default)]
-struct Lane {
+struct ChannelBuffer {
     batch: Batch,
     /// An append of this channel waits for room in the journal's buffer: nothing may overtake it.
     is_placing: bool,
@@ -82,7 +82,7 @@ struct Lane {
     is_ready: bool,
 }
 
-impl Lane {
+impl ChannelBuffer {
     fn may_be_written(&self) -> bool {
         let wants = self.batch.has_event() || (self.batch.is_due() && self.unanswered == 0);
         wants && !self.is_placing
@@ -95,7 +95,7 @@ impl Buffer {
             state: Mutex::default(),
             room: Semaphore::new(limit),
             limit,
-            bell: Notify::new(),
+            wakeup: Notify::new(),
             window,
             began: Instant::now(),
             fenced,
@@ -154,25 +154,25 @@ impl Buffer {
             self.room.add_permits(taken);
             return Err(self.refusal());
         }
-        let State { lanes, generation, unsettled, tick_at, .. } = &mut *state;
-        let lane = lanes.entry(channel.clone()).or_default();
+        let State { channels, generation, unsettled, tick_at, .. } = &mut *state;
+        let buffered = channels.entry(channel.clone()).or_default();
         for body in &pieces {
-            let added = lane.batch.delta(tick, *generation, &tail, body);
+            let added = buffered.batch.delta(tick, *generation, &tail, body);
             used += added.cost;
             if added.is_new {
                 *unsettled.entry(*generation).or_default() += 1;
             }
         }
         if self.window.is_zero() {
-            lane.batch.tick();
+            buffered.batch.tick();
         }
-        let must_tick = !lane.batch.is_due() && tick_at.is_none() && !lane.batch.is_empty();
+        let must_tick = !buffered.batch.is_due() && tick_at.is_none() && !buffered.batch.is_empty();
         if must_tick {
             let nanos = self.tick_length().as_nanos() as u64 * (tick + 1);
             *tick_at = Some(self.began + Duration::from_nanos(nanos));
         }
         if state.make_ready(channel) || must_tick {
-            self.bell.notify_one();
+            self.wakeup.notify_one();
         }
         self.room.add_permits(taken - used);
         Ok(())
@@ -206,7 +206,7 @@ impl Buffer {
             state.answer_flushes();
             flushed
         };
-        self.bell.notify_one();
+        self.wakeup.notify_one();
         let Err(_) = flushed.await;
     }
 
@@ -214,17 +214,17 @@ impl Buffer {
     pub(super) fn fence(&self) {
         self.close();
         let mut refused = Vec::new();
-        for (channel, lane) in &mut self.state().lanes {
-            while !lane.batch.is_empty() {
-                lane.unanswered += 1;
-                let tickets = lane.batch.take().into_iter().map(|(_, ticket)| ticket).collect();
+        for (channel, buffered) in &mut self.state().channels {
+            while !buffered.batch.is_empty() {
+                buffered.unanswered += 1;
+                let tickets = buffered.batch.take().into_iter().map(|(_, ticket)| ticket).collect();
                 refused.push((channel.clone(), tickets));
             }
         }
         for (channel, tickets) in refused {
             self.settled(&channel, tickets, Err(AppendError::Fenced));
         }
-        self.bell.notify_one();
+        self.wakeup.notify_one();
     }
 
     pub(super) fn fenced(&self) -> &CancellationToken {
@@ -242,7 +242,7 @@ impl Buffer {
         state.is_closed = true;
         state.seal();
         self.room.close();
-        self.bell.notify_one();
+        self.wakeup.notify_one();
     }
 
     /// How many entries have been put in and are not settled.
@@ -286,10 +286,10 @@ impl Buffer {
         }
         let generation = state.generation;
         *state.unsettled.entry(generation).or_default() += 1;
-        let lane = state.lanes.entry(channel.clone()).or_default();
-        lane.batch.event(cost, entry, generation, answer);
+        let buffered = state.channels.entry(channel.clone()).or_default();
+        buffered.batch.event(cost, entry, generation, answer);
         if state.make_ready(channel) {
-            self.bell.notify_one();
+            self.wakeup.notify_one();
         }
         Ok(())
     }
@@ -313,12 +313,12 @@ impl Buffer {
     pub(super) fn next_append(&self) -> Option<(Channel, Vec<(NewEntry, Ticket)>)> {
         let mut state = self.state();
         while let Some(channel) = state.ready.pop_front() {
-            let Some(lane) = state.lanes.get_mut(&channel) else { continue };
-            lane.is_ready = false;
-            if lane.may_be_written() {
-                lane.is_placing = true;
-                lane.unanswered += 1;
-                let entries = lane.batch.take();
+            let Some(buffered) = state.channels.get_mut(&channel) else { continue };
+            buffered.is_ready = false;
+            if buffered.may_be_written() {
+                buffered.is_placing = true;
+                buffered.unanswered += 1;
+                let entries = buffered.batch.take();
                 return Some((channel, entries));
             }
         }
@@ -328,8 +328,8 @@ impl Buffer {
     /// The append has its place in the journal's order.
     pub(super) fn placed(&self, channel: &Channel) {
         let mut state = self.state();
-        if let Some(lane) = state.lanes.get_mut(channel) {
-            lane.is_placing = false;
+        if let Some(buffered) = state.channels.get_mut(channel) {
+            buffered.is_placing = false;
         }
         state.make_ready(channel);
     }
@@ -371,14 +371,16 @@ impl Buffer {
                 state.failed.last = Some(error.clone());
             }
         }
-        if let Some(lane) = state.lanes.get_mut(channel) {
-            lane.unanswered -= 1;
+        if let Some(buffered) = state.channels.get_mut(channel) {
+            buffered.unanswered -= 1;
         }
         state.make_ready(channel);
         state.answer_flushes();
         if tick >= state.swept_at + SWEEP_TICKS {
             state.swept_at = tick;
-            state.lanes.retain(|_, lane| !lane.batch.cool(tick) || lane.unanswered > 0);
+            state
+                .channels
+                .retain(|_, buffered| !buffered.batch.cool(tick) || buffered.unanswered > 0);
         }
     }
 
@@ -390,10 +392,10 @@ impl Buffer {
             return Some(at);
         }
         state.tick_at = None;
-        let State { lanes, ready, .. } = &mut *state;
-        for (channel, lane) in lanes {
-            lane.batch.tick();
-            make_ready(lane, channel, ready);
+        let State { channels, ready, .. } = &mut *state;
+        for (channel, buffered) in channels {
+            buffered.batch.tick();
+            make_ready(buffered, channel, ready);
         }
         None
     }
@@ -415,7 +417,7 @@ impl Buffer {
             );
         }
         (state.is_closed, state.is_stopped) = (true, true);
-        state.lanes.clear();
+        state.channels.clear();
         state.flushes.clear();
         self.room.close();
     }
@@ -424,15 +426,15 @@ impl Buffer {
 impl State {
     /// Nothing joins what is in, and all of it is due.
     fn seal(&mut self) {
-        for (channel, lane) in &mut self.lanes {
-            lane.batch.seal();
-            make_ready(lane, channel, &mut self.ready);
+        for (channel, buffered) in &mut self.channels {
+            buffered.batch.seal();
+            make_ready(buffered, channel, &mut self.ready);
         }
     }
 
     fn make_ready(&mut self, channel: &Channel) -> bool {
-        let lane = self.lanes.get_mut(channel);
-        lane.is_some_and(|lane| make_ready(lane, channel, &mut self.ready))
+        let buffered = self.channels.get_mut(channel);
+        buffered.is_some_and(|buffered| make_ready(buffered, channel, &mut self.ready))
     }
 
     fn answer_flushes(&mut self) {
@@ -441,10 +443,14 @@ impl State {
     }
 }
 
-fn make_ready(lane: &mut Lane, channel: &Channel, ready: &mut VecDeque<Channel>) -> bool {
-    let is_new = lane.may_be_written() && !lane.is_ready;
+fn make_ready(
+    buffered: &mut ChannelBuffer,
+    channel: &Channel,
+    ready: &mut VecDeque<Channel>,
+) -> bool {
+    let is_new = buffered.may_be_written() && !buffered.is_ready;
     if is_new {
-        lane.is_ready = true;
+        buffered.is_ready = true;
         ready.push_back(channel.clone());
     }
     is_new

@@ -55,7 +55,7 @@ pub(crate) async fn write(buffer: Arc<Buffer>, journal: Journal) {
                 is_refusing = true;
                 buffer.fence();
             }
-            () = buffer.bell.notified() => {}
+            () = buffer.wakeup.notified() => {}
             () = until(tick) => {}
         }
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::stage::{
-    PATIENCE, Way, command, ended, events, fate, new_command, next, nobody_is_on, request,
+use crate::cluster::{
+    PATIENCE, Way, command, ended, events, new_command, next, nobody_is_on, outcome, request,
     statuses, until,
 };
 use journal::{Name, NewEntry, Status};
@@ -126,7 +126,7 @@ async fn the_same_command_happens_once(way: Way) {
         assert_eq!(command.name, expected);
         command.applied();
     }
-    assert_eq!(fate(&journal, "agent:a", keys[0]).await.0, Status::Applied);
+    assert_eq!(outcome(&journal, "agent:a", keys[0]).await.0, Status::Applied);
 }
 
 async fn a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_nothing(way: Way) {
@@ -179,7 +179,7 @@ async fn a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later(way
     let mut commands = agent.commands();
     assert_eq!(next(&mut commands).await.name, "patient");
 
-    assert_eq!(fate(&journal, "agent:a", key).await.0, Status::Expired);
+    assert_eq!(outcome(&journal, "agent:a", key).await.0, Status::Expired);
 }
 
 async fn a_wish_for_a_command_that_is_given_up_loses_none(way: Way) {
@@ -241,12 +241,12 @@ async fn a_request_is_answered_with_a_result_or_with_a_typed_error(way: Way) {
     drop(next(&mut commands).await);
 
     assert_eq!(
-        fate(&journal, "session:s", asked).await,
+        outcome(&journal, "session:s", asked).await,
         (Status::Applied, json!({"name": "large"}))
     );
     let busy = json!({"code": "busy", "message": "later", "retryable": true});
-    assert_eq!(fate(&journal, "agent:a", refused).await, (Status::Rejected, busy));
-    let dropped = fate(&journal, "agent:a", dropped).await;
+    assert_eq!(outcome(&journal, "agent:a", refused).await, (Status::Rejected, busy));
+    let dropped = outcome(&journal, "agent:a", dropped).await;
     assert_eq!((dropped.0, &dropped.1["code"]), (Status::Rejected, &json!("rejected")));
     assert!(events(&journal, "agent:a").await.is_empty(), "a request is nobody else's business");
 }

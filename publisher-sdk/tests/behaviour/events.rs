@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::stage::{PATIENCE, Way, event, events, said, times};
+use crate::cluster::{PATIENCE, Way, event, events, said, times};
 use publisher_sdk::vocabulary::{TextComplete, ToolStart};
 use publisher_sdk::{Agent, FlushError, OpenError, PublishError, Reason};
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::stage::{PATIENCE, Way, command, ended, events, next, nobody_is_on, until};
+use crate::cluster::{PATIENCE, Way, command, ended, events, next, nobody_is_on, until};
 use publisher_sdk::{Agent, AskError, OpenError, PermissionRequest, PublishError, Reason};
 use serde_json::json;
 use tokio::time::timeout;
@@ -23,7 +23,7 @@ async fn of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it(way
     let mut commands = old.commands();
     let asking = session.ask_permission(PermissionRequest::new("Bash", "ls", "Lists"));
     let pressed = async {
-        crate::stage::event(&journal, "session:s", "permission_request").await;
+        crate::cluster::event(&journal, "session:s", "permission_request").await;
         let new = way.enter(Agent::options().id("a")).await;
         let opened = new.session("s").await.unwrap();
         // The older one is told by whatever it does first, and by its next renewal.

@@ -3,8 +3,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong in a test ends it")]
 
-#[path = "../stage/mod.rs"]
-mod stage;
+#[path = "../cluster/mod.rs"]
+mod cluster;
 
 /// Makes a test of each function named, for each way in.
 macro_rules! on_every_way {
@@ -19,17 +19,17 @@ macro_rules! on_every_way {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    super::$test($crate::stage::Way::$way().await).await;
+                    super::$test($crate::cluster::Way::$way().await).await;
                 }
             )+
         }
     };
 }
 
+mod approvals;
 mod commands;
 mod events;
 mod leases;
-mod prompts;
 mod runs;
 mod services;
 mod time;

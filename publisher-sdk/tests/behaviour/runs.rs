@@ -1,6 +1,6 @@
 //! A run always has an end that everybody hears of, once.
 
-use crate::stage::{Way, events, until};
+use crate::cluster::{Way, events, until};
 use publisher_sdk::{Agent, Reason, ScopeError};
 use serde_json::Value;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::stage::{PATIENCE, Way, events, fate, new_command, nobody_is_on, request, until};
+use crate::cluster::{PATIENCE, Way, events, new_command, nobody_is_on, outcome, request, until};
 use journal::{Status, Update};
 use publisher_sdk::{Agent, OpenError, RequestError};
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
         ("sums.mul", json!(null), Status::Rejected, "code", json!("no_method")),
     ] {
         let key = request(&journal, SUMS, method, params).await;
-        let (found, detail) = fate(&journal, SUMS, key).await;
+        let (found, detail) = outcome(&journal, SUMS, key).await;
         assert_eq!((found, &detail[field]), (status, &value), "{method}: {detail}");
     }
     assert!(events(&journal, "agent:a").await.is_empty());
@@ -86,14 +86,14 @@ async fn whoever_waits_hears_how_far_a_request_has_come(way: Way) {
 
     let mut rung = async || loop {
         let update = timeout(PATIENCE, updates.next()).await.expect("a ring").unwrap();
-        if let Update::Rung { text } = update {
+        if let Update::Notified { text } = update {
             return text.to_string();
         }
     };
     assert_eq!(rung().await, format!("{key} {{\"done\":1}}"));
     gate.add_permits(1);
     while rung().await != key.to_string() {}
-    assert_eq!(fate(&journal, SUMS, key).await, (Status::Applied, json!(1)));
+    assert_eq!(outcome(&journal, SUMS, key).await, (Status::Applied, json!(1)));
 }
 
 async fn each_request_goes_to_one_worker_with_a_free_hand(way: Way) {
@@ -131,7 +131,7 @@ async fn each_request_goes_to_one_worker_with_a_free_hand(way: Way) {
     gate.add_permits(20);
 
     for key in keys {
-        assert_eq!(fate(journal, SUMS, key).await.0, Status::Applied);
+        assert_eq!(outcome(journal, SUMS, key).await.0, Status::Applied);
     }
     assert_eq!((most.load(Ordering::SeqCst), done.load(Ordering::SeqCst)), (4, 20));
 }
@@ -157,11 +157,11 @@ async fn a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_o
     let staying = worker(&way, "staying").await;
     let closing = tokio::spawn(leaving.close());
     let _other = staying.serve("sums", async |_| Ok(json!("staying"))).await.unwrap();
-    assert_eq!(fate(journal, SUMS, second).await, (Status::Applied, json!("staying")));
+    assert_eq!(outcome(journal, SUMS, second).await, (Status::Applied, json!("staying")));
     gate.add_permits(1);
 
     closing.await.unwrap().unwrap();
-    assert_eq!(fate(journal, SUMS, first).await, (Status::Applied, json!("leaving")));
+    assert_eq!(outcome(journal, SUMS, first).await, (Status::Applied, json!("leaving")));
 }
 
 /// As after a crash: a successor of the same id settles what was begun.
@@ -190,7 +190,7 @@ async fn what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_
         let successor = worker(&way, "w").await;
         let _successor = successor.serve("sums", async |_| Ok(json!("w"))).await.unwrap();
 
-        let (status, detail) = fate(journal, SUMS, key).await;
+        let (status, detail) = outcome(journal, SUMS, key).await;
         if is_idempotent {
             assert_eq!(status, Status::Applied, "{detail}");
         } else {

@@ -6,7 +6,7 @@ use journal::Journal;
 use publisher_sdk::{Agent, PermissionRequest};
 use tokio::time::{sleep, timeout};
 
-use crate::stage::{events, said};
+use crate::cluster::{events, said};
 
 const TICK: Duration = Duration::from_millis(50);
 

@@ -1,15 +1,15 @@
 //! ▲ Up: from what a person asks to the agent's commands journal, and back with what became of it.
 //!
 //! 1. a command, here, and what a Cancel [reaches](cancel) besides;
-//! 2. an answer to a [prompt](prompts): the first one wins;
+//! 2. an answer to a [approval](approvals): the first one wins;
 //! 3. a [request], whose reply [rings](replies) at this replica.
 //!
 //! Nothing but a command frame becomes a command: no path leads here from a closing connection. Everything
 //! that must survive this process stands in the journal, so any other replica can go on with it.
 
+mod approvals;
 mod cancel;
 mod offers;
-mod prompts;
 mod replies;
 mod request;
 
@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use journal::{Fate, Journal, NewCommand, SendError, Sent, Status, Unavailable};
+use journal::{CommandOutcome, Journal, NewCommand, SendError, Sent, Status, Unavailable};
 use protocol::frame::{Command, Refusal, RelayFrame};
 use protocol::{Channel, DataError, ErrorCode, Kind, check_data};
 use serde_json::value::RawValue;
@@ -70,7 +70,7 @@ impl Accepted {
 
 impl Commands {
     /// Begins to listen for replies; ends with `shutdown`.
-    /// Messages for connections, which are rung at the same address, go to `messages`.
+    /// Messages for connections, which are notified at the same address, go to `messages`.
     pub(crate) fn start(
         journal: &Journal,
         messages: mpsc::Sender<(u64, String)>,
@@ -80,19 +80,19 @@ impl Commands {
         Self { journal: journal.clone(), replies }
     }
 
-    /// Where this replica is rung.
+    /// Where this replica is notified.
     pub(crate) fn address(&self) -> &str {
         self.replies.address()
     }
 
     /// Rings the replica at `address` with a frame for its connection `number`; whether it is there.
-    pub(crate) async fn ring(
+    pub(crate) async fn notify(
         &self,
         address: &str,
         number: u64,
         frame: &str,
     ) -> Result<bool, Unavailable> {
-        self.journal.ring(address, &format!("{number} {frame}")).await
+        self.journal.notify(address, &format!("{number} {frame}")).await
     }
 
     /// Carries the command to the agent behind its channel.
@@ -134,7 +134,7 @@ impl Commands {
         .await
         .map_err(about)?;
         let accepted = match sent {
-            Ok(Sent { fate: Fate { status, detail }, listeners, .. }) => {
+            Ok(Sent { outcome: CommandOutcome { status, detail }, listeners, .. }) => {
                 let is_queued = listeners == 0 && status == Status::Accepted;
                 let (detail, listeners) = (detail.and_then(raw), listeners + reached);
                 Accepted { command_id, status, detail, listeners, is_queued }
@@ -203,7 +203,7 @@ fn not_sent(error: &SendError, channel: &Channel) -> Refusal {
 
 fn unavailable(error: impl Display) -> Refusal {
     let message = format!(
-        "{error}; it may still be carried out: send it again with the same `command_id` to learn its fate"
+        "{error}; it may still be carried out: send it again with the same `command_id` to learn its outcome"
     );
     Refusal::new(ErrorCode::Unavailable, message)
 }

@@ -1,6 +1,6 @@
 //! ▲ Commands on their way to agents that have no Redis: one follower for all of them on this replica.
 //!
-//! Down to [`doors::agents`](crate::doors): each connection hears the commands of the channels it follows, each
+//! Down to [`routes::agents`](crate::routes): each connection hears the commands of the channels it follows, each
 //! since where it was. Nothing is taken here: the agent takes what it begins.
 
 use std::collections::HashMap;
@@ -72,7 +72,7 @@ impl Offers {
                     listener.heard = None;
                     listener.say(AgentHears::new(AgentNews::Reset).about(&name.channel));
                 }),
-                Update::Link { .. } | Update::Rung { .. } => {}
+                Update::Link { .. } | Update::Notified { .. } => {}
             }
         }
     }

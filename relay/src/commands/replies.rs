@@ -18,13 +18,13 @@ pub(super) struct Replies {
     /// Where messages for connections go.
     messages: mpsc::Sender<(u64, String)>,
     /// By the command's key. The same request may be waited for by several connections.
-    waiting: Mutex<HashMap<Box<str>, Vec<Arc<Bell>>>>,
+    waiting: Mutex<HashMap<Box<str>, Vec<Arc<Notification>>>>,
 }
 
-/// What has rung for one that waits and was not heard yet.
+/// What has notified for one that waits and was not heard yet.
 #[derive(Debug, Default)]
-struct Bell {
-    rung: Notify,
+struct Notification {
+    notified: Notify,
     said: Mutex<Said>,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum Heard {
 pub(super) struct Waiter {
     replies: Arc<Replies>,
     key: Box<str>,
-    bell: Arc<Bell>,
+    notification: Arc<Notification>,
 }
 
 impl Replies {
@@ -64,16 +64,17 @@ impl Replies {
         replies
     }
 
-    /// Where this replica is rung.
+    /// Where this replica is notified.
     pub(super) fn address(&self) -> &str {
         self.follower.address()
     }
 
     /// Begins to wait for the command's reply. To be called before it is sent.
     pub(super) fn wait_for(self: &Arc<Self>, key: Uuid) -> Waiter {
-        let (key, bell): (Box<str>, _) = (key.to_string().into(), Arc::<Bell>::default());
-        self.waiting().entry(key.clone()).or_default().push(Arc::clone(&bell));
-        Waiter { replies: Arc::clone(self), key, bell }
+        let (key, notification): (Box<str>, _) =
+            (key.to_string().into(), Arc::<Notification>::default());
+        self.waiting().entry(key.clone()).or_default().push(Arc::clone(&notification));
+        Waiter { replies: Arc::clone(self), key, notification }
     }
 
     async fn run(self: Arc<Self>, mut updates: Updates, shutdown: CancellationToken) {
@@ -83,7 +84,7 @@ impl Replies {
                 () = shutdown.cancelled() => return,
             };
             match update {
-                Some(Update::Rung { text }) => self.ring(&text),
+                Some(Update::Notified { text }) => self.notify(&text),
                 // What rang while the link was down was not heard: look.
                 Some(Update::Link { up: true }) => self.ring_all(),
                 Some(_) => {}
@@ -94,37 +95,39 @@ impl Replies {
 
     /// A command's key, alone or with how far it has come; or a message for one of the connections here: its
     /// number, and the frame.
-    fn ring(&self, text: &str) {
-        let Some((to, what)) = text.split_once(' ') else { return self.ring_for(text, Bell::look) };
+    fn notify(&self, text: &str) {
+        let Some((to, what)) = text.split_once(' ') else {
+            return self.on_notification(text, Notification::look);
+        };
         match to.parse() {
             // Live only: where too many wait, this one is dropped.
             Ok(number) => drop(self.messages.try_send((number, what.to_owned()))),
-            Err(_) => self.ring_for(to, |bell| bell.progress(what)),
+            Err(_) => self.on_notification(to, |notification| notification.progress(what)),
         }
     }
 
-    fn ring_for(&self, key: &str, ring: impl Fn(&Bell)) {
-        self.waiting().get(key).into_iter().flatten().for_each(|bell| ring(bell));
+    fn on_notification(&self, key: &str, ring: impl Fn(&Notification)) {
+        self.waiting().get(key).into_iter().flatten().for_each(|notification| ring(notification));
     }
 
     fn ring_all(&self) {
-        self.waiting().values().flatten().for_each(|bell| bell.look());
+        self.waiting().values().flatten().for_each(|notification| notification.look());
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Arc<Bell>>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Arc<Notification>>>> {
         self.waiting.lock().expect("no code panics with this lock held")
     }
 }
 
-impl Bell {
+impl Notification {
     fn look(&self) {
         self.said().look = true;
-        self.rung.notify_one();
+        self.notified.notify_one();
     }
 
     fn progress(&self, data: &str) {
         self.said().progress = Some(data.into());
-        self.rung.notify_one();
+        self.notified.notify_one();
     }
 
     fn said(&self) -> MutexGuard<'_, Said> {
@@ -136,17 +139,17 @@ impl Waiter {
     /// What rang since the last time. Cancel-safe.
     pub(super) async fn heard(&self) -> Heard {
         loop {
-            let said = std::mem::take(&mut *self.bell.said());
+            let said = std::mem::take(&mut *self.notification.said());
             match said.progress {
                 // What was said before the end is heard before it.
                 Some(data) => {
                     if said.look {
-                        self.bell.look();
+                        self.notification.look();
                     }
                     return Heard::Progress(data);
                 }
                 None if said.look => return Heard::Look,
-                None => self.bell.rung.notified().await,
+                None => self.notification.notified.notified().await,
             }
         }
     }
@@ -155,9 +158,9 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut waiting = self.replies.waiting();
-        if let Some(bells) = waiting.get_mut(&self.key) {
-            bells.retain(|bell| !Arc::ptr_eq(bell, &self.bell));
-            if bells.is_empty() {
+        if let Some(notifications) = waiting.get_mut(&self.key) {
+            notifications.retain(|notification| !Arc::ptr_eq(notification, &self.notification));
+            if notifications.is_empty() {
                 waiting.remove(&self.key);
             }
         }

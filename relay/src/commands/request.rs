@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use journal::{Fate, NewCommand, SendError, Sent, Status};
+use journal::{CommandOutcome, NewCommand, SendError, Sent, Status};
 use protocol::frame::{ErrorBody, Outcome, Refusal, RelayFrame, Request};
 use protocol::{Channel, ErrorCode, Kind};
 use serde::Deserialize;
@@ -121,24 +121,24 @@ impl Commands {
         let sending = Box::pin(self.journal.send(&new));
         let sent = tokio::time::timeout(PATIENCE.min(*timeout), sending).await;
         let sent = sent.map_err(|_| unavailable("redis does not answer"))?;
-        let Sent { key, fate, .. } = sent.map_err(|error| refuse(&error, channel, method))?;
+        let Sent { key, outcome, .. } = sent.map_err(|error| refuse(&error, channel, method))?;
         tracing::debug!(%channel, %command_id, method, "a request is under way");
-        let fate = self.wait(channel, key, fate, &waiter, deadline, on_progress).await;
-        fate.map_or_else(|| Err(too_late(*timeout)), |fate| read(fate, *timeout))
+        let outcome = self.wait(channel, key, outcome, &waiter, deadline, on_progress).await;
+        outcome.map_or_else(|| Err(too_late(*timeout)), |outcome| read(outcome, *timeout))
     }
 
-    /// The final fate; `None` where there is none in time.
+    /// The final outcome; `None` where there is none in time.
     async fn wait(
         &self,
         channel: &Channel,
         key: Uuid,
-        mut fate: Fate,
+        mut outcome: CommandOutcome,
         waiter: &Waiter,
         deadline: Instant,
         on_progress: impl Fn(&RawValue),
-    ) -> Option<Fate> {
+    ) -> Option<CommandOutcome> {
         let mut look_at = deadline.min(Instant::now() + LOOK_EVERY);
-        while !fate.status.is_final() {
+        while !outcome.status.is_final() {
             let heard = tokio::time::timeout_at(look_at, waiter.heard()).await;
             if let Ok(Heard::Progress(data)) = heard {
                 if let Some(data) = raw(data) {
@@ -154,14 +154,15 @@ impl Commands {
                 let gave_up = tokio::time::timeout(GIVE_UP_WITHIN, gave_up).await;
                 return gave_up.ok()?.ok();
             } else {
-                tokio::time::timeout_at(deadline, Box::pin(self.journal.fate(channel, key))).await
+                tokio::time::timeout_at(deadline, Box::pin(self.journal.outcome(channel, key)))
+                    .await
             };
             // Redis away, or come back without it: the deadline ends the waiting.
             if let Ok(Ok(Some(now))) = looked {
-                fate = now;
+                outcome = now;
             }
         }
-        Some(fate)
+        Some(outcome)
     }
 }
 
@@ -180,8 +181,8 @@ fn too_late(timeout: Duration) -> Failure {
     Failure::new(ErrorCode::Timeout, message)
 }
 
-/// What the final fate means to whoever asked.
-fn read(fate: Fate, timeout: Duration) -> Result<Box<RawValue>, Failure> {
+/// What the final outcome means to whoever asked.
+fn read(outcome: CommandOutcome, timeout: Duration) -> Result<Box<RawValue>, Failure> {
     #[derive(Deserialize)]
     struct Theirs {
         code: Box<str>,
@@ -189,8 +190,8 @@ fn read(fate: Fate, timeout: Duration) -> Result<Box<RawValue>, Failure> {
         #[serde(default)]
         retryable: bool,
     }
-    let detail = fate.detail.as_deref().unwrap_or("null");
-    match fate.status {
+    let detail = outcome.detail.as_deref().unwrap_or("null");
+    match outcome.status {
         Status::Applied => raw(detail.into())
             .ok_or_else(|| Failure::new(ErrorCode::Unavailable, "the reply cannot be read")),
         Status::Rejected => {

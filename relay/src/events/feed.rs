@@ -11,9 +11,9 @@ use protocol::Channel;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::approvals::{self, Approvals, Pending, Question};
 use super::hub::{Hub, Membership, Wake};
 use super::pages::{Pages, Request};
-use super::prompts::{self, Pending, Prompts, Question};
 
 /// A channel that nobody listens to is followed for one to two of these longer: pages reload.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -37,12 +37,12 @@ impl Status {
     }
 }
 
-/// Everything a door needs to show events.
+/// Everything a route needs to show events.
 #[derive(Debug)]
 pub(crate) struct Events {
     hub: Hub,
     pages: Pages,
-    prompts: Prompts,
+    approvals: Approvals,
     follower: Follower,
     journal: Journal,
     /// Joining and sweeping decide together what is followed: one at a time.
@@ -58,7 +58,7 @@ impl Events {
         let events = Arc::new(Self {
             hub: Hub::default(),
             pages: Pages::new(journal.clone()),
-            prompts: Prompts::new(journal.clone()),
+            approvals: Approvals::new(journal.clone()),
             follower,
             journal: journal.clone(),
             interest: Mutex::new(()),
@@ -86,7 +86,7 @@ impl Events {
         let page = self.pages.read(request).await?;
         let (channel, head) = (request.name.channel.clone(), page.head);
         let is_start = request.is_join || page.reset.is_some();
-        let pending = if is_start && prompts::may_stand_on(&channel) {
+        let pending = if is_start && approvals::may_stand_on(&channel) {
             Some(self.ask(&Question { channel, head }).await?)
         } else {
             None
@@ -96,7 +96,7 @@ impl Events {
 
     /// What waits for an answer.
     pub(crate) async fn ask(&self, question: &Question) -> Result<Arc<Pending>, Unavailable> {
-        self.prompts.read(question).await
+        self.approvals.read(question).await
     }
 
     /// How many subscribe to each channel here. What everybody hears anyway does not count.
@@ -144,24 +144,24 @@ impl Events {
                 let now = if up { Status::Ok } else { Status::Degraded };
                 tracing::info!(redis = now.as_str(), "the link to the record changed");
                 self.pages.forget();
-                self.prompts.forget(None);
+                self.approvals.forget(None);
                 status.send_replace(now);
                 if up {
                     tokio::spawn(warn_of_eviction(self.journal.clone()));
                 }
             }
             Update::Live { name, head } => {
-                self.prompts.forget(Some(&name.channel));
+                self.approvals.forget(Some(&name.channel));
                 self.hub.live(&name.channel, head);
             }
             Update::Entries { name, entries } => self.hub.deliver(&name.channel, entries),
             Update::Reset { name, .. } => {
                 self.pages.forget();
-                self.prompts.forget(Some(&name.channel));
+                self.approvals.forget(Some(&name.channel));
                 self.hub.reset(&name.channel);
             }
             // Nobody waits for an answer at this address.
-            Update::Rung { .. } => {}
+            Update::Notified { .. } => {}
         }
     }
 

@@ -4,17 +4,17 @@
 //! 2. [`hub`] keeps each one's [`tail`] and wakes who listens;
 //! 3. [`subscription`], a cursor, takes what it has not seen: from the tail, or, where that does not reach,
 //!    from [`pages`] of the journal;
-//! 4. and whoever joins is told which [`prompts`] wait for an answer.
+//! 4. and whoever joins is told which [`approvals`] wait for an answer.
 
+mod approvals;
 mod feed;
 mod hub;
 mod pages;
-mod prompts;
 mod subscription;
 mod tail;
 
+pub(crate) use approvals::{Pending, Question};
 pub(crate) use feed::{Events, Status};
 pub(crate) use hub::{Membership, Wake};
 pub(crate) use pages::Request;
-pub(crate) use prompts::{Pending, Question};
 pub(crate) use subscription::{Next, Subscription};

@@ -32,11 +32,11 @@ pub(crate) struct Request {
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
     journal: Journal,
-    shelf: Arc<Mutex<Shelf>>,
+    cache: Arc<Mutex<Cache>>,
 }
 
 #[derive(Debug, Default)]
-struct Shelf {
+struct Cache {
     /// With how many stand in each.
     lines: HashMap<Name, (usize, Arc<Line<Last>>)>,
     cached: VecDeque<(Name, Arc<Page>)>,
@@ -60,35 +60,35 @@ struct Read {
 /// A place in the line before a journal; dropping it leaves.
 #[derive(Debug)]
 struct Place {
-    shelf: Arc<Mutex<Shelf>>,
+    cache: Arc<Mutex<Cache>>,
     name: Name,
     line: Arc<Line<Last>>,
 }
 
 impl Pages {
     pub(crate) fn new(journal: Journal) -> Self {
-        Self { journal, shelf: Arc::default() }
+        Self { journal, cache: Arc::default() }
     }
 
     /// What was read may have changed: a server may have come back with another history.
     pub(crate) fn forget(&self) {
-        let mut shelf = lock(&self.shelf);
-        shelf.cached.clear();
-        shelf.generation += 1;
+        let mut cache = lock(&self.cache);
+        cache.cached.clear();
+        cache.generation += 1;
     }
 
     /// The page that answers the request.
     pub(crate) async fn read(&self, request: &Request) -> Result<Page, Unavailable> {
         let asked = Instant::now();
-        if let Some(page) = lock(&self.shelf).known(request) {
+        if let Some(page) = lock(&self.cache).known(request) {
             return Ok(page);
         }
-        let place = Place::take(&self.shelf, &request.name);
+        let place = Place::take(&self.cache, &request.name);
         let mut last = Arc::clone(&place.line).lock_owned().await;
         let known = {
-            let shelf = lock(&self.shelf);
-            let shared = last.as_ref().and_then(|read| read.answer(request, asked, &shelf));
-            shared.or_else(|| shelf.known(request))
+            let cache = lock(&self.cache);
+            let shared = last.as_ref().and_then(|read| read.answer(request, asked, &cache));
+            shared.or_else(|| cache.known(request))
         };
         if let Some(page) = known {
             return Ok(page);
@@ -105,7 +105,7 @@ impl Pages {
         _place: Place,
         mut last: OwnedMutexGuard<Last>,
     ) -> Result<Page, Unavailable> {
-        let shared = lock(&self.shelf).shared_start(&request);
+        let shared = lock(&self.cache).shared_start(&request);
         if let (Some(start), Since::Offset(position)) = (shared, request.since) {
             // One more: the last entry of one page is the first of the next, so that every step is checked
             // like a resume.
@@ -126,17 +126,17 @@ impl Pages {
         most: u64,
         last: &mut Last,
     ) -> Result<Arc<Page>, Unavailable> {
-        let generation = lock(&self.shelf).generation;
+        let generation = lock(&self.cache).generation;
         let started = Instant::now();
         let page = Arc::new(self.journal.read(name, since, most as usize).await?);
-        let mut shelf = lock(&self.shelf);
+        let mut cache = lock(&self.cache);
         #[cfg(test)]
-        shelf.reads.push(since);
+        cache.reads.push(since);
         // Whether it was cut by entries or by bytes: where the journal goes on, the page is full.
-        if page.has_more() && shelf.generation == generation {
-            shelf.cached.push_back((name.clone(), Arc::clone(&page)));
-            if shelf.cached.len() > CACHED {
-                shelf.cached.pop_front();
+        if page.has_more() && cache.generation == generation {
+            cache.cached.push_back((name.clone(), Arc::clone(&page)));
+            if cache.cached.len() > CACHED {
+                cache.cached.pop_front();
             }
         }
         *last = Some(Read { since, started, generation, page: Arc::clone(&page) });
@@ -144,7 +144,7 @@ impl Pages {
     }
 }
 
-impl Shelf {
+impl Cache {
     /// The page that answers the request, where one that was kept confirms its position.
     fn known(&self, request: &Request) -> Option<Page> {
         let Since::Offset(position) = request.since else { return None };
@@ -182,13 +182,13 @@ impl Shelf {
 
 impl Read {
     /// What this is to whoever has `asked` then.
-    fn answer(&self, request: &Request, asked: Instant, shelf: &Shelf) -> Option<Page> {
+    fn answer(&self, request: &Request, asked: Instant, cache: &Cache) -> Option<Page> {
         if self.since == request.since && self.started > asked {
             // The same question, put to Redis after it was asked here: even a denial counts.
             return Some((*self.page).clone());
         }
         match request.since {
-            Since::Offset(position) if self.generation == shelf.generation => {
+            Since::Offset(position) if self.generation == cache.generation => {
                 continued(&self.page, &position)
             }
             _ => None,
@@ -197,21 +197,21 @@ impl Read {
 }
 
 impl Place {
-    fn take(shelf: &Arc<Mutex<Shelf>>, name: &Name) -> Self {
-        let mut locked = lock(shelf);
+    fn take(cache: &Arc<Mutex<Cache>>, name: &Name) -> Self {
+        let mut locked = lock(cache);
         let (standing, line) = locked.lines.entry(name.clone()).or_default();
         *standing += 1;
-        Self { shelf: Arc::clone(shelf), name: name.clone(), line: Arc::clone(line) }
+        Self { cache: Arc::clone(cache), name: name.clone(), line: Arc::clone(line) }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut shelf = lock(&self.shelf);
-        if let Some((standing, _)) = shelf.lines.get_mut(&self.name) {
+        let mut cache = lock(&self.cache);
+        if let Some((standing, _)) = cache.lines.get_mut(&self.name) {
             *standing -= 1;
             if *standing == 0 {
-                shelf.lines.remove(&self.name);
+                cache.lines.remove(&self.name);
             }
         }
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     fn reads(pages: &Pages) -> usize {
-        lock(&pages.shelf).reads.len()
+        lock(&pages.cache).reads.len()
     }
 
     /// Whether the page continues `position`, and so far that a browser gets on.
@@ -308,21 +308,21 @@ mod tests {
         let page = pages.read(&request(&name, Since::Offset(all[890]), &all)).await.unwrap();
 
         assert!(is_right(&page, all[890], &all));
-        assert_eq!(lock(&pages.shelf).reads, [Since::Offset(all[890])]);
+        assert_eq!(lock(&pages.cache).reads, [Since::Offset(all[890])]);
     }
 
     #[tokio::test]
     async fn pages_that_are_full_by_bytes_are_read_once() {
         let (pages, name, all) = written(50, 100 * 1024).await;
         walk(&pages, &name, &all, 1).await;
-        let kept = lock(&pages.shelf).cached_of(&name).filter_map(Page::end).last().unwrap();
-        lock(&pages.shelf).reads.clear();
+        let kept = lock(&pages.cache).cached_of(&name).filter_map(Page::end).last().unwrap();
+        lock(&pages.cache).reads.clear();
 
         walk(&pages, &name, &all, 3).await;
 
         assert!(kept.n > 30, "full up to {kept}: the test would prove nothing");
         let in_last = |since: &Since| matches!(since, Since::Offset(at) if at.n >= kept.n);
-        let reads = lock(&pages.shelf).reads.clone();
+        let reads = lock(&pages.cache).reads.clone();
         assert!(reads[0] == Since::Start && reads[1..].iter().all(in_last), "{reads:?}");
     }
 
@@ -344,7 +344,7 @@ mod tests {
                 assert!(is_right(answer.as_ref().unwrap(), position, &all), "{position}");
             }
             // Four pages; where the last comes first, each of them misses it once.
-            assert!(reads(&pages) <= 8, "{:?}", lock(&pages.shelf).reads);
+            assert!(reads(&pages) <= 8, "{:?}", lock(&pages.cache).reads);
         }
     }
 
@@ -384,15 +384,15 @@ mod tests {
         assert_eq!(page.reset, Some(Reason::HistoryChanged));
         let started = Instant::now();
         let read = Read { since: wrong.since, started, generation: 0, page };
-        let shelf = Shelf::default();
+        let cache = Cache::default();
 
-        assert_eq!(read.answer(&wrong, started, &shelf), None);
-        assert_eq!(read.answer(&wrong, before, &shelf).as_ref(), Some(&*read.page));
+        assert_eq!(read.answer(&wrong, started, &cache), None);
+        assert_eq!(read.answer(&wrong, before, &cache).as_ref(), Some(&*read.page));
         // What it does hold, it may confirm, and that there is nothing more it may not.
         let held = |at: usize| request(&name, Since::Offset(all[at]), &all);
-        assert!(is_right(&read.answer(&held(3), started, &shelf).unwrap(), all[3], &all));
-        assert_eq!(read.answer(&held(9), started, &shelf), None);
-        let remade = Shelf { generation: 1, ..Shelf::default() };
+        assert!(is_right(&read.answer(&held(3), started, &cache).unwrap(), all[3], &all));
+        assert_eq!(read.answer(&held(9), started, &cache), None);
+        let remade = Cache { generation: 1, ..Cache::default() };
         assert_eq!(read.answer(&held(3), started, &remade), None, "read over another link");
     }
 
@@ -423,6 +423,6 @@ mod tests {
         drop(waiting);
 
         assert!(is_right(&last.await.unwrap(), all[4], &all));
-        assert!(lock(&pages.shelf).lines.is_empty());
+        assert!(lock(&pages.cache).lines.is_empty());
     }
 }

@@ -1,8 +1,8 @@
 //! A subscription is a cursor, not a queue: the position up to which its connection was given frames.
 //!
-//! Down: [`hub`](super::hub) → **subscription** → a door
+//! Down: [`hub`](super::hub) → **subscription** → a route
 //!
-//! Late join, reconnect, lag, a lost bell and a restarted replica are all the same here: take what follows
+//! Late join, reconnect, lag, a lost notification and a restarted replica are all the same here: take what follows
 //! the cursor from the tail; where the tail does not reach, ask for a page of the journal. What is not
 //! after the cursor is never written. Pure: no I/O, no clock.
 
@@ -13,9 +13,9 @@ use journal::{Page, Since};
 use protocol::frame::{CorrelationId, RelayFrame, Target};
 use protocol::{Entry, Format, Frame, Offset, encode, merge};
 
+use super::approvals::{self, Pending, Question};
 use super::hub::Membership;
 use super::pages::Request;
-use super::prompts::{self, Pending, Question};
 use super::tail::Encoded;
 
 /// Entries taken from the tail in one step; then the connection's other subscriptions have their turn.
@@ -120,7 +120,7 @@ impl Subscription {
     ) {
         (self.target, self.format) = (target, format);
         let is_joining = matches!(self.phase, Phase::Joining { .. });
-        if !is_joining && !prompts::may_stand_on(&self.target.channel) {
+        if !is_joining && !approvals::may_stand_on(&self.target.channel) {
             let head = self.membership.watched().head().flatten();
             self.say_subscribed(&[id], (self.cursor, head), true, None, out);
             return;
@@ -156,7 +156,7 @@ impl Subscription {
                     }
                     Some(since) => return self.read(since, head),
                 };
-                if prompts::may_stand_on(&self.target.channel) {
+                if approvals::may_stand_on(&self.target.channel) {
                     return self.ask(head);
                 }
                 self.joined((self.cursor, head), true, None, out);
@@ -248,7 +248,7 @@ impl Subscription {
                 reason: reason.as_str(),
                 offset: page.start.map(|offset| offset.to_string()),
                 head: head.map(|offset| offset.to_string()),
-                pending: pending.map(|pending| &*pending.prompts),
+                pending: pending.map(|pending| &*pending.approvals),
             };
             out.push(frame.to_text().into());
         }
@@ -261,7 +261,7 @@ impl Subscription {
         self.say_merged(&page.entries, out);
         if page.entries.is_empty() {
             // The journal had nothing more when it was read. Where the tail does not reach us it is about to
-            // be reset, which wakes us; asking at once again would only spin.
+            // be reset, which wakes us; pending_read at once again would only spin.
             self.now_live(out);
             let newer = self.membership.watched().after(self.cursor, 1);
             let is_more = newer.is_some_and(|(entries, _)| !entries.is_empty());
@@ -334,7 +334,7 @@ impl Subscription {
                 offset: offset.map(|offset| offset.to_string()),
                 head: head.map(|offset| offset.to_string()),
                 recovered,
-                pending: pending.map(|pending| &*pending.prompts),
+                pending: pending.map(|pending| &*pending.approvals),
             };
             out.push(frame.to_text().into());
         }

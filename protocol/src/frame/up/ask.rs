@@ -1,4 +1,4 @@
-//! Frames that ask something of an agent: commands, answers to its prompts, requests.
+//! Frames that ask something of an agent: commands, answers to its approvals, requests.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use super::fields::{Fields, agent, bounded};
 use super::{Answer, Asked, Cancels, ClientFrame, Command, Refusal, Request, bad};
 use crate::channel::shortened;
 use crate::limits::{
-    CANCEL_WAIT, COMMAND_WAIT_DEFAULT, COMMAND_WAIT_MAX, PROMPT_ID_BYTES_MAX,
+    APPROVAL_ID_BYTES_MAX, CANCEL_WAIT, COMMAND_WAIT_DEFAULT, COMMAND_WAIT_MAX,
     REQUEST_TIMEOUT_DEFAULT, REQUEST_TIMEOUT_MAX,
 };
 use crate::{Channel, ErrorCode, Kind, check_command_name, check_data};
@@ -77,21 +77,21 @@ impl Fields<'_> {
     pub(super) fn permission_response(&self) -> Result<ClientFrame, Refusal> {
         let allowed = self.truth("allowed")?.ok_or_else(|| bad("`allowed` is missing"))?;
         let always = self.truth(self.either("alwaysAllow", "always_allow"))?.unwrap_or(false);
-        let request_id = self.prompt_id(self.either("requestId", "request_id"))?;
+        let request_id = self.approval_id(self.either("requestId", "request_id"))?;
         self.answer(request_id, Asked::Permission, allowed, always)
     }
 
     pub(super) fn budget(&self, goes_on: bool) -> Result<ClientFrame, Refusal> {
-        let request_id = self.prompt_id(self.either("request_id", "requestId"))?;
+        let request_id = self.approval_id(self.either("request_id", "requestId"))?;
         self.answer(request_id, Asked::Budget, goes_on, false)
     }
 
-    fn prompt_id(&self, name: &str) -> Result<String, Refusal> {
+    fn approval_id(&self, name: &str) -> Result<String, Refusal> {
         let id = self.required_string(name)?;
-        if (1..=PROMPT_ID_BYTES_MAX).contains(&id.len()) {
+        if (1..=APPROVAL_ID_BYTES_MAX).contains(&id.len()) {
             return Ok(id);
         }
-        Err(bad(format!("`{name}` must have 1 to {PROMPT_ID_BYTES_MAX} bytes")))
+        Err(bad(format!("`{name}` must have 1 to {APPROVAL_ID_BYTES_MAX} bytes")))
     }
 
     fn answer(

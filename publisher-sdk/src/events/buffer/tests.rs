@@ -237,12 +237,12 @@ async fn channels_that_fell_silent_are_forgotten() {
         let tickets: Vec<Ticket> = entries.into_iter().map(|(_, ticket)| ticket).collect();
         buffer.settled(&channel, tickets, Err(AppendError::Unavailable));
     }
-    assert_eq!(buffer.state().lanes.len(), 100);
+    assert_eq!(buffer.state().channels.len(), 100);
 
     tokio::time::advance(WINDOW * (SWEEP_TICKS as u32 + 1)).await;
     buffer.send(&session(), event("one")).unwrap();
     let (_, tickets) = taken(&buffer).unwrap();
     answer(&buffer, tickets);
 
-    assert!(buffer.state().lanes.is_empty());
+    assert!(buffer.state().channels.is_empty());
 }

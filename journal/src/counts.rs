@@ -1,0 +1,69 @@
+//! How many snapshot: connections and subscribers, across replicas.
+//!
+//! Each replica keeps its own figures, and one lease that says that they still hold. So a count costs one
+//! field per replica and channel, not one per connection, and is right again within seconds after a
+//! replica is killed: its fields no longer count.
+
+use std::time::Duration;
+
+use protocol::Channel;
+use serde::Serialize;
+
+use crate::{Backend, Journal, Unavailable};
+
+/// How long a replica's figures hold without being renewed.
+pub const COUNTS_LIFETIME: Duration = Duration::from_secs(5);
+
+/// A replica that is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReplicaCounts {
+    /// Its own name for itself.
+    pub replica: Box<str>,
+    /// How many connections it holds.
+    pub connections: u64,
+}
+
+impl Journal {
+    /// Says that `replica` is there with so many connections, and on which channels the number of its
+    /// subscribers has changed. To be said at least every second, without changes too.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; then everything must be said anew.
+    pub async fn report_counts(
+        &self,
+        replica: &str,
+        connections: u64,
+        changed: &[(Channel, u64)],
+    ) -> Result<(), Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.report_counts(replica, connections, changed),
+            Backend::Redis(redis) => redis.report_counts(replica, connections, changed).await?,
+            Backend::Relayed(_) => return Err(crate::relayed::not_here()),
+        }
+        Ok(())
+    }
+
+    /// The replicas that are there.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn replicas(&self) -> Result<Vec<ReplicaCounts>, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.replicas()),
+            Backend::Redis(redis) => redis.replicas().await,
+            Backend::Relayed(_) => Err(crate::relayed::not_here()),
+        }
+    }
+
+    /// How many subscribe to `channel`, on all replicas.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn subscribers(&self, channel: &Channel) -> Result<u64, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.subscribers(channel)),
+            Backend::Redis(redis) => redis.subscribers(channel).await,
+            Backend::Relayed(_) => Err(crate::relayed::not_here()),
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! ▲ A question that an agent asks and waits for: pending until the first answer, or its default in time.
+//!
+//! The question, its place among the channel's pending approvals, the answer, and what the agent hears of it
+//! each change in one step. So every joiner sees what is pending, the first answer wins on all replicas,
+//! and the agent hears it whatever dies in between.
+
+use std::time::Duration;
+
+use protocol::limits::APPROVALS_MAX;
+use protocol::{Channel, Kind, Offset};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use super::command::Stamped;
+use super::{Change, Committed, Condition, Deadline, Effect, Holder, Index, Record, RecordKind};
+use crate::{Backend, Journal, Name, NewEntry, Unavailable};
+
+/// How long an answer is remembered: as long as the journal that holds the question.
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asks {
+    /// May the agent do this?
+    Permission,
+    /// May the agent go on, though its budget is spent?
+    Budget,
+}
+
+/// A question.
+#[derive(Clone, Debug)]
+pub struct NewApproval {
+    /// Where it is shown, and who may answer it.
+    pub channel: Channel,
+    /// Its id. Asked again with the same one, it is the same approval.
+    pub request_id: Box<str>,
+    /// What is asked for.
+    pub asks: Asks,
+    /// The event that shows it: a JSON object.
+    pub data: Box<str>,
+    /// Until when it can be answered.
+    pub expires_in: Duration,
+    /// What holds when nobody answers: allowed, or go on.
+    pub default: bool,
+    /// The digest of what is shown. An answer that names another one is refused.
+    pub digest: Option<Box<str>>,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Allowed, or go on.
+    pub allowed: bool,
+    /// And so from now on: the agent's to remember.
+    #[serde(default)]
+    pub always: bool,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Box<str>>,
+    /// Who answered; `None` where nobody did in time, or nobody has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Box<str>>,
+    /// When, Unix milliseconds.
+    pub at: u64,
+    /// Nobody answered in time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// The answering command's id.
+    pub command_id: Box<str>,
+}
+
+/// What an attempt to ask comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// It is pending.
+    Pending,
+    /// It was answered before.
+    Answered(Answer),
+}
+
+/// Why nothing was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// The id is in use on another channel.
+    #[error("an approval of this id stands on `{0}`")]
+    Elsewhere(Channel),
+    /// The agent was declared lost, or taken over by a newer incarnation.
+    #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
+    Fenced,
+    /// Too many wait for answers on the channel.
+    #[error("{APPROVALS_MAX} approvals wait for answers on this channel already")]
+    Busy,
+    /// The relay on the way does not let the agent ask there.
+    #[error("the relay refuses: {0}")]
+    Refused(String),
+    /// The journal could not be reached; asking again is harmless.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// What an answer comes to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolved {
+    /// It is the first.
+    Yours,
+    /// Another was first.
+    Already(Answer),
+    /// What was shown is not what is asked.
+    OtherDigest,
+    /// It asks for the other kind of answer.
+    OtherKind,
+    /// There is no such approval (any more).
+    Unknown,
+}
+
+/// An approval that waits for an answer, as joiners see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its id.
+    pub request_id: Box<str>,
+    /// `{"event", "request_id", "data", "expires_at"}`, JSON.
+    pub question: Box<str>,
+}
+
+/// An approval's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    asks: Asks,
+    agent_id: Box<str>,
+    default: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<Answer>,
+}
+
+impl Asks {
+    fn question(self) -> &'static str {
+        match self {
+            Self::Permission => "permission_request",
+            Self::Budget => "budget_exhausted",
+        }
+    }
+
+    /// The command that carries the answer to the agent, and the event that tells everybody else.
+    fn words(self, answer: &Answer) -> (&'static str, &'static str) {
+        match (self, answer.allowed, answer.timed_out) {
+            (Self::Permission, _, false) => ("permission_response", "permission_resolved"),
+            (Self::Permission, _, true) => ("permission_response", "permission_timeout"),
+            (Self::Budget, true, _) => ("budget_continue", "budget_resolved"),
+            (Self::Budget, false, _) => ("budget_stop", "budget_resolved"),
+        }
+    }
+}
+
+fn record(channel: &Channel, request_id: &str) -> Record {
+    Record { kind: RecordKind::Approval, channel: channel.clone(), id: request_id.into() }
+}
+
+impl Journal {
+    /// Asks: publishes the question and enters it among the channel's pending approvals, in one step. Asked
+    /// again, by a successor too, it gets the standing approval or its answer.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask(&self, holder: &Holder, new: &NewApproval) -> Result<Asked, AskError> {
+        if let Backend::Relayed(relayed) = &self.backend {
+            return relayed.ask(new).await;
+        }
+        let lifetime = new.expires_in + REMEMBERED;
+        let place = self.place_approval(&new.request_id, &new.channel, lifetime).await?;
+        if place != new.channel {
+            return Err(AskError::Elsewhere(place));
+        }
+        let record = record(&new.channel, &new.request_id);
+        let snapshot = self.snapshot(&record).await?;
+        let mut found = snapshot.state;
+        let expires_at = snapshot.now_ms + new.expires_in.as_millis() as u64;
+        for _ in super::races() {
+            if let Some(state) = super::read::<State>(&record, found.as_deref()) {
+                return Ok(state.answer.map_or(Asked::Pending, Asked::Answered));
+            }
+            let state = State {
+                asks: new.asks,
+                agent_id: holder.agent.clone(),
+                default: new.default,
+                digest: new.digest.clone(),
+                answer: None,
+            };
+            let event = NewEntry::new(new.asks.question(), new.data.clone());
+            let mut change = Change::new(&record, found, &state);
+            change.lifetime = Some(lifetime);
+            change.holder = Some(holder.clone());
+            change.condition = Condition::Room(Index::Approvals, APPROVALS_MAX as u64);
+            change.effects = vec![
+                Effect::Event(event.clone()),
+                Effect::Put(Index::Approvals, record.id.clone(), question(new, expires_at).into()),
+                Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
+            ];
+            match self.commit(&change).await? {
+                Committed::Done(_) => {
+                    self.copy_to_firehose(&new.channel, new.asks, event, &new.request_id).await?;
+                    return Ok(Asked::Pending);
+                }
+                Committed::Fenced => return Err(AskError::Fenced),
+                Committed::Conflict(now) => found = now,
+                Committed::Unmet => return Err(AskError::Busy),
+            }
+        }
+        Err(super::contended(&record).into())
+    }
+
+    /// On which channel the approval stands: an answer needs no address.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn find_approval(&self, request_id: &str) -> Result<Option<Channel>, Unavailable> {
+        self.approval_place(request_id).await
+    }
+
+    /// Answers an approval: the first answer wins, on whichever replica.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; answering again with the same `command_id` tells whether it was the first.
+    pub async fn resolve(
+        &self,
+        channel: &Channel,
+        request_id: &str,
+        asks: Asks,
+        answer: &Answer,
+        digest: Option<&str>,
+    ) -> Result<Resolved, Unavailable> {
+        if let Backend::Relayed(relayed) = &self.backend {
+            return relayed.resolve(channel, request_id, asks, answer, digest).await;
+        }
+        let record = record(channel, request_id);
+        let mut found = self.snapshot(&record).await?.state;
+        for _ in super::races() {
+            let Some(state) = super::read::<State>(&record, found.as_deref()) else {
+                return Ok(Resolved::Unknown);
+            };
+            if let Some(before) = state.answer {
+                let is_same = before.command_id == answer.command_id && before.by == answer.by;
+                return Ok(if is_same { Resolved::Yours } else { Resolved::Already(before) });
+            }
+            if state.asks != asks {
+                return Ok(Resolved::OtherKind);
+            }
+            if digest.is_some() && state.digest.as_deref() != digest {
+                return Ok(Resolved::OtherDigest);
+            }
+            let mut change = answered(&record, found, state, answer);
+            change.condition = Condition::NotDue(Deadline::TimeOut);
+            match self.commit(&change).await? {
+                Committed::Conflict(now) => found = now,
+                Committed::Unmet => {
+                    self.time_out(&record).await?;
+                    found = self.snapshot(&record).await?.state;
+                }
+                _ => {
+                    self.tell_answer(channel, request_id, asks, answer).await?;
+                    return Ok(Resolved::Yours);
+                }
+            }
+        }
+        Err(super::contended(&record))
+    }
+
+    /// What waits for an answer on `channel`, and the newest event at that moment.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn pending(
+        &self,
+        channel: &Channel,
+    ) -> Result<(Option<Offset>, Vec<Pending>), Unavailable> {
+        let (head, approvals) = self.approvals(channel).await?;
+        let pending = approvals.into_iter();
+        let pending =
+            pending.map(|(request_id, question)| Pending { request_id, question }).collect();
+        Ok((head, pending))
+    }
+
+    /// Deadline: nobody answered in time.
+    pub(super) async fn time_out(&self, record: &Record) -> Result<(), Unavailable> {
+        let snapshot = self.snapshot(record).await?;
+        let mut found = snapshot.state;
+        for _ in super::races() {
+            let state = super::read::<State>(record, found.as_deref());
+            if state.is_none() {
+                return self
+                    .forget_record(record, found, Deadline::TimeOut, Index::Approvals)
+                    .await;
+            }
+            let Some(state) = state.filter(|state| state.answer.is_none()) else {
+                return self.forget_deadline(record, Deadline::TimeOut).await;
+            };
+            let asks = state.asks;
+            let answer = Answer {
+                allowed: state.default,
+                always: false,
+                reason: Some("nobody answered in time".into()),
+                by: None,
+                at: snapshot.now_ms,
+                timed_out: true,
+                command_id: format!("timeout-{}", record.id).into(),
+            };
+            let mut change = answered(record, found, state, &answer);
+            change.condition = Condition::Due(Deadline::TimeOut);
+            match self.commit(&change).await? {
+                Committed::Conflict(now) => found = now,
+                Committed::Unmet => return Ok(()),
+                _ => return self.tell_answer(&record.channel, &record.id, asks, &answer).await,
+            }
+        }
+        Err(super::contended(record))
+    }
+
+    async fn tell_answer(
+        &self,
+        channel: &Channel,
+        request_id: &str,
+        asks: Asks,
+        answer: &Answer,
+    ) -> Result<(), Unavailable> {
+        let (_, event) = asks.words(answer);
+        let event = NewEntry::new(event, told(asks, request_id, answer));
+        self.copy_to_firehose(channel, asks, event, request_id).await
+    }
+
+    /// What an agent's budget does is of interest to whoever watches all agents.
+    async fn copy_to_firehose(
+        &self,
+        channel: &Channel,
+        asks: Asks,
+        event: NewEntry,
+        request_id: &str,
+    ) -> Result<(), Unavailable> {
+        if asks != Asks::Budget || channel.kind() != Kind::Agent {
+            return Ok(());
+        }
+        let id = format!("{} {request_id}", event.name);
+        let event = event
+            .with_key(uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, id.as_bytes()).to_string());
+        let told = self.append(&Name::events(Channel::global_events()), vec![event]).await;
+        told.map(drop).map_err(|error| Unavailable(error.to_string()))
+    }
+}
+
+fn question(new: &NewApproval, expires_at: u64) -> String {
+    #[derive(Serialize)]
+    struct Question<'a> {
+        event: &'a str,
+        request_id: &'a str,
+        data: &'a RawValue,
+        expires_at: u64,
+    }
+    let data: &RawValue = serde_json::from_str(&new.data).unwrap_or(RawValue::NULL);
+    let (event, request_id) = (new.asks.question(), &*new.request_id);
+    serde_json::to_string(&Question { event, request_id, data, expires_at }).expect("plain data")
+}
+
+/// The event that tells everybody, in the words that its first users already have.
+fn told(asks: Asks, request_id: &str, answer: &Answer) -> String {
+    let told = match asks {
+        Asks::Permission => serde_json::json!({
+            "requestId": request_id,
+            "allowed": answer.allowed,
+            "alwaysAllow": answer.always,
+            "by": answer.by,
+            "reason": answer.reason,
+        }),
+        Asks::Budget => serde_json::json!({
+            "request_id": request_id,
+            "decision": if answer.allowed { "continue" } else { "stop" },
+            "by": answer.by,
+            "reason": answer.reason,
+            "timed_out": answer.timed_out,
+        }),
+    };
+    told.to_string()
+}
+
+fn answered(record: &Record, found: Option<String>, mut state: State, answer: &Answer) -> Change {
+    let asks = state.asks;
+    let (command, event) = asks.words(answer);
+    state.answer = Some(answer.clone());
+    let data = serde_json::json!({
+        "request_id": &*record.id,
+        "agent_id": state.agent_id,
+        "answer": answer,
+    });
+    let data = serde_json::value::to_raw_value(&data).expect("plain data");
+    let stamped = Stamped {
+        command_id: answer.command_id.to_string(),
+        // Nobody takes it: it tells of a state.
+        key: None,
+        by: answer.by.as_deref().map(ToOwned::to_owned),
+        request: false,
+        expires_at: None,
+        data: Some(&data),
+    };
+    let stamped = serde_json::to_string(&stamped).expect("plain data");
+    let mut change = Change::new(record, found, &state);
+    change.lifetime = Some(REMEMBERED);
+    change.effects = vec![
+        Effect::Event(NewEntry::new(event, told(asks, &record.id, answer))),
+        Effect::Remove(Index::Approvals, record.id.clone()),
+        Effect::Due(Deadline::TimeOut, None),
+        Effect::Command(NewEntry::new(command, stamped)),
+    ];
+    change
+}

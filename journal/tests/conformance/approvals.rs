@@ -1,0 +1,142 @@
+//! What approvals promise, on both backends.
+
+use std::time::Duration;
+
+use journal::{Answer, AskError, Asked, Asks, NewApproval, Reaper, Resolved};
+use protocol::Channel;
+use protocol::limits::APPROVALS_MAX;
+use uuid::Uuid;
+
+use crate::on_both;
+use crate::states::{agent, channel, commands, told};
+
+fn approval(on: &Channel, id: &str) -> NewApproval {
+    NewApproval {
+        channel: on.clone(),
+        request_id: id.into(),
+        asks: Asks::Permission,
+        data: format!(r#"{{"request":{{"requestId":"{id}","toolName":"rm"}}}}"#).into(),
+        expires_in: Duration::from_secs(60),
+        default: false,
+        digest: Some("d1".into()),
+    }
+}
+
+fn answer(by: &str, allowed: bool) -> Answer {
+    Answer {
+        allowed,
+        always: true,
+        reason: None,
+        by: Some(by.into()),
+        at: 1,
+        timed_out: false,
+        command_id: Uuid::new_v4().to_string().into(),
+    }
+}
+
+on_both! {
+    async fn an_approval_is_pending_until_the_first_of_many_answers(backend) {
+        let journal = &backend.journal;
+        let lease = agent(journal, "a").await;
+        let session = channel("session:1");
+        assert_eq!(journal.ask(lease.holder(), &approval(&session, "p1")).await, Ok(Asked::Pending));
+        assert_eq!(journal.ask(lease.holder(), &approval(&session, "p1")).await, Ok(Asked::Pending));
+        let (head, pending) = journal.pending(&session).await.unwrap();
+        assert_eq!((head.map(|head| head.n), pending.len()), (Some(1), 1));
+        let question: serde_json::Value = serde_json::from_str(&pending[0].question).unwrap();
+        assert_eq!(question["data"]["request"]["toolName"], "rm");
+        assert_eq!(journal.find_approval("p1").await, Ok(Some(session.clone())));
+        assert_eq!(journal.find_approval("p2").await, Ok(None));
+
+        let answers: Vec<Answer> = (0..8).map(|i| answer(&format!("user{i}"), i % 2 == 0)).collect();
+        let resolved = futures_util::future::join_all(answers.iter().map(|answer| {
+            journal.resolve(&session, "p1", Asks::Permission, answer, Some("d1"))
+        })).await;
+
+        let winners: Vec<usize> =
+            (0..8).filter(|i| resolved[*i] == Ok(Resolved::Yours)).collect();
+        assert_eq!(winners.len(), 1);
+        let winner = &answers[winners[0]];
+        let losers = resolved.iter().filter(|r| **r == Ok(Resolved::Already(winner.clone())));
+        assert_eq!(losers.count(), 7, "each is told who decided what");
+        assert_eq!(
+            journal.resolve(&session, "p1", Asks::Permission, winner, None).await,
+            Ok(Resolved::Yours),
+            "the same answer again"
+        );
+        assert!(journal.pending(&session).await.unwrap().1.is_empty());
+        let names: Vec<String> = told(journal, &session).await.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["permission_request", "permission_resolved"]);
+        let heard = commands(journal, &session).await;
+        assert_eq!((heard.len(), &*heard[0].name, heard[0].key), (1, "permission_response", None));
+
+        let successor = agent(journal, "a").await;
+        assert_eq!(
+            journal.ask(successor.holder(), &approval(&session, "p1")).await,
+            Ok(Asked::Answered(winner.clone()))
+        );
+        assert_eq!(journal.ask(lease.holder(), &approval(lease.channel(), "p9")).await, Err(AskError::Fenced));
+        let elsewhere = journal.ask(successor.holder(), &approval(&channel("session:2"), "p1")).await;
+        assert_eq!(elsewhere, Err(AskError::Elsewhere(session)));
+    }
+}
+
+on_both! {
+    async fn answers_that_do_not_fit_change_nothing(backend) {
+        let lease = agent(&backend.journal, "a").await;
+        let session = channel("session:1");
+        backend.journal.ask(lease.holder(), &approval(&session, "p1")).await.unwrap();
+        let resolve = |id, asks, digest| {
+            let (journal, session) = (backend.journal.clone(), session.clone());
+            async move { journal.resolve(&session, id, asks, &answer("x", true), digest).await.unwrap() }
+        };
+
+        assert_eq!(resolve("p1", Asks::Permission, Some("d2")).await, Resolved::OtherDigest);
+        assert_eq!(resolve("p1", Asks::Budget, None).await, Resolved::OtherKind);
+        assert_eq!(resolve("p7", Asks::Permission, None).await, Resolved::Unknown);
+        assert_eq!(backend.journal.pending(&session).await.unwrap().1.len(), 1);
+        assert_eq!(resolve("p1", Asks::Permission, None).await, Resolved::Yours);
+    }
+}
+
+on_both! {
+    async fn a_channel_holds_so_many_approvals_and_has_room_again_when_one_is_answered(backend) {
+        let lease = agent(&backend.journal, "a").await;
+        let session = channel("session:1");
+        let ask = async |n: usize| {
+            backend.journal.ask(lease.holder(), &approval(&session, &format!("p{n}"))).await
+        };
+        for n in 0..APPROVALS_MAX {
+            assert_eq!(ask(n).await, Ok(Asked::Pending));
+        }
+
+        assert_eq!(ask(APPROVALS_MAX).await, Err(AskError::Busy));
+        assert_eq!(ask(0).await, Ok(Asked::Pending), "it stands already");
+        assert_eq!(backend.journal.pending(&session).await.unwrap().1.len(), APPROVALS_MAX);
+        let yes = answer("ada", true);
+        backend.journal.resolve(&session, "p0", Asks::Permission, &yes, None).await.unwrap();
+        assert_eq!(ask(APPROVALS_MAX).await, Ok(Asked::Pending));
+    }
+}
+
+on_both! {
+    async fn an_approval_that_nobody_answers_gets_its_default(backend) {
+        let lease = agent(&backend.journal, "a").await;
+        let own = lease.channel().clone();
+        let mut budget = approval(&own, "b1");
+        (budget.asks, budget.expires_in) = (Asks::Budget, Duration::from_millis(50));
+        backend.journal.ask(lease.holder(), &budget).await.unwrap();
+        drop(lease);
+        tokio::time::sleep(Duration::from_millis(80)).await;
+
+        let late = backend.journal.resolve(&own, "b1", Asks::Budget, &answer("late", true), None).await.unwrap();
+
+        let Resolved::Already(answer) = late else { panic!("{late:?}") };
+        assert!(answer.timed_out && !answer.allowed && answer.by.is_none());
+        Reaper::new(backend.journal.clone()).poll().await.unwrap();
+        for channel in [own, Channel::global_events()] {
+            let names: Vec<String> = told(&backend.journal, &channel).await.into_iter().map(|(n, _)| n).collect();
+            assert_eq!(names, ["budget_exhausted", "budget_resolved"], "{channel}");
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! ▲ Questions that an agent asks people, and waits for: may I do this? may I go on?
+//!
+//! [`Publisher`](crate::Publisher) → **approvals** → [`journal`] → a person → [`inbox`](crate::commands)
+//! → **approvals**
+//!
+//! The question stands in its channel, and the answer beside it, whatever dies in between: an agent
+//! that asks again with the same `request_id`, a restarted one too, gets the standing question or
+//! its answer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use journal::{Answer, Asked, Asks, Holder, NewApproval};
+use protocol::limits::APPROVAL_WAIT_MAX;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::agent::Inner;
+use crate::commands::consumer::Outlet;
+use crate::leases::RETRY_PAUSE;
+use crate::options::CONNECT_TIMEOUT;
+use crate::{AskError, Publisher, Run};
+
+/// How long people usually have.
+const EXPIRES_IN: Duration = Duration::from_secs(3_600);
+/// How often a pending question is asked again: an answer that was lost on its way, together with
+/// the commands of the channel, is found so.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// How long after a question has expired its asker waits for somebody to say so, before it says it
+/// itself: there may be no relay.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// May the agent do this? Asked with [`Publisher::ask_permission`].
+#[derive(Clone, Debug)]
+pub struct PermissionRequest {
+    tool_name: String,
+    command: String,
+    description: String,
+    common: Common,
+}
+
+/// May the agent go on, though its budget is spent? Asked with [`Publisher::ask_budget`].
+#[derive(Clone, Debug, Default)]
+pub struct BudgetRequest {
+    fields: Map<String, Value>,
+    common: Common,
+}
+
+#[derive(Clone, Debug)]
+struct Common {
+    request_id: Option<String>,
+    expires_in: Duration,
+    default: bool,
+    digest: Option<String>,
+    /// Is cancelled with the run to which the question belongs.
+    run: Option<CancellationToken>,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        let expires_in = EXPIRES_IN;
+        Self { request_id: None, expires_in, default: false, digest: None, run: None }
+    }
+}
+
+/// What becomes of a permission request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Permission {
+    /// Whether the agent may.
+    pub allowed: bool,
+    /// And so from now on: the agent's to remember.
+    pub always_allow: bool,
+    /// Who decided; `None` where nobody did in time, or nobody has a name.
+    pub by: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Nobody decided in time: this is the default.
+    pub timed_out: bool,
+}
+
+/// What becomes of a spent budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Budget {
+    /// Go on.
+    Continue,
+    /// Stop; also where nobody answered in time, unless the request says otherwise.
+    Stop,
+}
+
+macro_rules! common_options {
+    ($default:ident, $default_doc:literal) => {
+        /// The question's id. Default: a new UUID. With an id of its own, a restarted agent that
+        /// asks again gets the standing question or its answer.
+        #[must_use]
+        pub fn request_id(mut self, id: impl Into<String>) -> Self {
+            self.common.request_id = Some(id.into());
+            self
+        }
+
+        /// How long people have: at most a week. Default: an hour.
+        #[must_use]
+        pub fn expires_in(mut self, time: Duration) -> Self {
+            self.common.expires_in = time.min(APPROVAL_WAIT_MAX);
+            self
+        }
+
+        #[doc = $default_doc]
+        #[must_use]
+        pub fn $default(mut self) -> Self {
+            self.common.default = true;
+            self
+        }
+
+        /// The question belongs to `run`: cancelled, the run takes it along. It is resolved with a no, with
+        /// the reason `the run was cancelled`, and asking ends with
+        /// [`AskError::Cancelled`](crate::AskError::Cancelled).
+        #[must_use]
+        pub fn for_run(mut self, run: &Run) -> Self {
+            self.common.run = Some(run.token());
+            self
+        }
+
+        /// The digest of what is shown: an answer that names another one is refused.
+        #[must_use]
+        pub fn digest(mut self, digest: impl Into<String>) -> Self {
+            self.common.digest = Some(digest.into());
+            self
+        }
+    };
+}
+
+impl PermissionRequest {
+    /// Whether the agent may use the tool `tool_name` for `command`; `description` says to people
+    /// what that does.
+    pub fn new(
+        tool_name: impl Into<String>,
+        command: impl Into<String>,
+        description: impl Into<String>,
+    ) -> Self {
+        let (tool_name, command) = (tool_name.into(), command.into());
+        Self { tool_name, command, description: description.into(), common: Common::default() }
+    }
+
+    common_options!(
+        allowed_by_default,
+        "Where nobody answers in time the agent may. Default: it may not."
+    );
+}
+
+impl BudgetRequest {
+    /// Whether the agent may go on.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A field of the event `budget_exhausted`, `tokens_used` for example.
+    #[must_use]
+    pub fn field(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.fields.insert(name.into(), value.into());
+        self
+    }
+
+    common_options!(
+        continued_by_default,
+        "Where nobody answers in time the agent goes on. Default: it stops."
+    );
+}
+
+impl Publisher {
+    /// Asks people whether the agent may, and waits for the first answer or for the default.
+    ///
+    /// What was said on the channel before is written before the question. While Redis is away this
+    /// waits. Dropping the future leaves the question pending: ask [within](PermissionRequest::for_run) a
+    /// run, and it ends with the run.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    ///
+    /// ```
+    /// # async fn example(session: publisher_sdk::Publisher, run: publisher_sdk::Run) -> Result<(), Box<dyn std::error::Error>> {
+    /// use publisher_sdk::{AskError, PermissionRequest};
+    ///
+    /// let request = PermissionRequest::new("Bash", "rm -r build", "Deletes the build directory");
+    /// match session.ask_permission(request.for_run(&run)).await {
+    ///     Ok(permission) if permission.allowed => { /* … */ }
+    ///     Ok(_denied) => {}
+    ///     Err(AskError::Cancelled) => run.stop().await?,
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn ask_permission(&self, ask: PermissionRequest) -> Result<Permission, AskError> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Shown {
+            request_id: String,
+            tool_name: String,
+            command: String,
+            description: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            digest: Option<String>,
+        }
+        let PermissionRequest { tool_name, command, description, common } = ask;
+        let digest = common.digest.clone();
+        let answer = self
+            .ask(Asks::Permission, common, |request_id, expires_at| {
+                let request_id = request_id.to_owned();
+                let request = Shown { request_id, tool_name, command, description, digest };
+                serde_json::json!({"request": request, "expires_at": expires_at})
+            })
+            .await?;
+        Ok(Permission {
+            allowed: answer.allowed,
+            always_allow: answer.always,
+            by: answer.by.map(Into::into),
+            reason: answer.reason.map(Into::into),
+            timed_out: answer.timed_out,
+        })
+    }
+
+    /// Asks people whether the agent may go on, though its budget is spent:
+    /// `agent.own_channel().ask_budget(…)`. Waits as [`ask_permission`](Self::ask_permission) does.
+    /// On the agent's own channel, `global:events` is told as well.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask_budget(&self, ask: BudgetRequest) -> Result<Budget, AskError> {
+        let BudgetRequest { mut fields, common } = ask;
+        let agent_id = self.agent().lifecycle.channel.id().to_owned();
+        let answer = self
+            .ask(Asks::Budget, common, |request_id, expires_at| {
+                fields.insert("request_id".to_owned(), request_id.into());
+                fields.insert("agent_id".to_owned(), agent_id.into());
+                fields.insert("expires_at".to_owned(), expires_at.into());
+                Value::Object(fields)
+            })
+            .await?;
+        Ok(if answer.allowed { Budget::Continue } else { Budget::Stop })
+    }
+
+    /// Boxed: an application's futures stay small.
+    fn ask<'a>(
+        &'a self,
+        asks: Asks,
+        common: Common,
+        data: impl FnOnce(&str, u64) -> Value + Send + 'a,
+    ) -> BoxFuture<'a, Result<Answer, AskError>> {
+        self.ask_and_wait(asks, common, data).boxed()
+    }
+
+    async fn ask_and_wait(
+        &self,
+        asks: Asks,
+        common: Common,
+        data: impl FnOnce(&str, u64) -> Value,
+    ) -> Result<Answer, AskError> {
+        let agent = self.agent();
+        let Common { request_id, expires_in, default, digest, run } = common;
+        let request_id = request_id.unwrap_or_else(|| Uuid::new_v4().to_string());
+        protocol::check_idempotency_key(&request_id)
+            .map_err(|_| AskError::Id(request_id.clone()))?;
+        // By this clock; the relay goes by that of Redis.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let data = data(&request_id, (now + expires_in).as_millis() as u64).to_string();
+        protocol::check_data(&data)?;
+        // Answers come as the channel's commands.
+        let outlet = Outlet::Queue(Arc::clone(&agent.inbox.queue));
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let _membership = agent.inbox.join(self.channel(), outlet, deadline).await?;
+        let mut answers = agent.inbox.approvals.expect(&request_id);
+        let approval = NewApproval {
+            channel: self.channel().clone(),
+            request_id: request_id.into(),
+            asks,
+            data: data.into(),
+            expires_in,
+            default,
+            digest: digest.map(Into::into),
+        };
+        let answered = agent.answered(approval.clone(), &mut answers.0);
+        let fenced = agent.inbox.leases.fenced();
+        let run = run.unwrap_or_default();
+        tokio::select! {
+            biased;
+            () = fenced.cancelled() => Err(AskError::Fenced),
+            () = agent.inbox.stopped.cancelled() => Err(AskError::Closed),
+            () = run.cancelled() => {
+                let no = Answer { allowed: false, ..nobodys(&approval, "the run was cancelled") };
+                agent.resolve(&approval, Answer { timed_out: false, ..no }).await;
+                Err(AskError::Cancelled)
+            }
+            answer = answered => answer,
+        }
+    }
+}
+
+impl Inner {
+    async fn answered(
+        &self,
+        mut approval: NewApproval,
+        answers: &mut watch::Receiver<Option<Answer>>,
+    ) -> Result<Answer, AskError> {
+        // The journal writes the question at once: what waits in the buffer comes first.
+        self.lifecycle.buffer.written().await;
+        let holder = self.inbox.leases.holder();
+        let ends = Instant::now() + approval.expires_in;
+        loop {
+            approval.expires_in = ends.saturating_duration_since(Instant::now());
+            if approval.expires_in.is_zero() {
+                break;
+            }
+            match self.inbox.journal.ask(holder, &approval).await {
+                Ok(Asked::Answered(answer)) => return Ok(answer),
+                Ok(Asked::Pending) => {}
+                Err(journal::AskError::Elsewhere(channel)) => {
+                    return Err(AskError::Elsewhere(channel));
+                }
+                Err(journal::AskError::Fenced) => {
+                    self.inbox.leases.fenced().cancel();
+                    return Err(AskError::Fenced);
+                }
+                Err(journal::AskError::Busy) => return Err(AskError::Busy),
+                Err(journal::AskError::Refused(why)) => return Err(AskError::Refused(why)),
+                Err(_) => {
+                    sleep(RETRY_PAUSE).await;
+                    continue;
+                }
+            }
+            let patience = ASK_AGAIN.min(approval.expires_in + GRACE);
+            if let Some(answer) = told(answers, patience).await {
+                return Ok(answer);
+            }
+        }
+        if let Some(answer) = told(answers, GRACE).await {
+            return Ok(answer);
+        }
+        // Nobody has answered, and nobody has said so: there is no relay.
+        let expired = nobodys(&approval, "nobody answered in time");
+        Ok(self.resolve(&approval, expired).await)
+    }
+
+    /// Resolves the approval, unless somebody was first; the answer that holds.
+    async fn resolve(&self, approval: &NewApproval, answer: Answer) -> Answer {
+        let NewApproval { channel, request_id, asks, .. } = approval;
+        loop {
+            match self.inbox.journal.resolve(channel, request_id, *asks, &answer, None).await {
+                Ok(journal::Resolved::Already(first)) => return first,
+                Ok(_) => return answer,
+                Err(_) => sleep(RETRY_PAUSE).await,
+            }
+        }
+    }
+}
+
+/// What holds where no person has answered.
+fn nobodys(approval: &NewApproval, why: &str) -> Answer {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Answer {
+        allowed: approval.default,
+        always: false,
+        reason: Some(why.into()),
+        by: None,
+        at: now.as_millis() as u64,
+        timed_out: true,
+        command_id: format!("timeout-{}", approval.request_id).into(),
+    }
+}
+
+async fn told(answers: &mut watch::Receiver<Option<Answer>>, patience: Duration) -> Option<Answer> {
+    let answered = timeout(patience, answers.wait_for(Option::is_some)).await;
+    answered.ok()?.ok()?.clone()
+}
+
+/// The questions that somebody in this process waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Approvals {
+    expected: Arc<Mutex<Expected>>,
+}
+
+type Expected = HashMap<Box<str>, watch::Sender<Option<Answer>>>;
+
+/// One who waits for an answer.
+struct Waiting(watch::Receiver<Option<Answer>>, Arc<Mutex<Expected>>, Box<str>);
+
+impl Approvals {
+    fn expect(&self, request_id: &str) -> Waiting {
+        let mut expected = lock(&self.expected);
+        let answers = expected.entry(request_id.into()).or_default().subscribe();
+        Waiting(answers, Arc::clone(&self.expected), request_id.into())
+    }
+
+    /// An answer has come.
+    pub(crate) fn tell(&self, holder: &Holder, told: Told) {
+        if told.agent_id == holder.agent
+            && let Some(answers) = lock(&self.expected).get(&told.request_id)
+        {
+            answers.send_replace(Some(told.answer));
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut expected = lock(&self.1);
+        // This one's receiver still counts.
+        if expected.get(&self.2).is_some_and(|answers| answers.receiver_count() == 1) {
+            expected.remove(&self.2);
+        }
+    }
+}
+
+fn lock(expected: &Mutex<Expected>) -> MutexGuard<'_, Expected> {
+    expected.lock().expect("no code panics with this lock held")
+}
+
+/// The data of a command that tells an agent the answer to its question.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Told {
+    request_id: Box<str>,
+    agent_id: Box<str>,
+    answer: Answer,
+}
+
+impl Told {
+    pub(crate) fn read(command: &journal::Command) -> Option<Self> {
+        let names = ["permission_response", "budget_continue", "budget_stop"];
+        let may_be = names.contains(&&*command.name);
+        may_be.then(|| serde_json::from_str(&command.data).ok()).flatten()
+    }
+}

@@ -1,0 +1,134 @@
+//! What an agent asks people is answered once, whatever happens meanwhile.
+
+use crate::cluster::{Way, event, events, said};
+use journal::{Answer, Asks, Journal, Resolved};
+use publisher_sdk::{Agent, AskError, Budget, BudgetRequest, PermissionRequest, Reason};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+on_every_way! {
+    a_permission_is_asked_after_what_was_said_and_answered_by_a_person,
+    a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told,
+    a_question_asked_within_a_run_ends_with_it,
+    an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed,
+}
+
+fn request() -> PermissionRequest {
+    PermissionRequest::new("Bash", "rm -r build", "Deletes the build directory")
+}
+
+/// `ben` answers.
+async fn answer(journal: &Journal, channel: &str, id: &str, asks: Asks, allowed: bool) {
+    let answer = Answer {
+        allowed,
+        always: allowed,
+        reason: Some("as usual".into()),
+        by: Some("ben".into()),
+        at: 1,
+        timed_out: false,
+        command_id: Uuid::new_v4().to_string().into(),
+    };
+    let resolved =
+        journal.resolve(&channel.parse().expect("a channel"), id, asks, &answer, None).await;
+    assert_eq!(resolved, Ok(Resolved::Yours));
+}
+
+async fn a_permission_is_asked_after_what_was_said_and_answered_by_a_person(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let session = agent.session("s").await.unwrap();
+    session.text_delta("t", "I would ").unwrap();
+    session.text_delta("t", "like to").unwrap();
+
+    let (permission, question) =
+        tokio::join!(session.ask_permission(request().digest("d1")), async {
+            let question = event(&journal, "session:s", "permission_request").await;
+            let id = question["request"]["requestId"].as_str().unwrap();
+            answer(&journal, "session:s", id, Asks::Permission, true).await;
+            question
+        });
+
+    let permission = permission.unwrap();
+    assert!(permission.allowed && permission.always_allow && !permission.timed_out);
+    assert_eq!(
+        (permission.by.as_deref(), permission.reason.as_deref()),
+        (Some("ben"), Some("as usual"))
+    );
+    let shown = &question["request"];
+    assert_eq!(shown["toolName"], "Bash");
+    assert_eq!(shown["command"], "rm -r build");
+    assert_eq!(shown["description"], "Deletes the build directory");
+    assert_eq!(shown["digest"], "d1");
+    assert!(question["expires_at"].is_u64(), "{question}");
+    let said = said(&journal, "session:s").await;
+    assert_eq!(said[said.len() - 2..], ["permission_request", "permission_resolved"]);
+    assert_eq!(said[..said.len() - 2].concat(), "I would like to");
+}
+
+async fn a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let own = agent.own_channel();
+    for (id, allowed, expected) in [("b1", true, Budget::Continue), ("b2", false, Budget::Stop)] {
+        let ask = BudgetRequest::new().request_id(id).field("tokens_used", 1_000);
+        let (budget, ()) = tokio::join!(own.ask_budget(ask), async {
+            crate::cluster::until("it is asked", async || {
+                let pending = journal.pending(&"agent:a".parse().unwrap()).await.unwrap().1;
+                pending.first().map(drop)
+            })
+            .await;
+            answer(&journal, "agent:a", id, Asks::Budget, allowed).await;
+        });
+        assert_eq!(budget.unwrap(), expected);
+    }
+    let told = event(&journal, "global:events", "budget_exhausted").await;
+    assert_eq!(
+        (&told["request_id"], &told["agent_id"], &told["tokens_used"]),
+        (&json!("b1"), &json!("a"), &json!(1_000))
+    );
+    let resolved: Vec<Value> = (events(&journal, "agent:a").await.into_iter())
+        .filter(|(name, _)| name == "budget_resolved")
+        .map(|(_, data)| data["decision"].clone())
+        .collect();
+    assert_eq!(resolved, [json!("continue"), json!("stop")]);
+}
+
+/// A page shall not ask for what nobody wants to know any more.
+async fn a_question_asked_within_a_run_ends_with_it(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let session = agent.session("s").await.unwrap();
+    let run = session.begin_run("r1");
+
+    let (asked, ()) = tokio::join!(session.ask_permission(request().for_run(&run)), async {
+        event(&journal, "session:s", "permission_request").await;
+        run.cancel(Reason::User);
+    });
+
+    assert!(matches!(asked, Err(AskError::Cancelled)), "{asked:?}");
+    let resolved = event(&journal, "session:s", "permission_resolved").await;
+    assert_eq!(resolved["allowed"], json!(false));
+    assert_eq!(resolved["reason"], json!("the run was cancelled"));
+    assert!(journal.pending(session.channel()).await.unwrap().1.is_empty());
+}
+
+/// The crash between resolving an approval and the agent's hearing of it.
+async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed(way: Way) {
+    let (first, journal) = way.agent().await;
+    let session = first.session("s").await.unwrap();
+    let ask = || request().request_id("p1");
+    tokio::select! {
+        answered = session.ask_permission(ask()) => panic!("{answered:?}"),
+        _ = event(&journal, "session:s", "permission_request") => {}
+    }
+    assert_eq!(said(&journal, "session:s").await, ["permission_request"], "it is pending still");
+
+    let second = way.enter(Agent::options().id("a")).await;
+    let session = second.session("s").await.unwrap();
+    answer(&journal, "session:s", "p1", Asks::Permission, true).await;
+
+    assert!(session.ask_permission(ask()).await.unwrap().allowed);
+    assert!(session.ask_permission(ask()).await.unwrap().allowed, "as often as it asks");
+    let elsewhere = second.session("t").await.unwrap().ask_permission(ask()).await;
+    assert!(matches!(elsewhere, Err(AskError::Elsewhere(_))), "{elsewhere:?}");
+    let invalid = session.ask_permission(request().request_id("not an id")).await;
+    assert!(matches!(invalid, Err(AskError::Id(_))), "{invalid:?}");
+    assert_eq!(said(&journal, "session:s").await, ["permission_request", "permission_resolved"]);
+}

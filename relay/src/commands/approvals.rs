@@ -1,0 +1,96 @@
+//! An answer to an approval: found by its id, asked of the grant where it stands, and given once.
+//!
+//! The first answer wins on all replicas; whoever comes later is told who was first.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use journal::{Asks, Resolved, Status};
+use protocol::ErrorCode;
+use protocol::frame::{Answer, Asked, Refusal, Resolution};
+
+use super::{Accepted, Commands, patiently, unavailable};
+use crate::auth::Principal;
+
+impl Commands {
+    /// Answers an approval.
+    pub(crate) async fn answer(
+        &self,
+        principal: &Principal,
+        answer: &Answer,
+    ) -> Result<Accepted, Refusal> {
+        patiently(Box::pin(self.resolve(principal, answer))).await
+    }
+
+    async fn resolve(&self, principal: &Principal, answer: &Answer) -> Result<Accepted, Refusal> {
+        let request_id = &answer.request_id;
+        let found = self.journal.find_approval(request_id).await.map_err(unavailable)?;
+        let channel = found
+            .filter(|channel| principal.grant.may_command(channel))
+            .ok_or_else(|| unknown(request_id))?;
+        let asks = match answer.asked {
+            Asked::Permission => Asks::Permission,
+            Asked::Budget => Asks::Budget,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let given = journal::Answer {
+            allowed: answer.allowed,
+            always: answer.always,
+            reason: answer.reason.as_deref().map(Into::into),
+            by: principal.user.clone(),
+            at: now.as_millis() as u64,
+            timed_out: false,
+            command_id: answer.command_id.to_string().into(),
+        };
+        let resolved = self
+            .journal
+            .resolve(&channel, request_id, asks, &given, answer.digest.as_deref())
+            .await
+            .map_err(unavailable)?;
+        match resolved {
+            Resolved::Yours => {}
+            Resolved::Already(first) => return Err(came_late(asks, first)),
+            Resolved::OtherDigest => {
+                let message = format!("the digest is not that of what `{request_id}` asks");
+                return Err(Refusal::new(ErrorCode::DigestMismatch, message));
+            }
+            Resolved::OtherKind => {
+                let message = match asks {
+                    Asks::Permission => "it asks for a budget: `budget_continue` or `budget_stop`",
+                    Asks::Budget => "it asks for a permission: `permission_response`",
+                };
+                let message = format!("`{request_id}` takes another answer: {message}");
+                return Err(Refusal::new(ErrorCode::BadRequest, message));
+            }
+            Resolved::Unknown => return Err(unknown(request_id)),
+        }
+        // The answer stands, whoever is there to hear it.
+        let listeners = self.journal.agents_on(&channel).await.map_or(0, |agents| agents.len());
+        let command_id = answer.command_id;
+        let journal::Answer { allowed, by, .. } = &given;
+        tracing::info!(%channel, request_id, allowed, by, listeners, "an approval was answered");
+        let (status, is_queued) = (Status::Applied, listeners == 0);
+        let listeners = listeners as u64;
+        Ok(Accepted { command_id, status, detail: None, listeners, is_queued })
+    }
+}
+
+/// Missing and not granted look the same.
+fn unknown(request_id: &str) -> Refusal {
+    Refusal::new(ErrorCode::NotFound, format!("there is no approval `{request_id}` for you"))
+}
+
+fn came_late(asks: Asks, first: journal::Answer) -> Refusal {
+    let decision = match (asks, first.allowed) {
+        (Asks::Permission, true) => "allowed",
+        (Asks::Permission, false) => "denied",
+        (Asks::Budget, true) => "continue",
+        (Asks::Budget, false) => "stop",
+    };
+    let (code, message) = match &first.by {
+        _ if first.timed_out => (ErrorCode::Expired, "nobody answered in time".to_owned()),
+        Some(by) => (ErrorCode::AlreadyResolved, format!("`{by}` answered first")),
+        None => (ErrorCode::AlreadyResolved, "somebody answered first".to_owned()),
+    };
+    let resolution = Some(Resolution { by: first.by, at: first.at, decision });
+    Refusal { resolution, ..Refusal::new(code, message) }
+}

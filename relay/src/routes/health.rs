@@ -1,0 +1,27 @@
+//! Is the process alive, and should it be sent traffic?
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use protocol::ErrorCode;
+
+use super::AppState;
+use super::refuse::Refused;
+use crate::events::Status;
+
+/// `GET /healthz`: the process answers. Redis has no say: restarting the relay would not bring it back.
+pub(super) async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: the record is within reach, and the replica is not leaving.
+pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Response {
+    if app.leaving.is_cancelled() {
+        return Refused::new(ErrorCode::Unavailable, "this replica is leaving").into_response();
+    }
+    if *app.events.status().borrow() == Status::Degraded || !app.events.is_following() {
+        return Refused::new(ErrorCode::Unavailable, "redis is out of reach").into_response();
+    }
+    "ready\n".into_response()
+}

@@ -1,0 +1,247 @@
+//! HTTP for those who hold no socket: publish, and read a channel's events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::{IntoResponse, Response};
+use journal::{AppendError, Appended, Name, NewEntry, Since};
+use protocol::frame::{ErrorBody, parse_since};
+use protocol::limits::{
+    PUBLISH_BODY_BYTES_MAX, PUBLISH_EVENTS_MAX, READ_EVENTS_DEFAULT, READ_EVENTS_MAX,
+};
+use protocol::{
+    Channel, DataError, ErrorCode, Format, Kind, NameError, check_data, check_event_name,
+    check_idempotency_key, encode,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::refuse::Refused;
+use super::{AppState, Query, authenticate, body};
+use crate::auth::Principal;
+
+/// How long a publisher waits while Redis is away. With an `id` it may then safely ask again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a body may take to arrive: 8 MiB at 2 Mbit/s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One event of a `POST /api/v1/publish`.
+#[derive(Deserialize)]
+struct Publish<'a> {
+    channel: String,
+    event: String,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    id: Option<String>,
+}
+
+/// What became of one event.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Published<'a> {
+    Offset(String),
+    Error(ErrorBody<'a>),
+}
+
+/// `POST /api/v1/publish`
+pub(super) async fn publish(State(app): State<Arc<AppState>>, request: Request) -> Response {
+    match publish_body(&app, request).await {
+        Ok(response) => response,
+        Err(refused) => refused.into_response(),
+    }
+}
+
+async fn publish_body(app: &AppState, request: Request) -> Result<Response, Refused> {
+    #[derive(Serialize)]
+    struct Results<'a> {
+        results: Vec<Published<'a>>,
+    }
+    let query = Query::of(request.uri())?;
+    let principal = authenticate(app, request.headers(), &query)?;
+    let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
+    let body = body::read(request.into_body(), PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT).await?;
+    if !body.trim_start().starts_with('[') {
+        let event = serde_json::from_str::<Publish<'_>>(&body).map_err(|error| {
+            bad(format!("the body is no event {{channel, event, data, id?}}: {error}"))
+        })?;
+        let outcome = append(app, &principal, vec![event]).await.pop();
+        let appended = outcome.unwrap_or_else(|| Err(bad("nothing to publish".to_owned())))?;
+        return Ok(Json(Published::Offset(appended.offset.to_string())).into_response());
+    }
+    let events: Vec<&RawValue> = serde_json::from_str(&body)
+        .map_err(|error| bad(format!("the body is no list of events: {error}")))?;
+    if events.len() > PUBLISH_EVENTS_MAX {
+        let message =
+            format!("{} events in one call, the limit is {PUBLISH_EVENTS_MAX}", events.len());
+        return Err(Refused::new(ErrorCode::TooLarge, message));
+    }
+    let outcomes = append_each(app, &principal, &events).await;
+    let results = outcomes.iter().map(|outcome| match outcome {
+        Ok(appended) => Published::Offset(appended.offset.to_string()),
+        Err(refused) => Published::Error(refused.body()),
+    });
+    Ok(Json(Results { results: results.collect() }).into_response())
+}
+
+/// Appends those of a list that are events, in order; each that is not has its own error.
+async fn append_each(
+    app: &AppState,
+    principal: &Principal,
+    raw: &[&RawValue],
+) -> Vec<Result<Appended, Refused>> {
+    let parsed: Vec<Result<Publish<'_>, serde_json::Error>> =
+        raw.iter().map(|raw| serde_json::from_str(raw.get())).collect();
+    let (mut events, mut errors) = (Vec::new(), Vec::new());
+    for event in parsed {
+        match event {
+            Ok(event) => {
+                events.push(event);
+                errors.push(None);
+            }
+            Err(error) => errors.push(Some(Refused::new(
+                ErrorCode::BadRequest,
+                format!("this is no event {{channel, event, data, id?}}: {error}"),
+            ))),
+        }
+    }
+    let mut outcomes = append(app, principal, events).await.into_iter();
+    let missing = || Err(Refused::new(ErrorCode::Unavailable, "no outcome"));
+    errors
+        .into_iter()
+        .map(|error| error.map_or_else(|| outcomes.next().unwrap_or_else(missing), Err))
+        .collect()
+}
+
+/// Enqueues all, then waits for all: their order is that of the list, and they travel together.
+async fn append(
+    app: &AppState,
+    principal: &Principal,
+    events: Vec<Publish<'_>>,
+) -> Vec<Result<Appended, Refused>> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut receipts = Vec::with_capacity(events.len());
+    for event in events {
+        receipts.push(match check(principal, event) {
+            Ok((name, entry)) => {
+                let enqueued =
+                    tokio::time::timeout_at(deadline, app.journal.enqueue(&name, vec![entry]));
+                match enqueued.await {
+                    Ok(receipt) => receipt.map_err(|error| refuse(&error)),
+                    Err(_) => Err(refuse(&AppendError::Full)),
+                }
+            }
+            Err(refused) => Err(refused),
+        });
+    }
+    let mut outcomes = Vec::with_capacity(receipts.len());
+    for receipt in receipts {
+        outcomes.push(match receipt {
+            Ok(receipt) => match tokio::time::timeout_at(deadline, receipt).await {
+                Ok(Ok(appended)) => {
+                    appended.first().copied().ok_or_else(|| refuse(&AppendError::Unavailable))
+                }
+                Ok(Err(error)) => Err(refuse(&error)),
+                Err(_) => Err(refuse(&AppendError::Unavailable)),
+            },
+            Err(refused) => Err(refused),
+        });
+    }
+    outcomes
+}
+
+fn check(principal: &Principal, event: Publish<'_>) -> Result<(Name, NewEntry), Refused> {
+    let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
+    let channel: Channel =
+        event.channel.parse().map_err(|e: protocol::ChannelError| bad(e.to_string()))?;
+    if !principal.grant.may_publish(&channel) {
+        return Err(Refused::new(ErrorCode::NotFound, format!("there is no `{channel}` for you")));
+    }
+    if channel.kind() == Kind::Service {
+        return Err(bad("a service carries no events".to_owned()));
+    }
+    check_event_name(&event.event).map_err(|error| match error {
+        NameError::Reserved(_) => Refused::new(ErrorCode::ReservedName, error.to_string()),
+        _ => bad(format!("`event`: {error}")),
+    })?;
+    check_data(event.data.get()).map_err(|error| match error {
+        DataError::Large(_) => Refused::new(ErrorCode::TooLarge, error.to_string()),
+        _ => bad(error.to_string()),
+    })?;
+    let mut entry = NewEntry::new(event.event, event.data.get());
+    if let Some(id) = event.id {
+        check_idempotency_key(&id).map_err(|error| bad(error.to_string()))?;
+        entry = entry.with_key(id);
+    }
+    Ok((Name::events(channel), entry))
+}
+
+fn refuse(error: &AppendError) -> Refused {
+    let code = if error.is_retryable() { ErrorCode::Unavailable } else { ErrorCode::BadRequest };
+    Refused::new(code, error.to_string())
+}
+
+/// `GET /api/v1/channels/{channel}/events?since=&limit=`
+pub(super) async fn read(
+    State(app): State<Arc<AppState>>,
+    Path(channel): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    match read_page(&app, &channel, &uri, &headers).await {
+        Ok(response) => response,
+        Err(refused) => refused.into_response(),
+    }
+}
+
+async fn read_page(
+    app: &AppState,
+    channel: &str,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<Response, Refused> {
+    #[derive(Serialize)]
+    struct Read {
+        events: Vec<Box<RawValue>>,
+        offset: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reset: Option<&'static str>,
+        more: bool,
+    }
+    let query = Query::of(uri)?;
+    let principal = authenticate(app, headers, &query)?;
+    let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
+    let channel: Channel =
+        channel.parse().map_err(|e: protocol::ChannelError| bad(e.to_string()))?;
+    if !principal.grant.may_subscribe(&channel) {
+        return Err(Refused::new(ErrorCode::NotFound, format!("there is no `{channel}` for you")));
+    }
+    let since = query.get("since").map_or(Ok(Since::Start), parse_since)?;
+    let limit = match query.get("limit") {
+        None => READ_EVENTS_DEFAULT,
+        Some(text) => {
+            text.parse().ok().filter(|limit| (1..=READ_EVENTS_MAX).contains(limit)).ok_or_else(
+                || bad(format!("`limit` must be a whole number from 1 to {READ_EVENTS_MAX}")),
+            )?
+        }
+    };
+    let page = app
+        .journal
+        .read(&Name::events(channel.clone()), since, limit)
+        .await
+        .map_err(|error| Refused::new(ErrorCode::Unavailable, error.to_string()))?;
+    let events = page.entries.iter().map(|entry| {
+        RawValue::from_string(encode(Format::Envelope, &channel, entry, 1))
+            .map_err(|error| Refused::new(ErrorCode::Unavailable, error.to_string()))
+    });
+    let read = Read {
+        events: events.collect::<Result<_, _>>()?,
+        offset: page.end().map(|offset| offset.to_string()),
+        reset: page.reset.map(journal::Reason::as_str),
+        more: page.has_more(),
+    };
+    Ok(Json(read).into_response())
+}

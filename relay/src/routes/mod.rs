@@ -1,0 +1,177 @@
+//! How anyone gets in. A route translates between its transport and the two ways, and does nothing else;
+//! who may do what was asked of the token once ([`auth`](crate::auth)), and is asked of the grant on every
+//! subscribe, read, publish and command.
+
+mod agents;
+mod ask;
+mod body;
+mod connection;
+mod health;
+mod http;
+mod inspect;
+mod message;
+mod pace;
+mod pending_reads;
+mod refuse;
+mod registry;
+pub(crate) mod traffic;
+mod websocket;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, Uri};
+use axum::response::{Html, IntoResponse};
+use axum::routing::{get, post};
+use journal::Journal;
+use protocol::ErrorCode;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Key;
+use crate::auth::{self, Principal};
+use crate::commands::{Commands, Offers};
+use crate::events::Events;
+use refuse::Refused;
+use registry::ConnectionRegistry;
+
+/// The subprotocol under which a browser's script may bring its token.
+const SUBPROTOCOL: &str = "agent-relay.v1";
+
+/// What every route shares.
+#[derive(Debug)]
+pub(crate) struct AppState {
+    pub(crate) journal: Journal,
+    pub(crate) events: Arc<Events>,
+    pub(crate) commands: Commands,
+    pub(crate) offers: Arc<Offers>,
+    pub(crate) key: Option<Key>,
+    /// Without a key, whoever reaches the listener, by whatever name, is welcome.
+    pub(crate) allow_anonymous: bool,
+    /// Set when the replica leaves: connections are sent elsewhere over `drain_over`.
+    pub(crate) leaving: CancellationToken,
+    pub(crate) drain_over: Duration,
+    pub(crate) connections: TaskTracker,
+    /// Who is connected here.
+    pub(crate) registry: Arc<ConnectionRegistry>,
+}
+
+/// The routes of the main listener.
+pub(crate) fn main(app: &Arc<AppState>, with_health: bool, page: Option<&'static str>) -> Router {
+    let mut routes = Router::new()
+        .route("/ws", get(websocket::any))
+        .route("/ws/agents/{agent_id}", get(agents::agent))
+        .route("/ws/events", get(websocket::firehose))
+        .route("/ws/{session_id}", get(websocket::session))
+        .route("/api/v1/publish", post(http::publish))
+        .route("/api/v1/commands", post(ask::commands))
+        .route("/api/v1/requests", post(ask::requests))
+        .route("/api/v1/connections/{connection_id}/messages", post(message::send))
+        .route("/api/v1/agents", get(inspect::agents))
+        .route("/api/v1/stats", get(inspect::stats))
+        .route("/api/v1/channels/{channel}", get(inspect::channel))
+        .route("/api/v1/channels/{channel}/events", get(http::read));
+    if let Some(page) = page {
+        routes = routes.route("/", get(move || async move { Html(page).into_response() }));
+    }
+    if with_health {
+        routes = routes.merge(health_routes());
+    }
+    routes
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(Arc::clone(app))
+}
+
+/// The routes of the admin listener.
+pub(crate) fn admin(app: &Arc<AppState>) -> Router {
+    health_routes().fallback(nothing_here).with_state(Arc::clone(app))
+}
+
+fn health_routes() -> Router<Arc<AppState>> {
+    Router::new().route("/healthz", get(health::live)).route("/readyz", get(health::ready))
+}
+
+async fn nothing_here(request: Request) -> Refused {
+    Refused::new(ErrorCode::NotFound, format!("there is no `{}`", request.uri().path()))
+}
+
+async fn wrong_method(request: Request) -> Refused {
+    let (method, path) = (request.method(), request.uri().path());
+    Refused::new(ErrorCode::BadRequest, format!("`{path}` does not take {method}"))
+}
+
+/// Who knocks: from `Authorization`, the WebSocket subprotocol, or `?token=`.
+fn authenticate(
+    app: &AppState,
+    headers: &HeaderMap,
+    query: &Query,
+) -> Result<Arc<Principal>, Refused> {
+    let text = |value: &axum::http::HeaderValue| value.to_str().ok().map(str::to_owned);
+    if app.key.is_none() {
+        check_origin(headers, app.allow_anonymous)?;
+    }
+    let bearer = headers.get(AUTHORIZATION).and_then(text);
+    let bearer = bearer.as_deref().and_then(|value| value.strip_prefix("Bearer "));
+    let offered = headers.get("sec-websocket-protocol").and_then(text).unwrap_or_default();
+    let subprotocol = offered.split(',').find_map(|one| one.trim().strip_prefix("bearer."));
+    let token = bearer.or(subprotocol).or(query.get("token"));
+    match auth::authenticate(app.key.as_ref(), token) {
+        Ok(principal) => Ok(Arc::new(principal)),
+        Err(why) => {
+            tracing::info!(%why, "a token was refused");
+            Err(Refused::new(ErrorCode::Unauthorized, "a valid token is needed"))
+        }
+    }
+}
+
+/// Without a key anybody on this machine may do everything, so a page from elsewhere, open in a browser
+/// on this machine, must not: browsers let any page open a WebSocket to loopback, and say where the page
+/// is from. What sends no origin is no page.
+fn check_origin(headers: &HeaderMap, allow_anonymous: bool) -> Result<(), Refused> {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = text("host").unwrap_or_default();
+    // A foreign page can have its own name resolve to loopback, and so be of our origin: then the name by
+    // which it calls us gives it away.
+    if !allow_anonymous && !is_loopback(host) {
+        let message = "a relay without a key answers to localhost, 127.0.0.1 and [::1] only: \
+                       configure a key, or say --allow-anonymous";
+        return Err(Refused::new(ErrorCode::Forbidden, message));
+    }
+    let Some(origin) = text("origin") else { return Ok(()) };
+    let authority = origin.split_once("://").map_or("", |(_, authority)| authority);
+    if is_loopback(authority) || (!authority.is_empty() && authority.eq_ignore_ascii_case(host)) {
+        return Ok(());
+    }
+    Err(Refused::new(
+        ErrorCode::Forbidden,
+        "a relay without a key serves no page of another origin",
+    ))
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let uri = authority.parse::<Uri>().ok();
+    let name = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+    matches!(name, "localhost" | "127.0.0.1" | "[::1]")
+}
+
+/// The query string's fields.
+#[derive(Debug)]
+struct Query(HashMap<String, String>);
+
+impl Query {
+    fn of(uri: &Uri) -> Result<Self, Refused> {
+        let query = axum::extract::Query::<HashMap<String, String>>::try_from_uri(uri);
+        query.map(|query| Self(query.0)).map_err(|error| {
+            Refused::new(ErrorCode::BadRequest, format!("the query string cannot be read: {error}"))
+        })
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}

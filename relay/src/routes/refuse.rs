@@ -1,0 +1,51 @@
+//! How a route says no: one shape for every call.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
+use axum::response::{IntoResponse, Response};
+use protocol::ErrorCode;
+use protocol::frame::{ErrorBody, Refusal};
+use serde::Serialize;
+
+/// `{"error":{"code","message","retryable"}}` with the code's status.
+#[derive(Debug)]
+pub(super) struct Refused(Refusal);
+
+impl Refused {
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self(Refusal::new(code, message))
+    }
+
+    pub(super) fn body(&self) -> ErrorBody<'_> {
+        self.0.body()
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http_status());
+        refused(status.unwrap_or(StatusCode::BAD_REQUEST), self.body())
+    }
+}
+
+/// The answer that says no.
+pub(super) fn refused(status: StatusCode, error: ErrorBody<'_>) -> Response {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: ErrorBody<'a>,
+    }
+    let is_retryable = error.retryable;
+    let mut response = (status, Json(Body { error })).into_response();
+    if is_retryable {
+        // A second: Redis is usually back within two, and a retry is cheap.
+        response.headers_mut().insert(RETRY_AFTER, axum::http::HeaderValue::from_static("1"));
+    }
+    response
+}
