@@ -17,7 +17,7 @@ const SHOWN_MAX: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Rings for those who wait for a command.
     wakeup: Notify,
     /// Rings for those who wait for somebody to want one.
@@ -25,7 +25,7 @@ pub(crate) struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     ready: VecDeque<Command>,
     /// How many wait in [`Queue::next`].
     wanted: usize,
@@ -140,7 +140,7 @@ impl Queue {
         left
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().expect("no code panics with this lock held")
     }
 }

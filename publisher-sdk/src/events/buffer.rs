@@ -1,6 +1,6 @@
 //! Everything that waits to be written, over all channels, within one bound in bytes.
 //!
-//! [`Publisher`](crate::Publisher) → **buffer** ⊃ [`batch`](super::batch) →
+//! [`Publisher`](crate::Publisher) → **buffer** ⊃ [`coalescer`](super::coalescer) →
 //! [`writer`](super::writer)
 //!
 //! - Callers put in, the one writer takes out; nobody waits with the lock held.
@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::batch::{self, Batch, Ticket, delta_cost, event_cost};
+use super::coalescer::{self, Coalescer, Ticket, delta_cost, event_cost};
 use crate::{FlushError, PublishError};
 
 /// Who waits for an event's offset.
@@ -32,7 +32,7 @@ const SWEEP_TICKS: u64 = 100;
 
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    state: Mutex<State>,
+    state: Mutex<BufferState>,
     /// The bytes that are free.
     room: Semaphore,
     limit: usize,
@@ -45,7 +45,7 @@ pub(crate) struct Buffer {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BufferState {
     channels: HashMap<Channel, ChannelBuffer>,
     /// Channels that may be written, in the order in which they became so.
     ready: VecDeque<Channel>,
@@ -74,7 +74,7 @@ struct Failed {
 /// One channel.
 #[derive(Debug, Default)]
 struct ChannelBuffer {
-    batch: Batch,
+    pending: Coalescer,
     /// An append of this channel waits for room in the journal's buffer: nothing may overtake it.
     is_placing: bool,
     /// How many appends have no answer yet.
@@ -84,7 +84,7 @@ struct ChannelBuffer {
 
 impl ChannelBuffer {
     fn may_be_written(&self) -> bool {
-        let wants = self.batch.has_event() || (self.batch.is_due() && self.unanswered == 0);
+        let wants = self.pending.has_event() || (self.pending.is_due() && self.unanswered == 0);
         wants && !self.is_placing
     }
 }
@@ -143,7 +143,7 @@ impl Buffer {
         turn: Option<&str>,
         text: &str,
     ) -> Result<(), PublishError> {
-        let (tail, pieces) = (batch::tail(turn), batch::pieces(text));
+        let (tail, pieces) = (coalescer::tail(turn), coalescer::pieces(text));
         // At most, if no piece can join what waits.
         let taken = pieces.iter().map(|body| delta_cost(&tail, body)).sum();
         self.take_room(taken)?;
@@ -154,19 +154,20 @@ impl Buffer {
             self.room.add_permits(taken);
             return Err(self.refusal());
         }
-        let State { channels, generation, unsettled, tick_at, .. } = &mut *state;
+        let BufferState { channels, generation, unsettled, tick_at, .. } = &mut *state;
         let buffered = channels.entry(channel.clone()).or_default();
         for body in &pieces {
-            let added = buffered.batch.delta(tick, *generation, &tail, body);
+            let added = buffered.pending.delta(tick, *generation, &tail, body);
             used += added.cost;
             if added.is_new {
                 *unsettled.entry(*generation).or_default() += 1;
             }
         }
         if self.window.is_zero() {
-            buffered.batch.tick();
+            buffered.pending.tick();
         }
-        let must_tick = !buffered.batch.is_due() && tick_at.is_none() && !buffered.batch.is_empty();
+        let must_tick =
+            !buffered.pending.is_due() && tick_at.is_none() && !buffered.pending.is_empty();
         if must_tick {
             let nanos = self.tick_length().as_nanos() as u64 * (tick + 1);
             *tick_at = Some(self.began + Duration::from_nanos(nanos));
@@ -215,9 +216,10 @@ impl Buffer {
         self.close();
         let mut refused = Vec::new();
         for (channel, buffered) in &mut self.state().channels {
-            while !buffered.batch.is_empty() {
+            while !buffered.pending.is_empty() {
                 buffered.unanswered += 1;
-                let tickets = buffered.batch.take().into_iter().map(|(_, ticket)| ticket).collect();
+                let tickets =
+                    buffered.pending.take().into_iter().map(|(_, ticket)| ticket).collect();
                 refused.push((channel.clone(), tickets));
             }
         }
@@ -287,7 +289,7 @@ impl Buffer {
         let generation = state.generation;
         *state.unsettled.entry(generation).or_default() += 1;
         let buffered = state.channels.entry(channel.clone()).or_default();
-        buffered.batch.event(cost, entry, generation, answer);
+        buffered.pending.event(cost, entry, generation, answer);
         if state.make_ready(channel) {
             self.wakeup.notify_one();
         }
@@ -302,7 +304,7 @@ impl Buffer {
         (self.began.elapsed().as_nanos() / self.tick_length().as_nanos()) as u64
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BufferState> {
         self.state.lock().expect("no code panics with this lock held")
     }
 }
@@ -318,7 +320,7 @@ impl Buffer {
             if buffered.may_be_written() {
                 buffered.is_placing = true;
                 buffered.unanswered += 1;
-                let entries = buffered.batch.take();
+                let entries = buffered.pending.take();
                 return Some((channel, entries));
             }
         }
@@ -380,7 +382,7 @@ impl Buffer {
             state.swept_at = tick;
             state
                 .channels
-                .retain(|_, buffered| !buffered.batch.cool(tick) || buffered.unanswered > 0);
+                .retain(|_, buffered| !buffered.pending.cool(tick) || buffered.unanswered > 0);
         }
     }
 
@@ -392,9 +394,9 @@ impl Buffer {
             return Some(at);
         }
         state.tick_at = None;
-        let State { channels, ready, .. } = &mut *state;
+        let BufferState { channels, ready, .. } = &mut *state;
         for (channel, buffered) in channels {
-            buffered.batch.tick();
+            buffered.pending.tick();
             make_ready(buffered, channel, ready);
         }
         None
@@ -423,11 +425,11 @@ impl Buffer {
     }
 }
 
-impl State {
+impl BufferState {
     /// Nothing joins what is in, and all of it is due.
     fn seal(&mut self) {
         for (channel, buffered) in &mut self.channels {
-            buffered.batch.seal();
+            buffered.pending.seal();
             make_ready(buffered, channel, &mut self.ready);
         }
     }

@@ -16,8 +16,8 @@ use journal::{AppendError, Appended, Journal, Name, NewEntry, Receipt};
 use protocol::Channel;
 use tokio::time::{Instant, sleep_until};
 
-use super::batch::Ticket;
 use super::buffer::Buffer;
+use super::coalescer::Ticket;
 
 /// Where an append has come to.
 enum Step {

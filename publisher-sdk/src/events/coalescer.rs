@@ -1,10 +1,10 @@
 //! What waits to be written on one channel, and when it must wait no longer.
 //!
-//! [`buffer`](super::buffer) ⊃ **batch**
+//! [`buffer`](super::buffer) ⊃ **coalescer**
 //!
 //! Deltas of one turn join while they wait, so a pause of Redis costs text, not entries. Turns
 //! never mix, they stand in the order in which each was first buffered, and nothing joins across an
-//! event. The first delta of a turn makes the batch due at once; the following wait for the tick.
+//! event. The first delta of a turn makes what waits due at once; the following wait for the tick.
 //!
 //! Pure: no clock (ticks are numbers), no I/O.
 
@@ -35,7 +35,7 @@ const HEAD: &str = r#"{"delta":""#;
 
 /// The entries of one channel that wait to be written.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
+pub(crate) struct Coalescer {
     waiting: VecDeque<Waiting>,
     /// How many entries have been taken out: the absolute place of the first that waits.
     taken: u64,
@@ -89,7 +89,7 @@ pub(crate) struct Added {
     pub(crate) is_new: bool,
 }
 
-impl Batch {
+impl Coalescer {
     /// An event that has taken `cost` of the room: everything before it goes out with it, and nothing joins
     /// across it.
     pub(crate) fn event(
@@ -235,20 +235,20 @@ mod tests {
     use super::*;
 
     /// The text_delta of `turn` with `text`, at `tick`.
-    fn say(batch: &mut Batch, tick: u64, turn: &str, text: &str) -> Vec<Added> {
+    fn say(pending: &mut Coalescer, tick: u64, turn: &str, text: &str) -> Vec<Added> {
         let tail = tail(Some(turn));
-        pieces(text).iter().map(|body| batch.delta(tick, 0, &tail, body)).collect()
+        pieces(text).iter().map(|body| pending.delta(tick, 0, &tail, body)).collect()
     }
 
-    fn event(batch: &mut Batch, name: &str) {
-        batch.event(0, NewEntry::new(name, "{}"), 0, None);
+    fn event(pending: &mut Coalescer, name: &str) {
+        pending.event(0, NewEntry::new(name, "{}"), 0, None);
     }
 
     /// What waits, as `name` or `turn: text`.
-    fn drained(batch: &mut Batch) -> Vec<String> {
+    fn drained(pending: &mut Coalescer) -> Vec<String> {
         let mut all = Vec::new();
-        while !batch.is_empty() {
-            all.extend(batch.take().into_iter().map(|(entry, _)| {
+        while !pending.is_empty() {
+            all.extend(pending.take().into_iter().map(|(entry, _)| {
                 let data: serde_json::Value = serde_json::from_str(&entry.data).unwrap();
                 match data["delta"].as_str() {
                     Some(text) => format!("{}: {text}", data["turnId"].as_str().unwrap_or("-")),
@@ -261,100 +261,100 @@ mod tests {
 
     #[test]
     fn the_first_delta_of_a_turn_is_due_at_once_and_the_next_waits_for_the_tick() {
-        let mut batch = Batch::default();
-        say(&mut batch, 1, "a", "Hel");
-        assert!(batch.is_due());
-        assert_eq!(drained(&mut batch), ["a: Hel"]);
+        let mut pending = Coalescer::default();
+        say(&mut pending, 1, "a", "Hel");
+        assert!(pending.is_due());
+        assert_eq!(drained(&mut pending), ["a: Hel"]);
 
-        say(&mut batch, 1, "a", "lo");
-        assert!(!batch.is_due());
-        batch.tick();
-        assert!(batch.is_due());
-        assert_eq!(drained(&mut batch), ["a: lo"]);
-        assert!(!batch.is_due());
+        say(&mut pending, 1, "a", "lo");
+        assert!(!pending.is_due());
+        pending.tick();
+        assert!(pending.is_due());
+        assert_eq!(drained(&mut pending), ["a: lo"]);
+        assert!(!pending.is_due());
     }
 
     #[test]
     fn a_turn_that_went_cold_is_due_at_once_again() {
-        let mut batch = Batch::default();
-        say(&mut batch, 1, "a", "x");
-        drained(&mut batch);
-        say(&mut batch, WARM_TICKS, "a", "y");
-        assert!(!batch.is_due());
-        drained(&mut batch);
-        say(&mut batch, 2 * WARM_TICKS, "a", "z");
-        assert!(batch.is_due());
+        let mut pending = Coalescer::default();
+        say(&mut pending, 1, "a", "x");
+        drained(&mut pending);
+        say(&mut pending, WARM_TICKS, "a", "y");
+        assert!(!pending.is_due());
+        drained(&mut pending);
+        say(&mut pending, 2 * WARM_TICKS, "a", "z");
+        assert!(pending.is_due());
     }
 
     #[test]
     fn parallel_turns_never_mix_and_keep_the_order_of_their_first_delta() {
-        let mut batch = Batch::default();
+        let mut pending = Coalescer::default();
         for (turn, text) in [("a", "1"), ("b", "2"), ("a", "3"), ("b", "4"), ("c", "5"), ("a", "6")]
         {
-            say(&mut batch, 1, turn, text);
+            say(&mut pending, 1, turn, text);
         }
-        assert_eq!(drained(&mut batch), ["a: 136", "b: 24", "c: 5"]);
+        assert_eq!(drained(&mut pending), ["a: 136", "b: 24", "c: 5"]);
     }
 
     #[test]
     fn nothing_joins_across_an_event() {
-        let mut batch = Batch::default();
-        say(&mut batch, 1, "a", "before");
-        event(&mut batch, "tool_start");
-        assert!(batch.is_due() && batch.has_event());
-        say(&mut batch, 1, "a", "after");
-        say(&mut batch, 1, "a", "wards");
-        assert_eq!(drained(&mut batch), ["a: before", "tool_start", "a: afterwards"]);
-        assert!(!batch.has_event());
+        let mut pending = Coalescer::default();
+        say(&mut pending, 1, "a", "before");
+        event(&mut pending, "tool_start");
+        assert!(pending.is_due() && pending.has_event());
+        say(&mut pending, 1, "a", "after");
+        say(&mut pending, 1, "a", "wards");
+        assert_eq!(drained(&mut pending), ["a: before", "tool_start", "a: afterwards"]);
+        assert!(!pending.has_event());
     }
 
     #[test]
     fn nothing_joins_what_a_flush_waits_for() {
-        let mut batch = Batch::default();
-        say(&mut batch, 1, "a", "x");
-        batch.seal();
-        assert!(say(&mut batch, 1, "a", "y")[0].is_new);
-        assert_eq!(drained(&mut batch), ["a: x", "a: y"]);
+        let mut pending = Coalescer::default();
+        say(&mut pending, 1, "a", "x");
+        pending.seal();
+        assert!(say(&mut pending, 1, "a", "y")[0].is_new);
+        assert_eq!(drained(&mut pending), ["a: x", "a: y"]);
     }
 
     #[test]
     fn a_turn_without_an_id_is_a_turn_of_its_own() {
-        let mut batch = Batch::default();
-        batch.delta(1, 0, &tail(None), "x");
-        batch.delta(1, 0, &tail(Some("")), "y");
-        batch.delta(1, 0, &tail(None), "z");
-        assert_eq!(drained(&mut batch), ["-: xz", ": y"]);
+        let mut pending = Coalescer::default();
+        pending.delta(1, 0, &tail(None), "x");
+        pending.delta(1, 0, &tail(Some("")), "y");
+        pending.delta(1, 0, &tail(None), "z");
+        assert_eq!(drained(&mut pending), ["-: xz", ": y"]);
     }
 
     #[test]
     fn four_kibibytes_do_not_wait_for_the_tick() {
-        let mut batch = Batch::default();
-        say(&mut batch, 1, "a", "x");
-        drained(&mut batch);
-        say(&mut batch, 1, "a", &"y".repeat(FLUSH_BYTES - 1));
-        assert!(!batch.is_due());
-        say(&mut batch, 1, "a", "y");
-        assert!(batch.is_due());
+        let mut pending = Coalescer::default();
+        say(&mut pending, 1, "a", "x");
+        drained(&mut pending);
+        say(&mut pending, 1, "a", &"y".repeat(FLUSH_BYTES - 1));
+        assert!(!pending.is_due());
+        say(&mut pending, 1, "a", "y");
+        assert!(pending.is_due());
     }
 
     #[test]
     fn text_is_never_lost_whatever_it_holds_and_no_entry_grows_too_large() {
-        let mut batch = Batch::default();
+        let mut pending = Coalescer::default();
         let text = "a\u{0}\n\"\\ü漢🦀".repeat(20_000);
         let mut rest = text.as_str();
         for step in (1..).step_by(997) {
             let at =
                 (0..=step.min(rest.len())).rev().find(|&at| rest.is_char_boundary(at)).unwrap();
             let (now, later) = rest.split_at(at);
-            say(&mut batch, 1, "t", now);
+            say(&mut pending, 1, "t", now);
             rest = later;
             if rest.is_empty() {
                 break;
             }
         }
         let mut joined = String::new();
-        while !batch.is_empty() {
-            let taken = batch.take();
+        while !pending.is_empty() {
+            let taken = pending.take();
             assert!(taken.iter().map(|(_, ticket)| ticket.cost).sum::<usize>() <= TAKE_BYTES);
             for (entry, ticket) in taken {
                 protocol::check_data(&entry.data).unwrap();
@@ -369,36 +369,36 @@ mod tests {
 
     #[test]
     fn costs_add_up_to_what_is_given_back() {
-        let mut batch = Batch::default();
+        let mut pending = Coalescer::default();
         let mut added = 0;
         for (turn, text) in [("a", "xyz"), ("b", "\n"), ("a", "ü"), ("a", "\u{1}")] {
-            added += say(&mut batch, 1, turn, text).iter().map(|a| a.cost).sum::<usize>();
+            added += say(&mut pending, 1, turn, text).iter().map(|a| a.cost).sum::<usize>();
         }
-        let given_back: usize = batch.take().iter().map(|(_, ticket)| ticket.cost).sum();
+        let given_back: usize = pending.take().iter().map(|(_, ticket)| ticket.cost).sum();
         assert_eq!(added, given_back);
     }
 
     #[test]
     fn a_long_pause_of_redis_is_written_in_appends_of_bounded_size() {
-        let mut batch = Batch::default();
+        let mut pending = Coalescer::default();
         for n in 0..TAKE_ENTRIES + 1 {
-            event(&mut batch, &format!("e{n}"));
+            event(&mut pending, &format!("e{n}"));
         }
-        assert_eq!(batch.take().len(), TAKE_ENTRIES);
-        assert!(batch.is_due() && batch.has_event());
-        assert_eq!(batch.take().len(), 1);
-        assert!(!batch.is_due() && !batch.has_event());
+        assert_eq!(pending.take().len(), TAKE_ENTRIES);
+        assert!(pending.is_due() && pending.has_event());
+        assert_eq!(pending.take().len(), 1);
+        assert!(!pending.is_due() && !pending.has_event());
     }
 
     #[test]
     fn cold_turns_are_forgotten() {
-        let mut batch = Batch::default();
-        say(&mut batch, 1, "a", "x");
-        assert!(!batch.cool(100), "what waits is not forgotten");
-        drained(&mut batch);
-        say(&mut batch, 90, "b", "x");
-        drained(&mut batch);
-        assert!(!batch.cool(100));
-        assert!(batch.cool(200));
+        let mut pending = Coalescer::default();
+        say(&mut pending, 1, "a", "x");
+        assert!(!pending.cool(100), "what waits is not forgotten");
+        drained(&mut pending);
+        say(&mut pending, 90, "b", "x");
+        drained(&mut pending);
+        assert!(!pending.cool(100));
+        assert!(pending.cool(200));
     }
 }
