@@ -66,7 +66,7 @@ use memory::Memory;
 use redis::Redis;
 use relayed::Relayed;
 use state::renewal::Leases;
-use state::{Change, Committed, Deadline, Index, Members, Record, Snapshot};
+use state::{Change, Committed, Deadline, Index, Live, Members, Record, Snapshot};
 
 /// Every journal of one deployment. Cheap to clone; all clones share connections and order.
 #[derive(Clone, Debug)]
@@ -281,10 +281,25 @@ impl Journal {
         }
     }
 
-    async fn commit(&self, change: &Change) -> Result<Committed, Unavailable> {
+    /// Which agents' leases on the channel last.
+    async fn live(&self, channel: &Channel) -> Result<Live, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.commit(change)),
-            Backend::Redis(redis) => redis.commit(change).await,
+            Backend::Memory(memory) => Ok(memory.live(channel)),
+            Backend::Redis(redis) => redis.live(channel).await,
+            Backend::Relayed(_) => Err(relayed::not_here()),
+        }
+    }
+
+    /// `expected`: the record's state as it was read.
+    async fn commit(
+        &self,
+        record: &Record,
+        expected: Option<&str>,
+        change: &Change,
+    ) -> Result<Committed, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.commit(record, expected, change)),
+            Backend::Redis(redis) => redis.commit(record, expected, change).await,
             Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }

@@ -394,10 +394,11 @@ async fn first_lease(
     let leasing = async {
         loop {
             let leased = async {
+                let lease = journal.lease(channel, channel.id(), None, parent).await?;
                 if let Some(parent) = parent {
-                    journal.adopt(parent, channel.id()).await?;
+                    journal.adopt(parent, lease.holder()).await?;
                 }
-                journal.lease(channel, channel.id(), None, parent).await
+                Ok(lease)
             };
             match leased.await {
                 Ok(lease) => return lease,

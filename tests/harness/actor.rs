@@ -46,7 +46,7 @@ impl Actor {
         let own = Channel::agent(id).expect("an agent's id");
         let lease = journal.lease(&own, id, None, parent.as_ref()).await.expect("a lease");
         if let Some(parent) = &parent {
-            journal.adopt(parent, id).await.expect("the parent is told");
+            journal.adopt(parent, lease.holder()).await.expect("the parent is told");
         }
         let (follower, mut updates) = journal.follow();
         let (heard, commands) = mpsc::channel(10_000);

@@ -8,8 +8,8 @@ use protocol::{Channel, Offset};
 use super::{Memory, State, StoredStream, micros};
 use crate::Name;
 use crate::state::{
-    Change, Committed, Condition, Deadline, Effect, Holder, Index, Members, Record, RecordKind,
-    Snapshot,
+    Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
+    RecordKind, Snapshot,
 };
 
 /// Everything that has a state. Times are microseconds.
@@ -54,30 +54,47 @@ impl Memory {
     pub(crate) fn snapshot(&self, record: &Record) -> Snapshot {
         let mut state = self.state();
         let now = state.now_us();
-        let records = &state.records;
-        let agents = records.index(&record.channel, &Index::Agents).into_iter();
-        let lease = |agent: &str| Record {
-            kind: RecordKind::Lease,
-            channel: record.channel.clone(),
-            id: agent.into(),
-        };
-        let lasts = |agent: &str| {
-            records.deadlines.get(&(Deadline::Lose, lease(agent))).is_some_and(|at| *at > now)
-        };
-        let live = agents.map(|(agent, _)| agent).filter(|agent| lasts(agent)).collect();
-        Snapshot { now_ms: now / 1_000, state: records.state(record, now).cloned(), live }
+        Snapshot { now_ms: now / 1_000, state: state.records.state(record, now).cloned() }
     }
 
-    pub(crate) fn commit(&self, change: &Change) -> Committed {
+    /// Which agents' leases on the channel last.
+    pub(crate) fn live(&self, channel: &Channel) -> Live {
         let mut state = self.state();
         let now = state.now_us();
-        let Change { record, .. } = change;
-        let found = state.records.state(record, now);
-        if found == Some(&change.state) && found != change.expected.as_ref() {
-            return Committed::Done(Vec::new());
+        let records = &state.records;
+        let members = records.indexes.get(&(channel.clone(), Index::Agents));
+        let mut live = Live { now_ms: now / 1_000, ..Live::default() };
+        match members {
+            Some(members) if members.len() > LIVE_MAX => live.count = members.len() as u64,
+            members => {
+                let lasts = |agent: &str| {
+                    let (kind, channel) = (RecordKind::Lease, channel.clone());
+                    let lease = Record { kind, channel, id: agent.into() };
+                    let ends = records.deadlines.get(&(Deadline::Lose, lease));
+                    ends.is_some_and(|at| *at > now)
+                };
+                let members = members.into_iter().flat_map(|members| members.keys());
+                live.agents = members.filter(|agent| lasts(agent)).cloned().collect();
+                live.count = live.agents.len() as u64;
+            }
         }
-        if found != change.expected.as_ref() {
-            return Committed::Conflict(found.cloned());
+        live
+    }
+
+    pub(crate) fn commit(
+        &self,
+        record: &Record,
+        expected: Option<&str>,
+        change: &Change,
+    ) -> Committed {
+        let mut state = self.state();
+        let now = state.now_us();
+        let found = state.records.state(record, now);
+        if found.map(String::as_str) != expected {
+            if found == change.state.as_ref() {
+                return Committed::Done;
+            }
+            return Committed::Conflict(Snapshot { now_ms: now / 1_000, state: found.cloned() });
         }
         if let Some(holder) = &change.holder
             && state.records.is_fenced(&record.channel, holder.producer())
@@ -87,7 +104,6 @@ impl Memory {
         let is_met = match &change.condition {
             Condition::Always => true,
             Condition::Due(deadline) => state.records.is_due(*deadline, record, now),
-            Condition::NotDue(deadline) => !state.records.is_due(*deadline, record, now),
             Condition::Room(list, most) => {
                 (state.records.index(&record.channel, list).len() as u64) < *most
             }
@@ -96,12 +112,14 @@ impl Memory {
             return Committed::Unmet;
         }
         let until = change.lifetime.map(|lifetime| now + micros(lifetime));
-        state.records.states.insert(record.clone(), (change.state.clone(), until));
-        let mut appended = Vec::new();
+        match &change.state {
+            Some(new) => state.records.states.insert(record.clone(), (new.clone(), until)),
+            None => state.records.states.remove(record),
+        };
         for effect in &change.effects {
-            state.apply(record, effect, now, &mut appended);
+            state.apply(record, effect, now);
         }
-        Committed::Done(appended)
+        Committed::Done
     }
 
     pub(crate) fn notify(&self, address: &str, text: &str) -> bool {
@@ -200,11 +218,11 @@ impl State {
         })
     }
 
-    fn apply(&mut self, record: &Record, effect: &Effect, now: u64, appended: &mut Vec<Offset>) {
+    fn apply(&mut self, record: &Record, effect: &Effect, now: u64) {
         let channel = &record.channel;
         let mut append = |name: Name, entry: &crate::NewEntry| {
             self.expire(&name, now);
-            appended.push(self.append_one(&name, entry.clone(), now));
+            self.append_one(&name, entry.clone(), now);
             self.trim(&name, now);
         };
         match effect {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use protocol::{Channel, Offset};
 use rand::Rng;
-use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, Value};
+use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, ToRedisArgs, Value};
 use tokio::time::Instant;
 
 use super::{Redis, keys, unavailable, wire};
 use crate::retention::Retention;
 use crate::state::{
-    Change, Committed, Condition, Deadline, Effect, Holder, Index, Members, Record, RecordKind,
-    Snapshot,
+    Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
+    RecordKind, Snapshot,
 };
 use crate::{Name, NewEntry, Unavailable};
 
@@ -28,6 +28,7 @@ const DUE_MAX: usize = 200;
 pub(super) struct Scripts {
     change: Script,
     snapshot: Script,
+    live: Script,
     renew: Script,
     approvals: Script,
     forget: Script,
@@ -38,6 +39,7 @@ impl Scripts {
         Self {
             change: Script::new(include_str!("change.lua")),
             snapshot: Script::new(include_str!("snapshot.lua")),
+            live: Script::new(include_str!("live.lua")),
             renew: Script::new(include_str!("renew.lua")),
             approvals: Script::new(include_str!("approvals.lua")),
             forget: Script::new(include_str!("forget_deadline.lua")),
@@ -47,111 +49,89 @@ impl Scripts {
 
 impl Redis {
     pub(crate) async fn snapshot(&self, record: &Record) -> Result<Snapshot, Unavailable> {
-        let channel = &record.channel;
-        let script = &self.state.snapshot;
-        let mut invocation = script.key(self.keys.state(record));
+        let invocation = self.state.snapshot.key(self.keys.state(record));
+        snapshot(self.patiently(&invocation).await?).map_err(unavailable)
+    }
+
+    /// Which agents' leases on the channel last.
+    pub(crate) async fn live(&self, channel: &Channel) -> Result<Live, Unavailable> {
+        let mut invocation = self.state.live.key(self.keys.index(channel, &Index::Agents));
         invocation
-            .key(self.keys.index(channel, &Index::Agents))
             .key(self.keys.deadlines(channel.partition()))
-            .arg(member(Deadline::Lose, channel, ""));
-        let answer: Vec<Value> = self.patiently(&invocation).await?;
-        let mut answer = answer.into_iter();
-        let mut next = || answer.next().unwrap_or(Value::Nil);
-        let now_ms = u64::from_redis_value(next()).map_err(|error| unavailable(error.into()))?;
-        let state = Option::<String>::from_redis_value(next())
-            .map_err(|error| unavailable(error.into()))?;
-        let live = answer
-            .map(|agent| String::from_redis_value(agent).map(Into::into))
-            .collect::<Result<_, _>>()
-            .map_err(|error| unavailable(error.into()))?;
-        Ok(Snapshot { now_ms, state, live })
+            .arg(member(Deadline::Lose, channel, ""))
+            .arg(LIVE_MAX);
+        live(self.patiently(&invocation).await?).map_err(unavailable)
     }
 
-    pub(crate) async fn commit(&self, change: &Change) -> Result<Committed, Unavailable> {
-        let invocation = self.invocation(change);
-        let answer: Vec<Value> = self.patiently(&invocation).await?;
-        committed(answer).map_err(unavailable)
+    pub(crate) async fn commit(
+        &self,
+        record: &Record,
+        expected: Option<&str>,
+        change: &Change,
+    ) -> Result<Committed, Unavailable> {
+        let step = self.step(record, expected, change);
+        committed(self.patiently(&step.invocation).await?).map_err(unavailable)
     }
 
-    fn invocation(&self, change: &Change) -> ScriptInvocation<'_> {
-        let (keys, record) = (&self.keys, &change.record);
-        let channel = &record.channel;
+    fn step(&self, record: &Record, expected: Option<&str>, change: &Change) -> Step<'_> {
+        let (keys, channel) = (&self.keys, &record.channel);
         let (events, commands) = (Name::events(channel.clone()), Name::commands(channel.clone()));
-        let partition = channel.partition();
-        let mut invocation = self.state.change.key(keys.state(record));
-        let holder = change.holder.as_ref();
-        let producer_record = |holder: &Holder| keys.producer_record(&events, &holder.producer());
-        invocation
-            .key(keys.deadlines(partition))
-            .key(keys.stream(&events))
-            .key(keys.stream(&commands))
-            .key(keys.settings(partition))
-            .key(match &change.condition {
-                Condition::Room(list, _) => keys.index(channel, list),
-                _ => String::new(),
-            })
-            .key(holder.map_or(String::new(), producer_record));
-        let condition = match change.condition {
-            Condition::Always => String::new(),
-            Condition::Due(deadline) => format!("due {}", member(deadline, channel, &record.id)),
-            Condition::NotDue(deadline) => {
-                format!("notdue {}", member(deadline, channel, &record.id))
+        let deadlines = || keys.deadlines(channel.partition());
+        let member = |deadline: &Deadline| member(*deadline, channel, &record.id);
+        let producer = |holder: &Holder| keys.producer_record(&events, &holder.producer());
+        let mut step = Step::new(&self.state.change, keys.state(record));
+        step.arg(expected.unwrap_or_default())
+            .arg(change.state.as_deref().unwrap_or_default())
+            .arg(change.lifetime.map_or(String::new(), millis));
+        if let Some(holder) = &change.holder {
+            step.arg("fenced").key(producer(holder));
+        }
+        match &change.condition {
+            Condition::Always => {}
+            Condition::Due(deadline) => {
+                step.arg("is-due").key(deadlines()).arg(member(deadline));
             }
-            Condition::Room(_, most) => format!("room {most}"),
-        };
-        let retention = Retention::default();
-        invocation
-            .arg(change.expected.as_deref().unwrap_or_default())
-            .arg(&change.state)
-            .arg(change.lifetime.map_or(String::new(), millis))
-            .arg(condition)
-            .arg(if holder.is_some() { "holder" } else { "" })
-            .arg(keys.notification(&events))
-            .arg(keys.notification(&commands))
-            .arg(Retention::field(&events))
-            .arg(keys::retention(retention.of(&events)))
-            .arg(Retention::field(&commands))
-            .arg(keys::retention(retention.of(&commands)));
-        // The first seven keys are those above.
-        let mut count = 7;
-        let mut key = |invocation: &mut ScriptInvocation<'_>, key: String| {
-            count += 1;
-            invocation.key(key);
-            count
+            Condition::Room(index, most) => {
+                step.arg("room").key(keys.index(channel, index)).arg(*most);
+            }
+        }
+        let append = |step: &mut Step<'_>, name: &Name, entry: &NewEntry| {
+            step.arg("append")
+                .key(keys.stream(name))
+                .arg(keys.notification(name))
+                .key(keys.settings(channel.partition()))
+                .arg(Retention::field(name))
+                .arg(keys::retention(Retention::default().of(name)))
+                .arg(row(entry));
         };
         for effect in &change.effects {
             match effect {
-                Effect::Event(entry) => {
-                    invocation.arg("event").arg(row(entry));
-                }
-                Effect::Command(entry) => {
-                    invocation.arg("command").arg(row(entry));
-                }
+                Effect::Event(entry) => append(&mut step, &events, entry),
+                Effect::Command(entry) => append(&mut step, &commands, entry),
                 Effect::Put(index, id, value) => {
-                    let number = key(&mut invocation, keys.index(channel, index));
-                    invocation.arg("put").arg(number).arg(&**id).arg(&**value);
+                    step.arg("put").key(keys.index(channel, index)).arg(&**id).arg(&**value);
                 }
                 Effect::Remove(index, id) => {
-                    let number = key(&mut invocation, keys.index(channel, index));
-                    invocation.arg("remove").arg(number).arg(&**id);
+                    step.arg("remove").key(keys.index(channel, index)).arg(&**id);
                 }
-                Effect::Due(deadline, after) => {
-                    let member = member(*deadline, channel, &record.id);
-                    invocation.arg("due").arg(member).arg(after.map_or(String::new(), millis));
+                Effect::Due(deadline, Some(after)) => {
+                    step.arg("due").key(deadlines()).arg(member(deadline)).arg(millis(*after));
+                }
+                Effect::Due(deadline, None) => {
+                    step.arg("never").key(deadlines()).arg(member(deadline));
                 }
                 Effect::Fence(holder) => {
-                    let number = key(&mut invocation, producer_record(holder));
-                    invocation.arg("fence").arg(number).arg(millis(FENCE_FOR));
+                    step.arg("fence").key(producer(holder)).arg(millis(FENCE_FOR));
                 }
                 Effect::Notify(address, text) => {
-                    invocation.arg("notify").arg(keys.probe(address)).arg(&**text);
+                    step.arg("notify").arg(keys.probe(address)).arg(&**text);
                 }
             }
         }
-        invocation
+        step
     }
 
-    /// Rings; whether anybody listens there.
+    /// Notifies; whether anybody listens there.
     pub(crate) async fn notify(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
         let mut connection = self.lend().await?;
         let mut command = redis::cmd("PUBLISH");
@@ -362,6 +342,35 @@ impl Redis {
     }
 }
 
+/// A call of the change script, in which each part names its keys: the script is given those and no others,
+/// each once.
+struct Step<'a> {
+    invocation: ScriptInvocation<'a>,
+    keys: Vec<String>,
+}
+
+impl<'a> Step<'a> {
+    fn new(script: &'a Script, state: String) -> Self {
+        Self { invocation: script.key(&state), keys: vec![state] }
+    }
+
+    fn arg(&mut self, value: impl ToRedisArgs) -> &mut Self {
+        self.invocation.arg(value);
+        self
+    }
+
+    /// An argument that names the key by its number.
+    fn key(&mut self, key: String) -> &mut Self {
+        let known = self.keys.iter().position(|known| *known == key);
+        let place = known.unwrap_or_else(|| {
+            self.invocation.key(&key);
+            self.keys.push(key);
+            self.keys.len() - 1
+        });
+        self.arg(place + 1)
+    }
+}
+
 fn row(entry: &NewEntry) -> String {
     format!("{} {} {}", entry.name, entry.idempotency_key.as_deref().unwrap_or("-"), entry.data)
 }
@@ -384,18 +393,32 @@ fn deadline(member: &str) -> Option<(Deadline, Record)> {
     Some((deadline, Record { kind, channel, id: parts.next()?.into() }))
 }
 
-/// What `change.lua` answers.
-fn committed(answer: Vec<Value>) -> Result<Committed, RedisError> {
+/// What `snapshot.lua` answers.
+fn snapshot(answer: Vec<Value>) -> Result<Snapshot, RedisError> {
     let mut answer = answer.into_iter();
     let mut next = || answer.next().unwrap_or(Value::Nil);
-    let word = String::from_redis_value(next())?;
+    let now_ms = u64::from_redis_value(next())?;
+    Ok(Snapshot { now_ms, state: Option::from_redis_value(next())? })
+}
+
+/// What `live.lua` answers.
+fn live(answer: Vec<Value>) -> Result<Live, RedisError> {
+    let mut answer = answer.into_iter();
+    let mut next = || u64::from_redis_value(answer.next().unwrap_or(Value::Nil));
+    let (now_ms, count) = (next()?, next()?);
+    let agents = answer.map(|agent| String::from_redis_value(agent).map(Into::into));
+    Ok(Live { now_ms, count, agents: agents.collect::<Result<_, _>>()? })
+}
+
+/// What `change.lua` answers.
+fn committed(mut answer: Vec<Value>) -> Result<Committed, RedisError> {
+    let word = match answer.is_empty() {
+        true => String::new(),
+        false => String::from_redis_value(answer.remove(0))?,
+    };
     Ok(match word.as_str() {
-        "done" => {
-            let time = String::from_redis_value(next())?;
-            let ids = answer.map(|id| wire::position(&String::from_redis_value(id)?, &time));
-            Committed::Done(ids.collect::<Result<_, RedisError>>()?)
-        }
-        "conflict" => Committed::Conflict(Option::from_redis_value(next())?),
+        "done" => Committed::Done,
+        "conflict" => Committed::Conflict(snapshot(answer)?),
         "unmet" => Committed::Unmet,
         "fenced" => Committed::Fenced,
         _ => return Err(wire::unexpected("an answer of the change script", &word)),

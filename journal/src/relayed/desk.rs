@@ -135,20 +135,16 @@ impl AgentSession {
     }
 
     async fn perform(&self, call: AgentCall, channel: &Channel, data: &str) -> Done {
-        // Said before there is a lease, and after there was one.
-        match call {
-            AgentCall::Adopt => {
-                self.journal.adopt(&read(data)?, &self.agent).await?;
-                return Ok(raw(&()));
-            }
-            AgentCall::Disown => {
-                self.journal.disown(&read(data)?, &self.agent).await?;
-                return Ok(raw(&()));
-            }
-            _ => {}
-        }
         let holder = self.holder()?;
         match call {
+            AgentCall::Adopt => {
+                self.journal.adopt(&read(data)?, &holder).await?;
+                Ok(raw(&()))
+            }
+            AgentCall::Disown => {
+                self.journal.disown(&read(data)?, &holder).await?;
+                Ok(raw(&()))
+            }
             AgentCall::Note => {
                 let body::Note { runs, channels } = read(data)?;
                 let lease = self.lease_of(channel)?;

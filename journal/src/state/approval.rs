@@ -13,7 +13,9 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use super::command::Stamped;
-use super::{Change, Committed, Condition, Deadline, Effect, Holder, Index, Record, RecordKind};
+use super::{
+    Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted,
+};
 use crate::{Backend, Journal, Name, NewEntry, Unavailable};
 
 /// How long an answer is remembered: as long as the journal that holds the question.
@@ -132,6 +134,8 @@ struct State {
     asks: Asks,
     agent_id: Box<str>,
     default: bool,
+    /// Until when it can be answered, Unix milliseconds.
+    expires_at: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digest: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -177,41 +181,17 @@ impl Journal {
             return Err(AskError::Elsewhere(place));
         }
         let record = record(&new.channel, &new.request_id);
-        let snapshot = self.snapshot(&record).await?;
-        let mut found = snapshot.state;
-        let expires_at = snapshot.now_ms + new.expires_in.as_millis() as u64;
-        for _ in super::races() {
-            if let Some(state) = super::read::<State>(&record, found.as_deref()) {
-                return Ok(state.answer.map_or(Asked::Pending, Asked::Answered));
+        let rule = |found, now_ms| asked(found, now_ms, holder, new);
+        match self.transact(&record, rule).await? {
+            Transacted::Done(Asked::Pending) => {
+                let event = new.event();
+                self.copy_to_firehose(&new.channel, new.asks, event, &new.request_id).await?;
+                Ok(Asked::Pending)
             }
-            let state = State {
-                asks: new.asks,
-                agent_id: holder.agent.clone(),
-                default: new.default,
-                digest: new.digest.clone(),
-                answer: None,
-            };
-            let event = NewEntry::new(new.asks.question(), new.data.clone());
-            let mut change = Change::new(&record, found, &state);
-            change.lifetime = Some(lifetime);
-            change.holder = Some(holder.clone());
-            change.condition = Condition::Room(Index::Approvals, APPROVALS_MAX as u64);
-            change.effects = vec![
-                Effect::Event(event.clone()),
-                Effect::Put(Index::Approvals, record.id.clone(), question(new, expires_at).into()),
-                Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
-            ];
-            match self.commit(&change).await? {
-                Committed::Done(_) => {
-                    self.copy_to_firehose(&new.channel, new.asks, event, &new.request_id).await?;
-                    return Ok(Asked::Pending);
-                }
-                Committed::Fenced => return Err(AskError::Fenced),
-                Committed::Conflict(now) => found = now,
-                Committed::Unmet => return Err(AskError::Busy),
-            }
+            Transacted::Done(answered) => Ok(answered),
+            Transacted::Fenced => Err(AskError::Fenced),
+            Transacted::Unmet => Err(AskError::Busy),
         }
-        Err(super::contended(&record).into())
     }
 
     /// On which channel the approval stands: an answer needs no address.
@@ -238,36 +218,14 @@ impl Journal {
             return relayed.resolve(channel, request_id, asks, answer, digest).await;
         }
         let record = record(channel, request_id);
-        let mut found = self.snapshot(&record).await?.state;
-        for _ in super::races() {
-            let Some(state) = super::read::<State>(&record, found.as_deref()) else {
-                return Ok(Resolved::Unknown);
-            };
-            if let Some(before) = state.answer {
-                let is_same = before.command_id == answer.command_id && before.by == answer.by;
-                return Ok(if is_same { Resolved::Yours } else { Resolved::Already(before) });
-            }
-            if state.asks != asks {
-                return Ok(Resolved::OtherKind);
-            }
-            if digest.is_some() && state.digest.as_deref() != digest {
-                return Ok(Resolved::OtherDigest);
-            }
-            let mut change = answered(&record, found, state, answer);
-            change.condition = Condition::NotDue(Deadline::TimeOut);
-            match self.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                Committed::Unmet => {
-                    self.time_out(&record).await?;
-                    found = self.snapshot(&record).await?.state;
-                }
-                _ => {
-                    self.tell_answer(channel, request_id, asks, answer).await?;
-                    return Ok(Resolved::Yours);
-                }
-            }
+        let rule = |found, now_ms| resolved(found, now_ms, &record, asks, answer, digest);
+        let Some((resolved, told)) = self.transact(&record, rule).await?.done() else {
+            return Ok(Resolved::Unknown);
+        };
+        if let Some(answer) = told {
+            self.tell_answer(channel, request_id, asks, &answer).await?;
         }
-        Err(super::contended(&record))
+        Ok(resolved)
     }
 
     /// What waits for an answer on `channel`, and the newest event at that moment.
@@ -287,37 +245,14 @@ impl Journal {
 
     /// Deadline: nobody answered in time.
     pub(super) async fn time_out(&self, record: &Record) -> Result<(), Unavailable> {
-        let snapshot = self.snapshot(record).await?;
-        let mut found = snapshot.state;
-        for _ in super::races() {
-            let state = super::read::<State>(record, found.as_deref());
-            if state.is_none() {
-                return self
-                    .forget_record(record, found, Deadline::TimeOut, Index::Approvals)
-                    .await;
+        match self.transact(record, |found, now_ms| timed_out(found, now_ms, record)).await?.done()
+        {
+            Some(Timeout::Now(asks, answer)) => {
+                self.tell_answer(&record.channel, &record.id, asks, &answer).await
             }
-            let Some(state) = state.filter(|state| state.answer.is_none()) else {
-                return self.forget_deadline(record, Deadline::TimeOut).await;
-            };
-            let asks = state.asks;
-            let answer = Answer {
-                allowed: state.default,
-                always: false,
-                reason: Some("nobody answered in time".into()),
-                by: None,
-                at: snapshot.now_ms,
-                timed_out: true,
-                command_id: format!("timeout-{}", record.id).into(),
-            };
-            let mut change = answered(record, found, state, &answer);
-            change.condition = Condition::Due(Deadline::TimeOut);
-            match self.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                Committed::Unmet => return Ok(()),
-                _ => return self.tell_answer(&record.channel, &record.id, asks, &answer).await,
-            }
+            Some(Timeout::Forgotten) => Ok(()),
+            Some(Timeout::No) | None => self.forget_deadline(record, Deadline::TimeOut).await,
         }
-        Err(super::contended(record))
     }
 
     async fn tell_answer(
@@ -385,7 +320,105 @@ fn told(asks: Asks, request_id: &str, answer: &Answer) -> String {
     told.to_string()
 }
 
-fn answered(record: &Record, found: Option<String>, mut state: State, answer: &Answer) -> Change {
+/// The first asking shows the question; asked again, it is the same approval.
+fn asked(found: Option<State>, now_ms: u64, holder: &Holder, new: &NewApproval) -> Decision<Asked> {
+    if let Some(state) = found {
+        return Decision::Keep(state.answer.map_or(Asked::Pending, Asked::Answered));
+    }
+    let state = State {
+        asks: new.asks,
+        agent_id: holder.agent.clone(),
+        default: new.default,
+        expires_at: now_ms + new.expires_in.as_millis() as u64,
+        digest: new.digest.clone(),
+        answer: None,
+    };
+    let mut change = Change::new(&state);
+    change.lifetime = Some(new.expires_in + REMEMBERED);
+    change.holder = Some(holder.clone());
+    change.condition = Condition::Room(Index::Approvals, APPROVALS_MAX as u64);
+    let shown = question(new, state.expires_at);
+    change.effects = vec![
+        Effect::Event(new.event()),
+        Effect::Put(Index::Approvals, new.request_id.clone(), shown.into()),
+        Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
+    ];
+    Decision::Set(change, Asked::Pending)
+}
+
+/// The first answer that fits holds; after its time it is the default. With what everybody is told now.
+fn resolved(
+    found: Option<State>,
+    now_ms: u64,
+    record: &Record,
+    asks: Asks,
+    answer: &Answer,
+    digest: Option<&str>,
+) -> Decision<(Resolved, Option<Answer>)> {
+    let Some(mut state) = found else { return Decision::Keep((Resolved::Unknown, None)) };
+    if let Some(before) = state.answer.take() {
+        let is_same = before.command_id == answer.command_id && before.by == answer.by;
+        let resolved = if is_same { Resolved::Yours } else { Resolved::Already(before) };
+        return Decision::Keep((resolved, None));
+    }
+    if state.asks != asks {
+        return Decision::Keep((Resolved::OtherKind, None));
+    }
+    if now_ms >= state.expires_at {
+        let default = state.default(record, now_ms);
+        let change = answered(record, state, &default);
+        return Decision::Set(change, (Resolved::Already(default.clone()), Some(default)));
+    }
+    if digest.is_some() && state.digest.as_deref() != digest {
+        return Decision::Keep((Resolved::OtherDigest, None));
+    }
+    let change = answered(record, state, answer);
+    Decision::Set(change, (Resolved::Yours, Some(answer.clone())))
+}
+
+/// What becomes of an approval's deadline.
+enum Timeout {
+    Now(Asks, Answer),
+    Forgotten,
+    No,
+}
+
+fn timed_out(found: Option<State>, now_ms: u64, record: &Record) -> Decision<Timeout> {
+    match found {
+        None => {
+            let change = Change::forgotten(record, Deadline::TimeOut, Index::Approvals);
+            Decision::Set(change, Timeout::Forgotten)
+        }
+        Some(state) if state.answer.is_none() && now_ms >= state.expires_at => {
+            let (asks, default) = (state.asks, state.default(record, now_ms));
+            Decision::Set(answered(record, state, &default), Timeout::Now(asks, default))
+        }
+        Some(_) => Decision::Keep(Timeout::No),
+    }
+}
+
+impl NewApproval {
+    fn event(&self) -> NewEntry {
+        NewEntry::new(self.asks.question(), self.data.clone())
+    }
+}
+
+impl State {
+    /// What holds where nobody answers in time.
+    fn default(&self, record: &Record, now_ms: u64) -> Answer {
+        Answer {
+            allowed: self.default,
+            always: false,
+            reason: Some("nobody answered in time".into()),
+            by: None,
+            at: now_ms,
+            timed_out: true,
+            command_id: format!("timeout-{}", record.id).into(),
+        }
+    }
+}
+
+fn answered(record: &Record, mut state: State, answer: &Answer) -> Change {
     let asks = state.asks;
     let (command, event) = asks.words(answer);
     state.answer = Some(answer.clone());
@@ -405,7 +438,7 @@ fn answered(record: &Record, found: Option<String>, mut state: State, answer: &A
         data: Some(&data),
     };
     let stamped = serde_json::to_string(&stamped).expect("plain data");
-    let mut change = Change::new(record, found, &state);
+    let mut change = Change::new(&state);
     change.lifetime = Some(REMEMBERED);
     change.effects = vec![
         Effect::Event(NewEntry::new(event, told(asks, &record.id, answer))),

@@ -13,7 +13,10 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::{Change, Committed, Condition, Deadline, Effect, Holder, Index, Record, RecordKind};
+use super::{
+    Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot,
+    Transacted,
+};
 use crate::{Journal, NewEntry, Unavailable};
 
 /// How long a outcome is remembered.
@@ -199,6 +202,8 @@ impl Command {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) status: Status,
+    /// Until when it may be taken, Unix milliseconds.
+    pub(super) expires_at: u64,
     command_id: Uuid,
     /// The entry's name and data, for when it must be offered again.
     pub(super) name: Box<str>,
@@ -262,7 +267,6 @@ impl State {
     pub(super) fn ended(
         mut self,
         record: &Record,
-        found: String,
         status: Status,
         detail: Option<Box<RawValue>>,
     ) -> Change {
@@ -277,7 +281,7 @@ impl State {
         effects.extend(self.waiting.drain(..).map(|at| Effect::Notify(at, record.id.clone())));
         (self.status, self.detail, self.entry) = (status, detail, None);
         self.heard(&record.channel, &mut effects);
-        let mut change = Change::new(record, Some(found), &self);
+        let mut change = Change::new(&self);
         change.lifetime = Some(REMEMBERED);
         change.effects = effects;
         change
@@ -307,6 +311,69 @@ pub(super) fn raw(json: &str) -> Box<RawValue> {
         .unwrap_or_else(|_| RawValue::from_string("null".to_owned()).expect("null is JSON"))
 }
 
+/// What becomes of sending a command.
+enum Sending {
+    Stands(CommandOutcome),
+    NoAgent,
+}
+
+/// The first is sent. A repetition waits with the first, or learns its outcome.
+fn sent(
+    found: Option<State>,
+    now_ms: u64,
+    record: &Record,
+    new: &NewCommand,
+    is_heard: bool,
+) -> Decision<Sending> {
+    if let Some(mut state) = found {
+        let outcome = state.outcome();
+        return match &new.answer_to {
+            Some(at) if !state.status.is_final() && !state.waiting.contains(at) => {
+                state.waiting.push(at.clone());
+                let mut change = Change::new(&state);
+                change.lifetime = Some(WORK_MAX);
+                Decision::Set(change, Sending::Stands(outcome))
+            }
+            _ => Decision::Keep(Sending::Stands(outcome)),
+        };
+    }
+    if !is_heard && !new.may_wait {
+        return Decision::Keep(Sending::NoAgent);
+    }
+    let data = raw(&new.data);
+    let expires_at = now_ms + new.expires_in.as_millis() as u64;
+    let is_request = new.answer_to.is_some();
+    let stamped = Stamped {
+        command_id: new.command_id.to_string(),
+        key: Some(new.key()),
+        by: new.by.as_deref().map(ToOwned::to_owned),
+        request: is_request,
+        expires_at: Some(expires_at),
+        data: Some(&data),
+    };
+    let entry = serde_json::to_string(&stamped).expect("a command is plain data");
+    let state = State {
+        status: Status::Accepted,
+        expires_at,
+        command_id: new.command_id,
+        name: new.name.clone(),
+        entry: is_request.then(|| entry.clone().into()),
+        request: is_request,
+        taker: None,
+        detail: None,
+        waiting: new.answer_to.iter().cloned().collect(),
+    };
+    let mut change = Change::new(&state);
+    change.lifetime = Some(new.expires_in + REMEMBERED);
+    change.condition = Condition::Room(Index::Waiting, waiting_max(&new.channel));
+    change.effects = vec![
+        Effect::Put(Index::Waiting, record.id.clone(), "".into()),
+        Effect::Due(Deadline::Expire, Some(new.expires_in)),
+        Effect::Command(NewEntry::new(new.name.clone(), entry)),
+    ];
+    Decision::Set(change, Sending::Stands(state.outcome()))
+}
+
 impl Journal {
     /// Sends a command: once, however often and through whichever replica it is sent.
     ///
@@ -315,93 +382,22 @@ impl Journal {
     pub async fn send(&self, new: &NewCommand) -> Result<Sent, SendError> {
         let key = new.key();
         let record = record(&new.channel, key);
-        let mut snapshot = self.snapshot(&record).await?;
-        let listeners = snapshot.live.len() as u64;
-        for _ in super::races() {
-            if let Some(state) = super::read::<State>(&record, snapshot.state.as_deref()) {
-                match self.join_waiting(&record, snapshot.state.take(), state, new).await? {
-                    Ok(outcome) => return Ok(Sent { key, listeners, outcome }),
-                    Err(found) => snapshot.state = found,
-                }
-                continue;
-            }
-            if listeners == 0 && !new.may_wait {
-                return Err(SendError::NoAgent);
-            }
-            let change = self.first_step(&record, key, new, &snapshot);
-            match self.commit(&change).await? {
-                Committed::Done(_) => {
-                    let outcome = CommandOutcome { status: Status::Accepted, detail: None };
-                    return Ok(Sent { key, listeners, outcome });
-                }
-                Committed::Conflict(found) => snapshot.state = found,
-                Committed::Unmet => {
-                    return Err(SendError::Busy { limit: waiting_max(&new.channel) });
-                }
-                Committed::Fenced => {}
+        let live = self.live(&new.channel).await?;
+        let listeners = live.count;
+        let found = match listeners > 0 || new.may_wait {
+            // Most commands are new.
+            true => Snapshot { now_ms: live.now_ms, state: None },
+            // It may be a repetition of what was sent while an agent was there.
+            false => self.snapshot(&record).await?,
+        };
+        let rule = |found, now_ms| sent(found, now_ms, &record, new, listeners > 0);
+        match self.transact_from(&record, found, rule).await? {
+            Transacted::Done(Sending::Stands(outcome)) => Ok(Sent { key, listeners, outcome }),
+            Transacted::Done(Sending::NoAgent) => Err(SendError::NoAgent),
+            Transacted::Unmet | Transacted::Fenced => {
+                Err(SendError::Busy { limit: waiting_max(&new.channel) })
             }
         }
-        Err(super::contended(&record).into())
-    }
-
-    fn first_step(
-        &self,
-        record: &Record,
-        key: Uuid,
-        new: &NewCommand,
-        snapshot: &super::Snapshot,
-    ) -> Change {
-        let data = raw(&new.data);
-        let stamped = Stamped {
-            command_id: new.command_id.to_string(),
-            key: Some(key),
-            by: new.by.as_deref().map(ToOwned::to_owned),
-            request: new.answer_to.is_some(),
-            expires_at: Some(snapshot.now_ms + new.expires_in.as_millis() as u64),
-            data: Some(&data),
-        };
-        let entry = serde_json::to_string(&stamped).expect("a command is plain data");
-        let state = State {
-            status: Status::Accepted,
-            command_id: new.command_id,
-            name: new.name.clone(),
-            entry: new.answer_to.is_some().then(|| entry.clone().into()),
-            request: new.answer_to.is_some(),
-            taker: None,
-            detail: None,
-            waiting: new.answer_to.iter().cloned().collect(),
-        };
-        let mut change = Change::new(record, snapshot.state.clone(), &state);
-        change.lifetime = Some(new.expires_in + REMEMBERED);
-        change.condition = Condition::Room(Index::Waiting, waiting_max(&new.channel));
-        change.effects = vec![
-            Effect::Put(Index::Waiting, record.id.clone(), "".into()),
-            Effect::Due(Deadline::Expire, Some(new.expires_in)),
-            Effect::Command(NewEntry::new(new.name.clone(), entry)),
-        ];
-        change
-    }
-
-    /// A repetition: it waits with the first, or learns its outcome. `Err`: the state has changed meanwhile.
-    async fn join_waiting(
-        &self,
-        record: &Record,
-        found: Option<String>,
-        mut state: State,
-        new: &NewCommand,
-    ) -> Result<Result<CommandOutcome, Option<String>>, Unavailable> {
-        let Some(at) = &new.answer_to else { return Ok(Ok(state.outcome())) };
-        if state.status.is_final() || state.waiting.contains(at) {
-            return Ok(Ok(state.outcome()));
-        }
-        state.waiting.push(at.clone());
-        let mut change = Change::new(record, found, &state);
-        change.lifetime = Some(WORK_MAX);
-        Ok(match self.commit(&change).await? {
-            Committed::Done(_) => Ok(state.outcome()),
-            Committed::Conflict(found) => Err(found),
-            Committed::Unmet | Committed::Fenced => Ok(state.outcome()),
-        })
     }
 
     /// Where the command `key` stands; `None` where it is not known (any more).
@@ -413,8 +409,7 @@ impl Journal {
         channel: &Channel,
         key: Uuid,
     ) -> Result<Option<CommandOutcome>, Unavailable> {
-        let record = record(channel, key);
-        let snapshot = self.snapshot(&record).await?;
-        Ok(super::read::<State>(&record, snapshot.state.as_deref()).map(|state| state.outcome()))
+        let state = self.state::<State>(&record(channel, key)).await?;
+        Ok(state.map(|state| state.outcome()))
     }
 }

@@ -1,12 +1,11 @@
 //! ◆ Which agents were spawned by which: a Cancel of the parent, or of the session on which its run was
 //! begun, reaches the children.
 
-use std::time::Duration;
-
 use protocol::{AgentCall, Channel};
+use serde::{Deserialize, Serialize};
 
 use super::lease::{Parent, REMEMBERED};
-use super::{Change, Effect, Index, Record, RecordKind};
+use super::{Change, Decision, Effect, Holder, Index, Record, RecordKind};
 use crate::{Backend, Journal, Unavailable};
 
 impl Parent {
@@ -16,25 +15,40 @@ impl Parent {
     }
 }
 
+/// A child on its parent's channel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    incarnation: u64,
+    /// Whether it is still one: the end is kept, so that an older incarnation does not undo it.
+    is_child: bool,
+}
+
+/// The child comes or goes, unless a newer incarnation of it has spoken before.
+fn declared(found: Option<State>, child: &Holder, run: Option<&str>) -> Decision<()> {
+    if found.is_some_and(|state| state.incarnation > child.incarnation) {
+        return Decision::Keep(());
+    }
+    let state = State { incarnation: child.incarnation, is_child: run.is_some() };
+    let mut change = Change::new(&state);
+    change.lifetime = Some(REMEMBERED);
+    change.effects = vec![match run {
+        Some(run) => Effect::Put(Index::Children, child.agent.clone(), run.into()),
+        None => Effect::Remove(Index::Children, child.agent.clone()),
+    }];
+    Decision::Set(change, ())
+}
+
 impl Journal {
-    /// Declares `child` as spawned by `parent`: a Cancel of the parent reaches it as well.
+    /// Declares `child` as spawned by `parent`: a Cancel of the parent reaches it as well. Nothing comes of it
+    /// where a newer incarnation of the child has been declared.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn adopt(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
+    pub async fn adopt(&self, parent: &Parent, child: &Holder) -> Result<(), Unavailable> {
         if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.adopt(AgentCall::Adopt, child, parent).await;
+            return relayed.adopt(AgentCall::Adopt, &child.agent, parent).await;
         }
-        let run = parent.run_id.as_deref().unwrap_or_default();
-        for channel in parent.channels() {
-            let record = Record { kind: RecordKind::Child, channel, id: child.into() };
-            let found = self.snapshot(&record).await?.state;
-            let mut change = Change::new(&record, found, &run);
-            change.lifetime = Some(REMEMBERED);
-            change.effects = vec![Effect::Put(Index::Children, child.into(), run.into())];
-            self.commit(&change).await?;
-        }
-        Ok(())
+        self.declare(parent, child, Some(parent.run_id.as_deref().unwrap_or_default())).await
     }
 
     /// The children of an agent, or of the runs begun on a session; with a run, those that belong to it.
@@ -51,22 +65,48 @@ impl Journal {
         Ok(meant.map(|(child, _)| child).collect())
     }
 
-    /// No longer a child.
+    /// No longer a child, unless a newer incarnation of it is one.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn disown(&self, parent: &Parent, child: &str) -> Result<(), Unavailable> {
+    pub async fn disown(&self, parent: &Parent, child: &Holder) -> Result<(), Unavailable> {
         if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.adopt(AgentCall::Disown, child, parent).await;
+            return relayed.adopt(AgentCall::Disown, &child.agent, parent).await;
         }
+        self.declare(parent, child, None).await
+    }
+
+    async fn declare(
+        &self,
+        parent: &Parent,
+        child: &Holder,
+        run: Option<&str>,
+    ) -> Result<(), Unavailable> {
         for channel in parent.channels() {
-            let record = Record { kind: RecordKind::Child, channel, id: child.into() };
-            let found = self.snapshot(&record).await?.state;
-            let mut change = Change::new(&record, found, &"");
-            change.lifetime = Some(Duration::from_secs(1));
-            change.effects = vec![Effect::Remove(Index::Children, child.into())];
-            self.commit(&change).await?;
+            let record = Record { kind: RecordKind::Child, channel, id: child.agent.clone() };
+            self.transact(&record, |found, _| declared(found, child, run)).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn child(incarnation: u64) -> Holder {
+        Holder { agent: "c".into(), incarnation }
+    }
+
+    #[test]
+    fn an_older_incarnation_of_a_child_changes_nothing() {
+        for is_child in [true, false] {
+            let found = Some(State { incarnation: 2, is_child });
+            for run in [Some("r1"), None] {
+                assert!(matches!(declared(found.clone(), &child(1), run), Decision::Keep(())));
+                assert!(matches!(declared(found.clone(), &child(2), run), Decision::Set(..)));
+            }
+        }
+        assert!(matches!(declared(None, &child(1), Some("")), Decision::Set(..)));
     }
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::loss::lost_event;
-use super::{Change, Committed, Deadline, Effect, Holder, Index, Record, RecordKind};
+use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind};
 use crate::relayed::Note;
 use crate::{Backend, Journal, Unavailable};
 
@@ -169,24 +169,24 @@ impl Lease {
 
     async fn note(&self, edit: impl Fn(&mut State)) -> Result<(), LeaseError> {
         let record = record(&self.channel, &self.holder.agent);
-        let mut found = self.journal.snapshot(&record).await?.state;
-        for _ in super::races() {
-            let state = super::read::<State>(&record, found.as_deref());
-            let Some(mut state) = state.filter(|state| state.is_held_by(&self.holder)) else {
+        let rule = |found: Option<State>, _| match found.filter(|s| s.is_held_by(&self.holder)) {
+            None => Decision::Keep(None),
+            Some(mut state) => {
+                edit(&mut state);
+                Decision::Set(Change::new(&state), Some(state))
+            }
+        };
+        let noted = self.journal.transact(&record, rule).await?;
+        match noted.done().flatten() {
+            Some(state) => {
+                self.journal.leases().keep(self.key, state);
+                Ok(())
+            }
+            None => {
                 self.lost.cancel();
-                return Err(LeaseError::Fenced);
-            };
-            edit(&mut state);
-            let change = Change::new(&record, found, &state);
-            match self.journal.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                _ => {
-                    self.journal.leases().keep(self.key, state);
-                    return Ok(());
-                }
+                Err(LeaseError::Fenced)
             }
         }
-        Err(super::contended(&record).into())
     }
 
     /// Gives the lease up: the agent leaves of its own will. What it has taken and not finished is answered
@@ -227,6 +227,96 @@ impl State {
     pub(super) fn is_held_by(&self, holder: &Holder) -> bool {
         self.phase == LeasePhase::Alive && self.incarnation == holder.incarnation
     }
+
+    /// `None` asks for no particular one.
+    pub(super) fn is_taking(&self, taking: Option<Uuid>) -> bool {
+        taking.is_none_or(|taking| taking == self.taking)
+    }
+}
+
+/// A lease that was taken.
+struct Taken {
+    state: State,
+    /// From one that was alive.
+    takes_over: bool,
+    /// Who is gone, and why, for the firehose.
+    gone: Option<(State, &'static str)>,
+}
+
+/// The newest incarnation holds the lease, and fences the one before; `None` for an older one.
+fn taken(
+    found: Option<State>,
+    now_ms: u64,
+    record: &Record,
+    incarnation: Option<u64>,
+    parent: Option<&Parent>,
+    taking: Uuid,
+) -> Decision<Option<Taken>> {
+    let agent = &*record.id;
+    let last = found.as_ref().map_or(0, |state| state.incarnation);
+    let has_ended = |state: &State| matches!(state.phase, LeasePhase::Lost | LeasePhase::Settled);
+    let incarnation = match incarnation {
+        None => now_ms.max(last + 1),
+        Some(incarnation) if incarnation < last => return Decision::Keep(None),
+        Some(incarnation) if incarnation == last && found.as_ref().is_some_and(has_ended) => {
+            return Decision::Keep(None);
+        }
+        Some(incarnation) => incarnation,
+    };
+    let holder = Holder { agent: agent.into(), incarnation };
+    // Taken back over a new connection it is the same life.
+    let state = match found.as_ref().filter(|found| found.is_held_by(&holder)).cloned() {
+        Some(same) => {
+            State { taking, parent: parent.cloned().or_else(|| same.parent.clone()), ..same }
+        }
+        None => State {
+            phase: LeasePhase::Alive,
+            incarnation,
+            taking,
+            since: now_ms,
+            runs: Vec::new(),
+            parent: parent.cloned(),
+            channels: Vec::new(),
+        },
+    };
+    let mut change = Change::new(&state);
+    change.effects = vec![
+        Effect::Put(Index::Agents, agent.into(), "".into()),
+        Effect::Due(Deadline::Lose, Some(LEASE)),
+        Effect::Due(Deadline::Settle, None),
+    ];
+    if last != 0 && last < incarnation {
+        change.effects.push(Effect::Fence(Holder { agent: agent.into(), incarnation: last }));
+    }
+    let before = found.filter(|before| before.incarnation < incarnation);
+    let takes_over = before.as_ref().is_some_and(|before| before.phase == LeasePhase::Alive);
+    // Who was lost was announced here; who is replaced over open runs is announced now.
+    let gone = before.and_then(|before| match before.phase {
+        LeasePhase::Alive if !before.runs.is_empty() => Some((before, "replaced")),
+        LeasePhase::Lost => Some((before, "lost")),
+        _ => None,
+    });
+    if let Some((before, reason @ "replaced")) = &gone
+        && record.channel.kind() != Kind::Service
+    {
+        change.effects.push(Effect::Event(lost_event(agent, before, reason)));
+    }
+    Decision::Set(change, Some(Taken { state, takes_over, gone }))
+}
+
+/// The holder leaves of its own will.
+fn released(found: Option<State>, holder: &Holder, taking: Option<Uuid>) -> Decision<()> {
+    let is_theirs = |state: &State| state.is_held_by(holder) && state.is_taking(taking);
+    let Some(mut state) = found.filter(is_theirs) else { return Decision::Keep(()) };
+    state.phase = LeasePhase::Released;
+    state.runs.clear();
+    let mut change = Change::new(&state);
+    change.lifetime = Some(REMEMBERED);
+    change.effects = vec![
+        Effect::Remove(Index::Agents, holder.agent.clone()),
+        Effect::Due(Deadline::Lose, None),
+    ];
+    Decision::Set(change, ())
 }
 
 impl Journal {
@@ -276,84 +366,20 @@ impl Journal {
     ) -> Result<Lease, LeaseError> {
         let (channel, agent) = (&record.channel, &*record.id);
         let taking = Uuid::new_v4();
-        let snapshot = self.snapshot(record).await?;
-        let mut found = snapshot.state;
-        for _ in super::races() {
-            let before = super::read::<State>(record, found.as_deref());
-            let last = before.as_ref().map_or(0, |state| state.incarnation);
-            let incarnation = match incarnation {
-                None => snapshot.now_ms.max(last + 1),
-                Some(incarnation) if incarnation < last => return Err(LeaseError::Fenced),
-                Some(incarnation)
-                    if incarnation == last
-                        && before.as_ref().is_some_and(|b| {
-                            !matches!(b.phase, LeasePhase::Alive | LeasePhase::Released)
-                        }) =>
-                {
-                    return Err(LeaseError::Fenced);
-                }
-                Some(incarnation) => incarnation,
-            };
-            let holder = Holder { agent: agent.into(), incarnation };
-            let takes_over = before
-                .as_ref()
-                .is_some_and(|b| b.phase == LeasePhase::Alive && b.incarnation < incarnation);
-            let parent = parent.cloned();
-            // Taken back over a new connection it is the same life.
-            let same = before.as_ref().filter(|before| before.is_held_by(&holder)).cloned();
-            let state = match same {
-                Some(same) => {
-                    State { taking, parent: parent.or_else(|| same.parent.clone()), ..same }
-                }
-                None => State {
-                    phase: LeasePhase::Alive,
-                    incarnation,
-                    taking,
-                    since: snapshot.now_ms,
-                    runs: Vec::new(),
-                    parent,
-                    channels: Vec::new(),
-                },
-            };
-            let mut change = Change::new(record, found, &state);
-            change.effects = vec![
-                Effect::Put(Index::Agents, agent.into(), "".into()),
-                Effect::Due(Deadline::Lose, Some(LEASE)),
-                Effect::Due(Deadline::Settle, None),
-            ];
-            if last != 0 && last < incarnation {
-                let older = Holder { agent: agent.into(), incarnation: last };
-                change.effects.push(Effect::Fence(older));
-            }
-            // Whoever was lost was announced here; whoever is replaced over open runs is announced now.
-            let before = before.filter(|before| before.incarnation < incarnation);
-            let gone = before.and_then(|before| match before.phase {
-                LeasePhase::Alive if !before.runs.is_empty() => Some((before, "replaced")),
-                LeasePhase::Lost => Some((before, "lost")),
-                _ => None,
-            });
-            if let Some((before, reason @ "replaced")) = &gone
-                && channel.kind() != Kind::Service
-            {
-                change.effects.push(Effect::Event(lost_event(agent, before, reason)));
-            }
-            match self.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                _ => {
-                    if takes_over && channel.kind() == Kind::Agent {
-                        tracing::warn!(agent, "it takes the place of one that lived a moment ago");
-                    }
-                    let before = Holder { agent: agent.into(), incarnation: incarnation - 1 };
-                    self.settle_open(channel, &before).await?;
-                    // If the replica that declared it lost died over it, the firehose has not heard yet.
-                    if let Some((before, reason)) = &gone {
-                        self.tell_firehose(channel, agent, before, reason).await?;
-                    }
-                    return Ok(self.held(record, holder, state));
-                }
-            }
+        let rule = |found, now_ms| taken(found, now_ms, record, incarnation, parent, taking);
+        let taken = self.transact(record, rule).await?.done().flatten();
+        let Some(Taken { state, takes_over, gone }) = taken else { return Err(LeaseError::Fenced) };
+        if takes_over && channel.kind() == Kind::Agent {
+            tracing::warn!(agent, "agent lease taken over");
         }
-        Err(super::contended(record).into())
+        let before = Holder { agent: agent.into(), incarnation: state.incarnation - 1 };
+        self.settle_open(channel, &before).await?;
+        // If the replica that declared it lost died over it, the firehose has not heard yet.
+        if let Some((before, reason)) = &gone {
+            self.tell_firehose(channel, agent, before, reason).await?;
+        }
+        let holder = Holder { agent: agent.into(), incarnation: state.incarnation };
+        Ok(self.held(record, holder, state))
     }
 
     fn held(&self, record: &Record, holder: Holder, state: State) -> Lease {
@@ -370,27 +396,13 @@ impl Journal {
         taking: Option<Uuid>,
     ) -> Result<(), Unavailable> {
         let record = record(channel, &holder.agent);
-        let mut found = self.snapshot(&record).await?.state;
-        for _ in super::races() {
-            let state = super::read::<State>(&record, found.as_deref());
-            let state = state.filter(|state| state.is_held_by(holder));
-            let is_it = |state: &State| taking.is_none_or(|taking| taking == state.taking);
-            let Some(mut state) = state.filter(is_it) else { return Ok(()) };
-            self.settle_open(channel, holder).await?;
-            state.phase = LeasePhase::Released;
-            state.runs.clear();
-            let mut change = Change::new(&record, found, &state);
-            change.lifetime = Some(REMEMBERED);
-            change.effects = vec![
-                Effect::Remove(Index::Agents, holder.agent.clone()),
-                Effect::Due(Deadline::Lose, None),
-            ];
-            match self.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                _ => return Ok(()),
-            }
+        let is_theirs = |state: &State| state.is_held_by(holder) && state.is_taking(taking);
+        if !self.state(&record).await?.is_some_and(|state| is_theirs(&state)) {
+            return Ok(());
         }
-        Err(super::contended(&record))
+        self.settle_open(channel, holder).await?;
+        self.transact(&record, |found, _| released(found, holder, taking)).await?;
+        Ok(())
     }
 
     /// Agents that hold a lease on `channel`.
@@ -398,7 +410,21 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn agents_on(&self, channel: &Channel) -> Result<Vec<Box<str>>, Unavailable> {
-        Ok(self.snapshot(&record(channel, "")).await?.live)
+        let live = self.live(channel).await?;
+        if live.agents.len() as u64 == live.count {
+            return Ok(live.agents);
+        }
+        let agents = self.list(channel, &Index::Agents).await?;
+        Ok(agents.into_iter().map(|(agent, _)| agent).collect())
+    }
+
+    /// How many agents there are to hear what is sent to `channel`: exact up to 64; of more, also those count
+    /// whose lease has just run out.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn listeners(&self, channel: &Channel) -> Result<u64, Unavailable> {
+        Ok(self.live(channel).await?.count)
     }
 
     /// Who is alive.
@@ -408,7 +434,9 @@ impl Journal {
     pub async fn alive(&self) -> Result<Vec<Alive>, Unavailable> {
         let mut alive = Vec::new();
         for (record, state) in self.leased().await? {
-            let Some(state) = super::read::<State>(&record, state.as_deref()) else { continue };
+            let Some(state) = super::transact::read::<State>(&record, state.as_deref()) else {
+                continue;
+            };
             if record.channel.kind() != Kind::Agent || state.phase != LeasePhase::Alive {
                 continue;
             }

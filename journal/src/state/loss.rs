@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::lease::{LeasePhase, REMEMBERED, State};
-use super::{Change, Committed, Condition, Deadline, Effect, Holder, Index, Record};
+use super::{Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, Transacted};
 use crate::{Journal, Name, NewEntry, Unavailable};
 
 pub(super) fn lost_event(agent: &str, state: &State, reason: &str) -> NewEntry {
@@ -26,47 +26,56 @@ fn lost_event_key(agent: &str, incarnation: u64) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("lost {agent} {incarnation}").as_bytes()).to_string()
 }
 
+/// A lease that was not renewed is lost; `None` where none is held.
+fn lost(found: Option<State>, record: &Record) -> Decision<Option<State>> {
+    let is_alive = |state: &State| state.phase == LeasePhase::Alive;
+    let Some(mut state) = found.filter(is_alive) else { return Decision::Keep(None) };
+    state.phase = LeasePhase::Lost;
+    let mut change = Change::new(&state);
+    change.lifetime = Some(REMEMBERED);
+    change.condition = Condition::Due(Deadline::Lose);
+    let lost = Holder { agent: record.id.clone(), incarnation: state.incarnation };
+    change.effects = vec![
+        Effect::Remove(Index::Agents, record.id.clone()),
+        Effect::Due(Deadline::Lose, None),
+        Effect::Due(Deadline::Settle, Some(Duration::ZERO)),
+        Effect::Fence(lost),
+    ];
+    if record.channel.kind() != Kind::Service {
+        change.effects.push(Effect::Event(lost_event(&record.id, &state, "lost")));
+    }
+    Decision::Set(change, Some(state))
+}
+
+/// What this incarnation left is settled. Taken anew meanwhile, its new holder has settled it.
+fn settled(found: Option<State>, incarnation: u64) -> Decision<()> {
+    let is_it = |s: &State| s.phase == LeasePhase::Lost && s.incarnation == incarnation;
+    let Some(mut state) = found.filter(is_it) else { return Decision::Keep(()) };
+    state.phase = LeasePhase::Settled;
+    let mut change = Change::new(&state);
+    change.lifetime = Some(REMEMBERED);
+    change.effects = vec![Effect::Due(Deadline::Settle, None)];
+    Decision::Set(change, ())
+}
+
 impl Journal {
     /// Deadline: the lease was not renewed.
     pub(super) async fn lose(&self, record: &Record) -> Result<(), Unavailable> {
-        let mut found = self.snapshot(record).await?.state;
-        for _ in super::races() {
-            let state = super::read::<State>(record, found.as_deref());
-            let Some(mut state) = state.filter(|state| state.phase == LeasePhase::Alive) else {
-                return self.forget_deadline(record, Deadline::Lose).await;
-            };
-            state.phase = LeasePhase::Lost;
-            let mut change = Change::new(record, found, &state);
-            change.lifetime = Some(REMEMBERED);
-            change.condition = Condition::Due(Deadline::Lose);
-            let lost = Holder { agent: record.id.clone(), incarnation: state.incarnation };
-            change.effects = vec![
-                Effect::Remove(Index::Agents, record.id.clone()),
-                Effect::Due(Deadline::Lose, None),
-                Effect::Due(Deadline::Settle, Some(Duration::ZERO)),
-                Effect::Fence(lost),
-            ];
-            if record.channel.kind() != Kind::Service {
-                change.effects.push(Effect::Event(lost_event(&record.id, &state, "lost")));
+        match self.transact(record, |found, _| lost(found, record)).await? {
+            Transacted::Done(Some(state)) => {
+                let runs = state.runs.join(" ");
+                tracing::warn!(channel = %record.channel, agent = %record.id, runs, "agent lost");
+                self.settle(record).await
             }
-            match self.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                Committed::Unmet => return Ok(()),
-                _ => {
-                    let runs = state.runs.join(" ");
-                    tracing::warn!(channel = %record.channel, agent = %record.id, runs, "an agent is lost");
-                    return self.settle(record).await;
-                }
-            }
+            Transacted::Done(None) => self.forget_deadline(record, Deadline::Lose).await,
+            Transacted::Unmet | Transacted::Fenced => Ok(()),
         }
-        Err(super::contended(record))
     }
 
     /// Deadline: what a lost agent left is settled. Whoever does it again does no harm.
     pub(super) async fn settle(&self, record: &Record) -> Result<(), Unavailable> {
-        let found = self.snapshot(record).await?.state;
-        let state = super::read::<State>(record, found.as_deref());
-        let Some(mut state) = state.filter(|state| state.phase == LeasePhase::Lost) else {
+        let state = self.state::<State>(record).await?;
+        let Some(state) = state.filter(|state| state.phase == LeasePhase::Lost) else {
             return self.forget_deadline(record, Deadline::Settle).await;
         };
         let lost = Holder { agent: record.id.clone(), incarnation: state.incarnation };
@@ -75,14 +84,10 @@ impl Journal {
         if record.channel.kind() == Kind::Agent
             && let Some(parent) = &state.parent
         {
-            self.disown(parent, &record.id).await?;
+            self.disown(parent, &lost).await?;
         }
-        state.phase = LeasePhase::Settled;
-        let mut change = Change::new(record, found, &state);
-        change.lifetime = Some(REMEMBERED);
-        change.effects = vec![Effect::Due(Deadline::Settle, None)];
-        // Taken anew meanwhile: then its new holder has settled it.
-        self.commit(&change).await.map(drop)
+        self.transact(record, |found, _| settled(found, lost.incarnation)).await?;
+        Ok(())
     }
 
     /// The firehose hears of the agent, not of each of its channels.

@@ -1,9 +1,8 @@
 //! What has a state: commands, approvals, leases.
 //!
-//! A state is one small text per record. It is read, a pure function decides what becomes of it, and the
-//! [`Change`] is committed only if the state still is the one that was read. What everybody shall hear of
-//! it is appended in the same atomic step. So the rules are written once for both backends of a journal,
-//! and Redis needs one script ([`change.lua`](super::redis)).
+//! A state is one small text per record. It changes by [`transact`]: read, decided by a pure rule, committed
+//! by compare-and-set. What everybody shall hear of it is appended in the same atomic step. So the rules are
+//! written once for both backends of a journal, and Redis needs one script ([`change.lua`](super::redis)).
 //!
 //! ▲ [`command`]: sent; [`work`]: taken by one agent, finished, or expired
 //! ▲ [`approval`]: asked, answered once
@@ -17,20 +16,17 @@ pub(crate) mod lease;
 mod loss;
 pub(crate) mod reaper;
 pub(crate) mod renewal;
+mod transact;
 mod work;
 
 use std::fmt;
 use std::time::Duration;
 
-use protocol::{Channel, Offset};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use protocol::Channel;
 
-use crate::{NewEntry, Unavailable};
-
-/// How often a change is tried when others change the same record at the same time. Each lost race is
-/// somebody else's progress, so this is never reached but by a bug.
-const RACES_MAX: usize = 100;
+use crate::NewEntry;
+use transact::Decision;
+pub(crate) use transact::{Change, Committed, Condition, Snapshot, Transacted};
 
 /// What kind of record has the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,19 +130,23 @@ impl Holder {
 /// What is in an index: ids, each with a value.
 pub(crate) type Members = Vec<(Box<str>, Box<str>)>;
 
-/// Under what condition a change is made, beside the state's being the expected one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Condition {
-    Always,
-    /// The deadline has fallen due, by the journal's clock.
-    Due(Deadline),
-    /// The deadline is not due yet.
-    NotDue(Deadline),
-    /// The list holds fewer than so many.
-    Room(Index, u64),
+/// Agents whose lease on a channel lasts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Live {
+    /// The journal's clock, Unix milliseconds.
+    pub(crate) now_ms: u64,
+    /// How many hold a lease. Exact where `agents` has them; of more, also those count whose lease has just
+    /// run out.
+    pub(crate) count: u64,
+    /// Who they are, where at most [`LIVE_MAX`] hold a lease.
+    pub(crate) agents: Vec<Box<str>>,
 }
 
-/// Who makes the change: refused where a newer incarnation of the agent has taken over, or it was lost.
+/// So many agents of a channel are looked up by their deadlines: a command must not cost more where many
+/// workers serve.
+pub(crate) const LIVE_MAX: usize = 64;
+
+/// An incarnation of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Holder {
     /// The agent's id.
@@ -171,79 +171,6 @@ pub(crate) enum Effect {
     Fence(Holder),
     /// Whoever listens at this address hears the text, if it still listens.
     Notify(Box<str>, Box<str>),
-}
-
-/// One atomic step.
-#[derive(Clone, Debug)]
-pub(crate) struct Change {
-    pub(crate) record: Record,
-    pub(crate) expected: Option<String>,
-    pub(crate) state: String,
-    /// How long the state is kept from now on; `None`: until it is changed.
-    pub(crate) lifetime: Option<Duration>,
-    pub(crate) condition: Condition,
-    pub(crate) holder: Option<Holder>,
-    pub(crate) effects: Vec<Effect>,
-}
-
-impl Change {
-    /// A change that is always made, for good, and that nobody hears of.
-    pub(crate) fn new(record: &Record, expected: Option<String>, state: &impl Serialize) -> Self {
-        Self {
-            record: record.clone(),
-            expected,
-            state: serde_json::to_string(state).expect("states are plain data"),
-            lifetime: None,
-            condition: Condition::Always,
-            holder: None,
-            effects: Vec::new(),
-        }
-    }
-}
-
-/// What became of a change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Committed {
-    /// Made, now or by an earlier attempt of the same; with the positions of what was appended now.
-    Done(Vec<Offset>),
-    /// The state is another.
-    Conflict(Option<String>),
-    /// The condition does not hold.
-    Unmet,
-    /// The holder's time is over.
-    Fenced,
-}
-
-/// A record as it was found.
-#[derive(Clone, Debug)]
-pub(crate) struct Snapshot {
-    /// The journal's clock, Unix milliseconds.
-    pub(crate) now_ms: u64,
-    pub(crate) state: Option<String>,
-    /// Agents whose lease on the channel lasts.
-    pub(crate) live: Vec<Box<str>>,
-}
-
-/// A state as its type. One that cannot be read is none: a foreign writer's, or of another version.
-pub(crate) fn read<T: DeserializeOwned>(record: &Record, state: Option<&str>) -> Option<T> {
-    let state = state?;
-    match serde_json::from_str(state) {
-        Ok(state) => Some(state),
-        Err(error) => {
-            tracing::warn!(%record, %error, "a state cannot be read and counts as none");
-            None
-        }
-    }
-}
-
-/// The tries that a change gets.
-pub(crate) fn races() -> std::ops::Range<usize> {
-    0..RACES_MAX
-}
-
-/// When every try was lost.
-pub(crate) fn contended(record: &Record) -> Unavailable {
-    Unavailable(format!("{record} changes without end"))
 }
 
 impl fmt::Display for Record {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::lease::LEASE;
-use super::{Change, Deadline, Effect, Index, Record};
+use super::{Deadline, Record};
 use crate::{Journal, Unavailable};
 
 /// A poll that comes later than this says that Redis or this process was away; so may the renewals have
@@ -64,22 +64,6 @@ impl Reaper {
 }
 
 impl Journal {
-    /// Its record has expired while no reaper was there: what is listed of it goes as well.
-    pub(super) async fn forget_record(
-        &self,
-        record: &Record,
-        found: Option<String>,
-        deadline: Deadline,
-        index: Index,
-    ) -> Result<(), Unavailable> {
-        let mut change = Change::new(record, found, &"gone");
-        change.lifetime = Some(Duration::from_secs(1));
-        change.effects =
-            vec![Effect::Remove(index, record.id.clone()), Effect::Due(deadline, None)];
-        // Made anew meanwhile: then it is no longer gone.
-        self.commit(&change).await.map(drop)
-    }
-
     async fn perform(&self, deadline: Deadline, record: Record) -> Result<(), Unavailable> {
         match deadline {
             Deadline::Expire => self.expire(&record).await,

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::lease::{LEASE, RENEW_EVERY, State, record};
-use super::{Change, Deadline, Effect, Holder, Index, Record};
+use super::{Change, Deadline, Decision, Effect, Holder, Index, Record};
 use crate::{Journal, Unavailable};
 
 /// The leases that one [`Journal`] holds: one task renews them all, in one pipeline.
@@ -125,21 +125,15 @@ impl Journal {
     ) -> Result<(), Unavailable> {
         for (channel, holder, taking) in leases {
             let record = record(channel, &holder.agent);
-            let mut found = self.snapshot(&record).await?.state;
-            for _ in super::races() {
-                let state = super::read::<State>(&record, found.as_deref());
+            self.transact(&record, |found: Option<State>, _| {
                 // Taken anew meanwhile, on another connection: it is that one's.
-                let Some(state) = state.filter(|s| s.is_held_by(holder) && s.taking == *taking)
-                else {
-                    break;
-                };
-                let mut change = Change::new(&record, found, &state);
+                let is_it = |s: &State| s.is_held_by(holder) && s.taking == *taking;
+                let Some(state) = found.filter(is_it) else { return Decision::Keep(()) };
+                let mut change = Change::new(&state);
                 change.effects = vec![Effect::Due(Deadline::Lose, Some(lasts))];
-                match self.commit(&change).await? {
-                    super::Committed::Conflict(now) => found = now,
-                    _ => break,
-                }
-            }
+                Decision::Set(change, ())
+            })
+            .await?;
         }
         Ok(())
     }
@@ -147,24 +141,27 @@ impl Journal {
     /// A lease that Redis does not know: lost or taken over (false), or forgotten together with all else,
     /// then it is taken back.
     async fn take_back(&self, kept: &Kept) -> Result<bool, Unavailable> {
-        let record = &kept.record;
-        let snapshot = self.snapshot(record).await?;
-        let state = match super::read::<State>(record, snapshot.state.as_deref()) {
-            Some(state) if !state.is_held_by(&kept.holder()) => return Ok(false),
-            Some(state) => state,
-            None => {
-                if let Some(parent) = &kept.state.parent {
-                    self.adopt(parent, &record.id).await?;
-                }
-                kept.state.clone()
-            }
-        };
-        let mut change = Change::new(record, snapshot.state, &state);
-        change.effects = vec![
-            Effect::Put(Index::Agents, record.id.clone(), "".into()),
-            Effect::Due(Deadline::Lose, Some(LEASE)),
-        ];
-        // Changed by somebody else meanwhile: the next renewal will tell.
-        self.commit(&change).await.map(|_| true)
+        let (record, holder) = (&kept.record, kept.holder());
+        let taken = self.transact(record, |found, _| taken_back(found, kept)).await?.done();
+        if taken == Some(true)
+            && let Some(parent) = &kept.state.parent
+        {
+            self.adopt(parent, &holder).await?;
+        }
+        Ok(taken != Some(false))
     }
+}
+
+/// The lease is the holder's again; false where it is another's, or was lost.
+fn taken_back(found: Option<State>, kept: &Kept) -> Decision<bool> {
+    let state = match found {
+        Some(state) if !state.is_held_by(&kept.holder()) => return Decision::Keep(false),
+        found => found.unwrap_or_else(|| kept.state.clone()),
+    };
+    let mut change = Change::new(&state);
+    change.effects = vec![
+        Effect::Put(Index::Agents, kept.record.id.clone(), "".into()),
+        Effect::Due(Deadline::Lose, Some(LEASE)),
+    ];
+    Decision::Set(change, true)
 }

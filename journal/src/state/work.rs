@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::command::{
     CommandOutcome, REMEMBERED, State, Status, Take, Taker, WORK_MAX, raw, reason, record,
 };
-use super::{Change, Committed, Condition, Deadline, Effect, Holder, Index, Record, RecordKind};
+use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted};
 use crate::{Backend, Journal, NewEntry, Unavailable};
 
 impl Journal {
@@ -25,41 +25,12 @@ impl Journal {
         if let Backend::Relayed(relayed) = &self.backend {
             return relayed.take(channel, key, idempotent).await;
         }
-        let record = record(channel, key);
-        let mut found = self.snapshot(&record).await?.state;
-        let taker = Taker { holder: holder.clone(), idempotent };
-        for _ in super::races() {
-            let Some(mut state) = super::read::<State>(&record, found.as_deref()) else {
-                return Ok(Take::Gone);
-            };
-            if state.taker.as_ref() == Some(&taker) && state.status == Status::Delivered {
-                return Ok(Take::Yours);
-            }
-            if state.status != Status::Accepted {
-                return Ok(Take::Gone);
-            }
-            (state.status, state.taker) = (Status::Delivered, Some(taker.clone()));
-            let mut change = Change::new(&record, found, &state);
-            change.lifetime = Some(WORK_MAX);
-            change.condition = Condition::NotDue(Deadline::Expire);
-            change.holder = Some(holder.clone());
-            change.effects = vec![
-                Effect::Remove(Index::Waiting, record.id.clone()),
-                Effect::Put(Index::Open(holder.agent.clone()), record.id.clone(), "".into()),
-                Effect::Due(Deadline::Expire, None),
-            ];
-            state.heard(channel, &mut change.effects);
-            match self.commit(&change).await? {
-                Committed::Done(_) => return Ok(Take::Yours),
-                Committed::Conflict(now) => found = now,
-                Committed::Fenced => return Ok(Take::Fenced),
-                Committed::Unmet => {
-                    self.expire(&record).await?;
-                    return Ok(Take::Gone);
-                }
-            }
-        }
-        Err(super::contended(&record))
+        let (record, taker) = (record(channel, key), Taker { holder: holder.clone(), idempotent });
+        let taken = self.transact(&record, |found, now| taken(found, now, &record, &taker)).await?;
+        Ok(match taken {
+            Transacted::Done(take) => take,
+            Transacted::Unmet | Transacted::Fenced => Take::Fenced,
+        })
     }
 
     /// Says to whoever waits how far the request has come that `holder` has taken. Nobody keeps it: who comes
@@ -78,8 +49,7 @@ impl Journal {
             return relayed.progress(channel, key, data).await;
         }
         let record = record(channel, key);
-        let found = self.snapshot(&record).await?.state;
-        let state = super::read::<State>(&record, found.as_deref());
+        let state = self.state::<State>(&record).await?;
         let Some(state) = state.filter(|state| state.is_worked_on_by(holder)) else {
             return Ok(());
         };
@@ -105,28 +75,9 @@ impl Journal {
             return relayed.finish(channel, key, outcome).await;
         }
         let record = record(channel, key);
-        let mut found = self.snapshot(&record).await?.state;
-        for _ in super::races() {
-            let Some(state) = super::read::<State>(&record, found.as_deref()) else {
-                return Ok(false);
-            };
-            if state.taker.as_ref().is_none_or(|taker| taker.holder != *holder) {
-                return Ok(false);
-            }
-            if state.status != Status::Delivered {
-                return Ok(state.outcome() == *outcome);
-            }
-            let detail = outcome.detail.as_deref().map(raw);
-            let mut change =
-                state.ended(&record, found.unwrap_or_default(), outcome.status, detail);
-            change.holder = Some(holder.clone());
-            match self.commit(&change).await? {
-                Committed::Done(_) => return Ok(true),
-                Committed::Conflict(now) => found = now,
-                Committed::Unmet | Committed::Fenced => return Ok(false),
-            }
-        }
-        Err(super::contended(&record))
+        let finished =
+            self.transact(&record, |found, _| finished(found, &record, holder, outcome)).await?;
+        Ok(finished.done().unwrap_or(false))
     }
 
     /// Nobody waits for the request `key` any more: it is not begun if it was not, and its answer is not
@@ -140,43 +91,17 @@ impl Journal {
         key: Uuid,
     ) -> Result<CommandOutcome, Unavailable> {
         let record = record(channel, key);
-        let gone = CommandOutcome { status: Status::Expired, detail: None };
-        let mut found = self.snapshot(&record).await?.state;
-        for _ in super::races() {
-            let Some(state) = super::read::<State>(&record, found.as_deref()) else {
-                return Ok(gone);
-            };
-            if state.status.is_final() {
-                return Ok(state.outcome());
-            }
-            let change = state.ended(&record, found.unwrap_or_default(), Status::Expired, None);
-            match self.commit(&change).await? {
-                Committed::Done(_) => return Ok(gone),
-                Committed::Conflict(now) => found = now,
-                Committed::Unmet | Committed::Fenced => return Ok(gone),
-            }
-        }
-        Err(super::contended(&record))
+        let outcome = self.transact(&record, |found, _| given_up(found, &record)).await?;
+        Ok(outcome.done().unwrap_or(GONE))
     }
 
     /// Deadline: nobody took the command in time.
     pub(super) async fn expire(&self, record: &Record) -> Result<(), Unavailable> {
-        let mut found = self.snapshot(record).await?.state;
-        for _ in super::races() {
-            let Some(state) = super::read::<State>(record, found.as_deref()) else {
-                return self.forget_record(record, found, Deadline::Expire, Index::Waiting).await;
-            };
-            if state.status != Status::Accepted {
-                return self.forget_deadline(record, Deadline::Expire).await;
-            }
-            let mut change = state.ended(record, found.unwrap_or_default(), Status::Expired, None);
-            change.condition = Condition::Due(Deadline::Expire);
-            match self.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                _ => return Ok(()),
-            }
+        let expired = self.transact(record, |found, now| expired(found, now, record)).await?;
+        match expired {
+            Transacted::Done(true) => Ok(()),
+            _ => self.forget_deadline(record, Deadline::Expire).await,
         }
-        Err(super::contended(record))
     }
 
     /// What `lost` has taken and not finished is answered, or offered anew where that does no harm.
@@ -188,55 +113,105 @@ impl Journal {
         let open = Index::Open(lost.agent.clone());
         for id in self.list(channel, &open).await?.into_iter().map(|(id, _)| id) {
             let record = Record { kind: RecordKind::Command, channel: channel.clone(), id };
-            self.settle_one(&record, lost, &open).await?;
+            self.transact(&record, |found, now| settled(found, now, &record, lost)).await?;
         }
         Ok(())
     }
+}
 
-    async fn settle_one(
-        &self,
-        record: &Record,
-        lost: &Holder,
-        open: &Index,
-    ) -> Result<(), Unavailable> {
-        let mut found = self.snapshot(record).await?.state;
-        for _ in super::races() {
-            let state = super::read::<State>(record, found.as_deref());
-            let Some(mut state) = state else {
-                return self.forget_record(record, found, Deadline::Expire, open.clone()).await;
-            };
-            let Some(taker) = state.taker.clone() else { return Ok(()) };
-            let is_theirs = taker.holder.agent == lost.agent
-                && taker.holder.incarnation <= lost.incarnation
-                && state.status == Status::Delivered;
-            if !is_theirs {
-                return Ok(());
-            }
-            let change = match state.entry.clone() {
-                Some(entry) if taker.idempotent => {
-                    (state.status, state.taker) = (Status::Accepted, None);
-                    let name = state.name.clone();
-                    let mut change = Change::new(record, found, &state);
-                    change.lifetime = Some(WORK_MAX);
-                    change.effects = vec![
-                        Effect::Remove(open.clone(), record.id.clone()),
-                        Effect::Put(Index::Waiting, record.id.clone(), "".into()),
-                        // Whoever waits for the answer gives up in time; this only bounds the rest.
-                        Effect::Due(Deadline::Expire, Some(REMEMBERED)),
-                        Effect::Command(NewEntry::new(name, entry)),
-                    ];
-                    change
-                }
-                _ => {
-                    let detail = Some(reason("lost"));
-                    state.ended(record, found.unwrap_or_default(), Status::Rejected, detail)
-                }
-            };
-            match self.commit(&change).await? {
-                Committed::Conflict(now) => found = now,
-                _ => return Ok(()),
-            }
-        }
-        Err(super::contended(record))
+/// What becomes of a command that is not known any more, or that nobody wants.
+const GONE: CommandOutcome = CommandOutcome { status: Status::Expired, detail: None };
+
+/// Of all who try, one takes it: before its time is over.
+fn taken(found: Option<State>, now_ms: u64, record: &Record, taker: &Taker) -> Decision<Take> {
+    let Some(mut state) = found else { return Decision::Keep(Take::Gone) };
+    if state.taker.as_ref() == Some(taker) && state.status == Status::Delivered {
+        return Decision::Keep(Take::Yours);
     }
+    if state.status != Status::Accepted {
+        return Decision::Keep(Take::Gone);
+    }
+    if now_ms >= state.expires_at {
+        return Decision::Set(state.ended(record, Status::Expired, None), Take::Gone);
+    }
+    (state.status, state.taker) = (Status::Delivered, Some(taker.clone()));
+    let mut change = Change::new(&state);
+    change.lifetime = Some(WORK_MAX);
+    change.holder = Some(taker.holder.clone());
+    change.effects = vec![
+        Effect::Remove(Index::Waiting, record.id.clone()),
+        Effect::Put(Index::Open(taker.holder.agent.clone()), record.id.clone(), "".into()),
+        Effect::Due(Deadline::Expire, None),
+    ];
+    state.heard(&record.channel, &mut change.effects);
+    Decision::Set(change, Take::Yours)
+}
+
+/// Its taker says how it ended, once.
+fn finished(
+    found: Option<State>,
+    record: &Record,
+    holder: &Holder,
+    outcome: &CommandOutcome,
+) -> Decision<bool> {
+    let is_taker = |state: &State| state.taker.as_ref().is_some_and(|by| by.holder == *holder);
+    let Some(state) = found.filter(is_taker) else { return Decision::Keep(false) };
+    if state.status != Status::Delivered {
+        return Decision::Keep(state.outcome() == *outcome);
+    }
+    let detail = outcome.detail.as_deref().map(raw);
+    let mut change = state.ended(record, outcome.status, detail);
+    change.holder = Some(holder.clone());
+    Decision::Set(change, true)
+}
+
+/// Nobody waits for it: it ends, unless it has.
+fn given_up(found: Option<State>, record: &Record) -> Decision<CommandOutcome> {
+    match found {
+        None => Decision::Keep(GONE),
+        Some(state) if state.status.is_final() => Decision::Keep(state.outcome()),
+        Some(state) => Decision::Set(state.ended(record, Status::Expired, None), GONE),
+    }
+}
+
+/// Its time is over; false where it waits no longer, or may wait on.
+fn expired(found: Option<State>, now_ms: u64, record: &Record) -> Decision<bool> {
+    match found {
+        None => Decision::Set(Change::forgotten(record, Deadline::Expire, Index::Waiting), true),
+        Some(state) if state.status == Status::Accepted && now_ms >= state.expires_at => {
+            Decision::Set(state.ended(record, Status::Expired, None), true)
+        }
+        Some(_) => Decision::Keep(false),
+    }
+}
+
+/// What `lost` had taken is offered anew where that does no harm, else it has failed.
+fn settled(found: Option<State>, now_ms: u64, record: &Record, lost: &Holder) -> Decision<()> {
+    let open = Index::Open(lost.agent.clone());
+    let Some(mut state) = found else {
+        return Decision::Set(Change::forgotten(record, Deadline::Expire, open), ());
+    };
+    let is_theirs = state.status == Status::Delivered
+        && state.taker.as_ref().is_some_and(|taker| {
+            taker.holder.agent == lost.agent && taker.holder.incarnation <= lost.incarnation
+        });
+    if !is_theirs {
+        return Decision::Keep(());
+    }
+    let is_idempotent = state.taker.as_ref().is_some_and(|taker| taker.idempotent);
+    let Some(entry) = state.entry.clone().filter(|_| is_idempotent) else {
+        return Decision::Set(state.ended(record, Status::Rejected, Some(reason("lost"))), ());
+    };
+    (state.status, state.taker) = (Status::Accepted, None);
+    // Who waits for the answer gives up in time; this only bounds the rest.
+    state.expires_at = now_ms + REMEMBERED.as_millis() as u64;
+    let mut change = Change::new(&state);
+    change.lifetime = Some(WORK_MAX);
+    change.effects = vec![
+        Effect::Remove(open, record.id.clone()),
+        Effect::Put(Index::Waiting, record.id.clone(), "".into()),
+        Effect::Due(Deadline::Expire, Some(REMEMBERED)),
+        Effect::Command(NewEntry::new(state.name, entry)),
+    ];
+    Decision::Set(change, ())
 }

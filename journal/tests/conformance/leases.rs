@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use journal::{
-    AppendError, COUNTS_LIFETIME, Journal, LEASE, LeaseError, Name, Reaper, Status, Take,
+    AppendError, COUNTS_LIFETIME, Holder, Journal, LEASE, LeaseError, Name, Reaper, Status, Take,
 };
 use protocol::Channel;
 use uuid::Uuid;
@@ -204,14 +204,22 @@ on_both! {
             run_id: run.map(Into::into),
             session: run.map(|_| session.clone()),
         };
-        backend.journal.adopt(&parent(Some("r1")), "c1").await.unwrap();
-        backend.journal.adopt(&parent(None), "c2").await.unwrap();
+        let child = |agent: &str, incarnation| Holder { agent: agent.into(), incarnation };
+        let (first, second) = (child("c1", 1), child("c1", 2));
+        backend.journal.adopt(&parent(Some("r1")), &first).await.unwrap();
+        backend.journal.adopt(&parent(None), &child("c2", 1)).await.unwrap();
         let own = channel("agent:p");
         assert_eq!(backend.journal.children(&own, Some("r1")).await.unwrap().concat(), "c1");
         assert_eq!(backend.journal.children(&own, None).await.unwrap().len(), 2);
         assert_eq!(backend.journal.children(&session, None).await.unwrap().concat(), "c1");
         assert!(backend.journal.children(&session, Some("r2")).await.unwrap().is_empty());
-        backend.journal.disown(&parent(Some("r1")), "c1").await.unwrap();
+
+        backend.journal.adopt(&parent(Some("r1")), &second).await.unwrap();
+        backend.journal.disown(&parent(Some("r1")), &first).await.unwrap();
+        assert_eq!(backend.journal.children(&session, None).await.unwrap().concat(), "c1", "a fenced predecessor");
+
+        backend.journal.disown(&parent(Some("r1")), &second).await.unwrap();
+        backend.journal.adopt(&parent(Some("r1")), &first).await.unwrap();
         assert!(backend.journal.children(&own, Some("r1")).await.unwrap().is_empty());
         assert!(backend.journal.children(&session, None).await.unwrap().is_empty());
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{AgentSession, AppendError, Journal, LEASE, Name, Parent, Reaper, Take};
+use journal::{AgentSession, AppendError, Holder, Journal, LEASE, Name, Parent, Reaper, Take};
 use serde_json::{Value, json};
 
 use crate::gate::{Gate, proxy};
@@ -72,11 +72,12 @@ async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
     let journal = Journal::in_memory();
     let mut reaper = Reaper::new(journal.clone());
     let parent = Parent { agent_id: "p".into(), run_id: None, session: None };
-    journal.adopt(&parent, "a").await.unwrap();
     let desk = AgentSession::new(journal.clone(), "a");
     let lease = json!({"type": "lease", "id": 1, "channel": "agent:a", "data": {"parent": {"agent_id": "p"}}});
     let said = say(&desk, lease).await;
     let incarnation = said["data"]["incarnation"].as_u64().unwrap();
+    let holder = Holder { agent: "a".into(), incarnation };
+    journal.adopt(&parent, &holder).await.unwrap();
     let note = json!({"type": "note", "id": 2, "channel": "agent:a", "data": {"runs": ["r1"], "channels": ["agent:a", "session:1"]}});
     say(&desk, note).await;
     drop(desk);

@@ -64,12 +64,11 @@ impl Commands {
             Resolved::Unknown => return Err(unknown(request_id)),
         }
         // The answer stands, whoever is there to hear it.
-        let listeners = self.journal.agents_on(&channel).await.map_or(0, |agents| agents.len());
+        let listeners = self.journal.listeners(&channel).await.unwrap_or(0);
         let command_id = answer.command_id;
         let journal::Answer { allowed, by, .. } = &given;
         tracing::info!(%channel, request_id, allowed, by, listeners, "an approval was answered");
         let (status, is_queued) = (Status::Applied, listeners == 0);
-        let listeners = listeners as u64;
         Ok(Accepted { command_id, status, detail: None, listeners, is_queued })
     }
 }
