@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use journal::LEASE;
+use journal::LEASE_DEFAULT as LEASE;
 use publisher_sdk::{Agent, Journal};
 use serde_json::json;
 use tokio::task::JoinSet;

@@ -73,6 +73,15 @@ pub(crate) const DRAIN: Flag = Flag {
     help: "Over how long a stopping relay sends its connections elsewhere",
 };
 
+pub(crate) const LEASE: Flag = Flag {
+    name: "lease",
+    variable: "RELAY_LEASE",
+    value: Some("DURATION"),
+    default: Some("15s"),
+    help: "After how long an agent that does not renew its lease is declared lost; the same for all \
+           replicas and agents",
+};
+
 pub(crate) const DEMO_PAGE: Flag = Flag {
     name: "demo-page",
     variable: "RELAY_DEMO_PAGE",
@@ -115,6 +124,7 @@ const SERVING: &[&Flag] = &[
     &ADMIN_LISTEN,
     &ALLOW_ANONYMOUS,
     &DRAIN,
+    &LEASE,
     &DEMO_PAGE,
     &LOG_FORMAT,
 ];
@@ -134,7 +144,7 @@ pub(crate) const DEMO: Subcommand = Subcommand {
 pub(crate) const DEMO_AGENT: Subcommand = Subcommand {
     name: "demo-agent",
     about: "Run the demo's agent alone, against a Redis",
-    flags: &[&REDIS, &SESSION, &AGENT_ID, &LOG_FORMAT],
+    flags: &[&REDIS, &LEASE, &SESSION, &AGENT_ID, &LOG_FORMAT],
 };
 
 pub(crate) const CHECK: Subcommand = Subcommand {

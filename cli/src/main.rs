@@ -67,8 +67,8 @@ async fn run() -> ExitCode {
     let ended = match work {
         Work::Serve(config) => Box::pin(subcommands::serve::run(config)).await,
         Work::Demo(config) => Box::pin(subcommands::demo::run(config, log_format)).await,
-        Work::DemoAgent { redis, session, agent_id } => {
-            Box::pin(subcommands::demo_agent::run(&redis, &session, &agent_id)).await
+        Work::DemoAgent { redis, lease, session, agent_id } => {
+            Box::pin(subcommands::demo_agent::run(&redis, lease, &session, &agent_id)).await
         }
         Work::Check(given, journal) => {
             subcommands::check::run(&given, &journal).await;

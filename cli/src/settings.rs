@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use journal::Journal;
+use journal::{Journal, LEASE_DEFAULT};
 use protocol::Channel;
 use relay::{Config, Key};
 use tracing_subscriber::filter::EnvFilter;
@@ -11,7 +11,7 @@ use tracing_subscriber::filter::EnvFilter;
 use crate::arguments::{Given, Value};
 use crate::flags::{
     ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE, DRAIN, Flag,
-    JWT_SECRET_FILE, LISTEN, LOG_FORMAT, LOG_VARIABLE, REDIS, SERVE, SESSION,
+    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, REDIS, SERVE, SESSION,
 };
 use crate::logs::Format;
 use crate::problem::{Problem, named, shown};
@@ -33,7 +33,7 @@ pub(crate) enum Work {
     Serve(Config),
     Check(Box<Given>, Journal),
     Demo(Config),
-    DemoAgent { redis: String, session: String, agent_id: String },
+    DemoAgent { redis: String, lease: Duration, session: String, agent_id: String },
 }
 
 /// Judges every value, and whether they fit together. Must be called within a tokio runtime, but
@@ -78,6 +78,7 @@ impl Judge<'_> {
         let listen = self.read(&LISTEN, value::address);
         let admin_listen = self.read(&ADMIN_LISTEN, value::address);
         let drain = self.read(&DRAIN, value::duration);
+        let lease = self.read(&LEASE, value::lease).unwrap_or(LEASE_DEFAULT);
         let allow_anonymous = self.read(&ALLOW_ANONYMOUS, value::switch).unwrap_or(false);
         let journal = match self.redis() {
             Some((_, journal)) => Some(journal),
@@ -103,7 +104,8 @@ impl Judge<'_> {
                 "Give it a port of its own, or leave it out: health is then on the main listener.",
             ));
         }
-        let mut config = Config::new(listen?, journal.unwrap_or_else(Journal::in_memory));
+        let journal = journal.unwrap_or_else(Journal::in_memory).with_lease(lease);
+        let mut config = Config::new(listen?, journal);
         config.admin_listen = admin_listen;
         config.allow_anonymous = allow_anonymous;
         config.drain = drain.unwrap_or(config.drain);
@@ -137,10 +139,11 @@ impl Judge<'_> {
                 "Give the Redis that the relay uses, for example `redis://127.0.0.1:6379`.",
             ));
         }
+        let lease = self.read(&LEASE, value::lease).unwrap_or(LEASE_DEFAULT);
         let session = self.read(&SESSION, |id| channel_id("session", id));
         let agent_id = self.read(&AGENT_ID, |id| channel_id("agent", id));
         let (redis, _) = redis?;
-        Some(Work::DemoAgent { redis, session: session?, agent_id: agent_id? })
+        Some(Work::DemoAgent { redis, lease, session: session?, agent_id: agent_id? })
     }
 
     /// Whether the whole network could come in, and whether that is wanted.
@@ -285,13 +288,14 @@ mod tests {
         fs::write(&file, [b'x'; 32]).unwrap();
         let line = format!(
             "serve --listen 0.0.0.0:1 --redis redis://h --jwt-secret-file {} --admin-listen \
-             127.0.0.1:2 --drain 250ms --log-format text",
+             127.0.0.1:2 --drain 250ms --lease 3s --log-format text",
             file.display()
         );
         let config = config(&line);
         assert_eq!(config.listen.to_string(), "0.0.0.0:1");
         assert_eq!(config.admin_listen.unwrap().to_string(), "127.0.0.1:2");
         assert_eq!((config.drain, config.page), (Duration::from_millis(250), None));
+        assert_eq!(config.journal.lease_length(), Duration::from_secs(3));
         assert!(config.key.is_some() && !config.journal.is_in_memory());
         assert_eq!(settings(&line, None).unwrap().log_format, Format::Text);
     }
@@ -299,15 +303,23 @@ mod tests {
     #[tokio::test]
     async fn every_mistake_is_found_at_once() {
         let line = "serve --listen nonsense --redis http://x --jwt-secret-file /no/such/file \
-                    --admin-listen y --drain 5 --allow-anonymous=maybe --log-format loud --bogus";
+                    --admin-listen y --drain 5 --lease 100ms --allow-anonymous=maybe --log-format loud --bogus";
         let problems = problems(line);
         let said = problems.join("\n");
-        for word in
-            ["nonsense", "http://x", "/no/such/file", "`y`", "`5`", "maybe", "loud", "bogus"]
-        {
+        for word in [
+            "nonsense",
+            "http://x",
+            "/no/such/file",
+            "`y`",
+            "`5`",
+            "`100ms`",
+            "maybe",
+            "loud",
+            "bogus",
+        ] {
             assert!(said.contains(word), "no {word} in {said}");
         }
-        assert_eq!(problems.len(), 8, "{said}");
+        assert_eq!(problems.len(), 9, "{said}");
     }
 
     #[tokio::test]

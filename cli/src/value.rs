@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use journal::{LEASE_MAX, LEASE_MIN};
 use relay::Key;
 
 use crate::problem::shown;
@@ -60,6 +61,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, Refusal> {
         .map(Duration::from_millis)
         .filter(|duration| *duration <= DURATION_MAX)
         .ok_or_else(|| refuse("more than ten minutes cannot be meant"))
+}
+
+/// How long a lease lasts.
+pub(crate) fn lease(text: &str) -> Result<Duration, Refusal> {
+    let lease = duration(text)?;
+    if (LEASE_MIN..=LEASE_MAX).contains(&lease) {
+        return Ok(lease);
+    }
+    let why = format!("a lease lasts between {LEASE_MIN:?} and {LEASE_MAX:?}");
+    Err(Refusal::new(why, "Write for example `15s`, the default."))
 }
 
 /// Yes or no.

@@ -57,7 +57,7 @@ pub use retention::{Keep, Retention};
 pub use state::Holder;
 pub use state::approval::{Answer, AskError, Asked, Asks, NewApproval, Pending, Resolved};
 pub use state::command::{Command, CommandOutcome, NewCommand, SendError, Sent, Status, Take};
-pub use state::lease::{Alive, LEASE, Lease, LeaseError, Parent, RENEW_EVERY};
+pub use state::lease::{Alive, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Lease, LeaseError, Parent};
 pub use state::reaper::Reaper;
 
 pub use counts::{COUNTS_LIFETIME, ReplicaCounts};
@@ -74,6 +74,8 @@ pub struct Journal {
     backend: Backend,
     /// The leases that are held through this journal's clones.
     leases: Arc<Leases>,
+    /// How long a lease lasts that is not renewed.
+    lease: Duration,
     /// As whom this clone appends; none: as the process.
     producer: Option<Arc<str>>,
 }
@@ -117,7 +119,19 @@ impl Journal {
     }
 
     fn at(backend: Backend) -> Self {
-        Self { backend, leases: Arc::default(), producer: None }
+        Self { backend, leases: Arc::default(), lease: LEASE_DEFAULT, producer: None }
+    }
+
+    /// The same journal with leases that last for `lease` unless they are renewed, every third of that. All
+    /// agents and relays of a deployment use the same length. Default: [`LEASE_DEFAULT`].
+    #[must_use]
+    pub fn with_lease(self, lease: Duration) -> Self {
+        Self { leases: Arc::default(), lease, ..self }
+    }
+
+    /// How long a lease lasts that is not renewed.
+    pub fn lease_length(&self) -> Duration {
+        self.lease
     }
 
     /// A clone that appends as the incarnation of an agent: once `holder` is lost, or a newer one has taken

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use journal::{AppendError, Unavailable};
+use journal::{AppendError, LEASE_MAX, LEASE_MIN, Unavailable};
 use protocol::limits::APPROVALS_MAX;
 use protocol::{Channel, ChannelError, DataError, NameError};
 use thiserror::Error;
@@ -40,6 +40,12 @@ pub enum ConnectError {
     Buffer {
         /// What was given.
         given: usize,
+    },
+    /// The lease is too short for a busy machine, or too long to notice a death.
+    #[error("a lease of {given:?} is out of bounds: choose {LEASE_MIN:?} to {LEASE_MAX:?}")]
+    Lease {
+        /// What was given.
+        given: Duration,
     },
     /// No address that is understood.
     #[error(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use journal::{Journal, Parent, ReadyError};
+use journal::{Journal, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Parent, ReadyError};
 use protocol::Channel;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -29,6 +29,7 @@ pub struct AgentOptions {
     id: Option<String>,
     batch_window: Duration,
     buffer_bytes: usize,
+    lease: Duration,
     parent: Option<Parent>,
     token: Option<String>,
 }
@@ -39,6 +40,7 @@ impl Default for AgentOptions {
             id: None,
             batch_window: Duration::from_millis(50),
             buffer_bytes: 8 * 1024 * 1024,
+            lease: LEASE_DEFAULT,
             parent: None,
             token: None,
         }
@@ -66,6 +68,13 @@ impl AgentOptions {
     /// What is sent without waiting is refused when they are full; what is awaited waits for room.
     pub fn buffer(self, bytes: usize) -> Self {
         Self { buffer_bytes: bytes, ..self }
+    }
+
+    /// After how long the agent is declared lost where it does not renew its lease, 2 seconds to 10
+    /// minutes; it does so every third of that. Default: 15 seconds. The same as the relay's (`--lease`).
+    /// A relay, and an attached journal, bring their own.
+    pub fn lease(self, lease: Duration) -> Self {
+        Self { lease, ..self }
     }
 
     /// The agent was spawned by the agent of `run`, for that run: a Cancel that cancels the run
@@ -98,7 +107,7 @@ impl AgentOptions {
         let agent = self.checked()?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let journal = match way(url)? {
-            Way::Redis => Journal::open(url)?,
+            Way::Redis => Journal::open(url)?.with_lease(self.lease),
             Way::Relay => Journal::through_relay(url, agent.id(), self.token.as_deref())?,
         };
         let at = without_secrets(url);
@@ -114,7 +123,7 @@ impl AgentOptions {
 
     /// The same with a journal that is already there: for an agent that shares its process with
     /// other agents or with a relay, and for tests. Agents that share a [`Journal`] share its
-    /// connections, and all their leases are renewed in one pipeline, every 5 seconds: a process of
+    /// connections, and all their leases are renewed in one pipeline: a process of
     /// many agents opens one.
     ///
     /// # Errors
@@ -150,6 +159,9 @@ impl AgentOptions {
         }
         if !(BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&self.buffer_bytes) {
             return Err(ConnectError::Buffer { given: self.buffer_bytes });
+        }
+        if !(LEASE_MIN..=LEASE_MAX).contains(&self.lease) {
+            return Err(ConnectError::Lease { given: self.lease });
         }
         if let Some(parent) = &self.parent {
             Channel::agent(&parent.agent_id)?;
@@ -239,6 +251,8 @@ mod tests {
         assert!(window.to_string().contains("250ms"), "{window}");
         let buffer = Agent::options().buffer(1_000).checked().unwrap_err();
         assert!(buffer.to_string().contains("1000"), "{buffer}");
+        let lease = Agent::options().lease(Duration::from_millis(100)).checked().unwrap_err();
+        assert!(lease.to_string().contains("100ms"), "{lease}");
         let id = Agent::options().id("a 1").checked().unwrap_err();
         assert!(matches!(id, ConnectError::Id(_)), "{id}");
         assert!(!id.is_retryable());

@@ -29,20 +29,21 @@ impl Cluster {
     /// # Panics
     /// When Redis does not let it.
     pub async fn actor(&self, id: &str) -> Actor {
-        Actor::enter(&self.redis.url(), id, None).await
+        Actor::enter(self, id, None).await
     }
 
     /// The same, spawned by a run of another.
     pub async fn child(&self, id: &str, agent_id: &str, run_id: &str) -> Actor {
         let parent =
             Parent { agent_id: agent_id.into(), run_id: Some(run_id.into()), session: None };
-        Actor::enter(&self.redis.url(), id, Some(parent)).await
+        Actor::enter(self, id, Some(parent)).await
     }
 }
 
 impl Actor {
-    async fn enter(url: &str, id: &str, parent: Option<Parent>) -> Self {
-        let journal = Journal::open(url).expect("the address of a Redis");
+    async fn enter(cluster: &Cluster, id: &str, parent: Option<Parent>) -> Self {
+        let journal = Journal::open(&cluster.redis.url()).expect("the address of a Redis");
+        let journal = journal.with_lease(cluster.lease());
         let own = Channel::agent(id).expect("an agent's id");
         let lease = journal.lease(&own, id, None, parent.as_ref()).await.expect("a lease");
         if let Some(parent) = &parent {

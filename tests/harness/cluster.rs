@@ -1,6 +1,8 @@
 //! The cluster: one Redis, some replicas in front of it.
 
-use publisher_sdk::Agent;
+use std::time::Duration;
+
+use publisher_sdk::{Agent, AgentOptions};
 
 use crate::chaos::Chaos;
 use crate::endpoint::Endpoint;
@@ -29,6 +31,7 @@ pub struct Options {
     has_chaos: bool,
     has_secret: bool,
     has_redis: bool,
+    lease: Duration,
     flags: Vec<String>,
 }
 
@@ -46,6 +49,7 @@ impl Cluster {
             has_chaos: false,
             has_secret: false,
             has_redis: true,
+            lease: Duration::from_secs(15),
             flags: Vec::new(),
         }
     }
@@ -65,7 +69,17 @@ impl Cluster {
     /// # Panics
     /// When it cannot connect.
     pub async fn agent(&self, id: &str) -> Agent {
-        Agent::options().id(id).connect(&self.redis.url()).await.expect("the agent connects")
+        self.agent_options(id).connect(&self.redis.url()).await.expect("the agent connects")
+    }
+
+    /// What such an agent is made with.
+    pub fn agent_options(&self, id: &str) -> AgentOptions {
+        Agent::options().id(id).lease(self.options.lease)
+    }
+
+    /// How long leases last.
+    pub fn lease(&self) -> Duration {
+        self.options.lease
     }
 
     /// The proxy between the first replica and Redis, on a cluster that was set `with_chaos`.
@@ -85,12 +99,18 @@ impl Cluster {
         self.replicas.push(replica);
     }
 
+    /// The flag that tells how long leases last.
+    pub fn lease_flag(&self) -> [String; 2] {
+        ["--lease".to_owned(), format!("{}ms", self.options.lease.as_millis())]
+    }
+
     /// How a further replica would be started.
     pub fn setup(&self) -> Setup {
         let through_chaos = self.chaos.as_ref().filter(|_| self.replicas.is_empty());
         let url = through_chaos.map_or_else(|| self.redis.url(), Chaos::url);
         let mut setup = Setup::serve(Some(url));
         setup.flags.clone_from(&self.options.flags);
+        setup.flags.extend(self.lease_flag());
         if self.options.has_secret {
             let file = self.dir.path().join("secret");
             std::fs::write(&file, SECRET).expect("writes the secret");
@@ -130,6 +150,12 @@ impl Options {
     #[must_use]
     pub fn before_redis(self) -> Self {
         Self { has_redis: false, ..self }
+    }
+
+    /// With leases of three seconds: long enough for an agent on a busy machine to renew its own.
+    #[must_use]
+    pub fn short_leases(self) -> Self {
+        Self { lease: Duration::from_secs(3), ..self }
     }
 
     /// With a further flag for each replica.

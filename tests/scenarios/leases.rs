@@ -17,7 +17,11 @@ const FIREHOSE: &str = "global:events";
 fn worker(cluster: &Cluster) -> Process {
     let url = cluster.redis.url();
     let words = ["demo-agent", "--redis", &url, "--session", "show", "--agent-id", "worker"];
-    replica::run(&words.map(str::to_owned), &[])
+    replica::run(&[&words.map(str::to_owned)[..], &cluster.lease_flag()].concat(), &[])
+}
+
+async fn cluster(replicas: usize) -> Cluster {
+    Cluster::options().replicas(replicas).short_leases().set().await
 }
 
 /// A browser that sees all that the worker says.
@@ -68,7 +72,7 @@ async fn losses(browser: &mut Browser) -> Vec<Vec<Value>> {
 /// F29: killed, everybody hears it, once; and its open run is named.
 #[tokio::test]
 async fn a_killed_agent_is_declared_lost_once_on_its_channels_with_its_open_run() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = cluster(2).await;
     let mut browsers = [watching(&cluster, 0).await, watching(&cluster, 1).await];
     let mut agent = worker(&cluster);
     let run = streaming(&mut browsers[0], 1).await;
@@ -89,7 +93,7 @@ async fn a_killed_agent_is_declared_lost_once_on_its_channels_with_its_open_run(
 /// and not a word of it gets into its successor's run.
 #[tokio::test]
 async fn an_agent_that_stood_still_cannot_write_into_the_run_of_its_successor() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = cluster(2).await;
     let mut browser = watching(&cluster, 1).await;
     let mut agent = worker(&cluster);
     let first = streaming(&mut browser, 1).await;
@@ -111,7 +115,7 @@ async fn an_agent_that_stood_still_cannot_write_into_the_run_of_its_successor() 
 /// F31: two processes, one id.
 #[tokio::test]
 async fn of_two_processes_with_one_id_the_newer_writes_and_the_older_ends() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = cluster(2).await;
     let mut browser = watching(&cluster, 0).await;
     let mut older = worker(&cluster);
     let first = streaming(&mut browser, 1).await;
@@ -147,7 +151,7 @@ async fn expect_one_writer(browser: &mut Browser, first: &str, second: &str) {
 /// Asked to end, an agent leaves: its run is cancelled, and nobody misses it.
 #[tokio::test]
 async fn an_agent_that_is_asked_to_end_is_gone_and_not_lost() {
-    let cluster = Cluster::with_replicas(1).await;
+    let cluster = cluster(1).await;
     let mut browser = watching(&cluster, 0).await;
     let mut agent = worker(&cluster);
     let run = streaming(&mut browser, 1).await;
@@ -159,7 +163,7 @@ async fn an_agent_that_is_asked_to_end_is_gone_and_not_lost() {
     browser.wait_until("its end", |seen| seen.events(FIREHOSE).iter().any(is_end)).await;
     let end = browser.events(FIREHOSE).iter().find(|event| is_end(event)).unwrap();
     assert_eq!(end.data["reason"], "shutdown");
-    pause(Duration::from_secs(16)).await;
+    pause(cluster.lease() + Duration::from_secs(1)).await;
     browser.settle().await;
     assert!(browser.events(SESSION).iter().all(|event| event.name != "agent_lost"));
     let cancel = json!({"type": "cancel_agent", "agent_id": "worker"});
@@ -169,16 +173,16 @@ async fn an_agent_that_is_asked_to_end_is_gone_and_not_lost() {
 /// Nobody is declared lost because Redis was away, however long.
 #[tokio::test]
 async fn while_redis_stands_still_nobody_is_lost() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = cluster(2).await;
     let mut browser = cluster.browser().subscribed_to(OWN).await;
     let agent = cluster.agent("worker").await;
     let run = agent.begin_run("r1");
     run.announce(&()).await.unwrap();
 
     cluster.redis.freeze();
-    pause(Duration::from_secs(30)).await;
+    pause(cluster.lease() * 3).await;
     cluster.redis.thaw();
-    pause(Duration::from_secs(3)).await;
+    pause(cluster.lease() + Duration::from_secs(2)).await;
     run.complete().await.unwrap();
 
     let is_end = |event: &Event| event.name == "agent_completed";
@@ -190,6 +194,7 @@ async fn while_redis_stands_still_nobody_is_lost() {
 /// An agent that ends while Redis stands still says good-bye when that is back.
 #[tokio::test]
 async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
+    // Redis is away for longer than closing waits, and for less than a lease.
     let cluster = Cluster::with_replicas(1).await;
     let mut browser = cluster.browser().subscribed_to(OWN).await;
     let agent = cluster.agent("worker").await;
@@ -214,10 +219,10 @@ async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
 /// Redis came back without anything: who is alive says so, with all that is known of it.
 #[tokio::test]
 async fn an_agent_is_known_again_with_its_runs_after_redis_lost_everything() {
-    let mut cluster = Cluster::with_replicas(1).await;
+    let mut cluster = cluster(1).await;
     let parent = cluster.agent("boss").await;
     let task = parent.begin_run("task");
-    let options = Agent::options().id("worker").child_of(&task);
+    let options = cluster.agent_options("worker").child_of(&task);
     let agent = options.connect(&cluster.redis.url()).await.unwrap();
     let session = agent.session("show").await.unwrap();
     let run = session.begin_run("r1");
@@ -247,7 +252,7 @@ async fn an_agent_is_known_again_with_its_runs_after_redis_lost_everything() {
 /// A restart finds what was sent meanwhile, and what was begun is not begun again.
 #[tokio::test]
 async fn a_restarted_agent_finds_its_commands_and_what_was_begun_is_answered() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = cluster(2).await;
     let mut dead = cluster.actor("worker").await;
     let mut browser = cluster.browser().subscribed_to(OWN).await;
     let command = |name: &str| json!({"type": "command", "agent_id": "worker", "name": name});
@@ -284,7 +289,7 @@ async fn a_restarted_agent_finds_its_commands_and_what_was_begun_is_answered() {
 /// A cancel with a run's id, sent before the agent is up, is applied when the run begins.
 #[tokio::test]
 async fn a_cancel_that_names_a_run_waits_for_it() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = cluster(2).await;
     let mut browser = cluster.browser().subscribed_to(OWN).await;
     let cancel = json!({"type": "cancel_agent", "agent_id": "worker", "run_id": "r1"});
     let ack = browser.ask(cancel).await;

@@ -12,10 +12,15 @@ use crate::signals::Signals;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Works until it is asked to end.
-pub(crate) async fn run(redis: &str, session: &str, agent_id: &str) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    redis: &str,
+    lease: Duration,
+    session: &str,
+    agent_id: &str,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let shutdown = CancellationToken::new();
-    let mut work = Box::pin(work(redis, session, agent_id, shutdown.clone()));
+    let mut work = Box::pin(work(redis, lease, session, agent_id, shutdown.clone()));
     tokio::select! {
         ended = &mut work => return ended,
         () = signals.next() => {}
@@ -29,11 +34,12 @@ pub(crate) async fn run(redis: &str, session: &str, agent_id: &str) -> anyhow::R
 
 async fn work(
     redis: &str,
+    lease: Duration,
     session: &str,
     agent_id: &str,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let connecting = Box::pin(connect(redis, agent_id));
+    let connecting = Box::pin(connect(redis, lease, agent_id));
     let Some(agent) = shutdown.run_until_cancelled(connecting).await else {
         return Ok(());
     };
@@ -43,9 +49,9 @@ async fn work(
 }
 
 /// Connects, however long Redis takes to be there.
-async fn connect(redis: &str, agent_id: &str) -> anyhow::Result<Agent> {
+async fn connect(redis: &str, lease: Duration, agent_id: &str) -> anyhow::Result<Agent> {
     loop {
-        match Agent::options().id(agent_id).connect(redis).await {
+        match Agent::options().id(agent_id).lease(lease).connect(redis).await {
             Err(error) if error.is_retryable() => {
                 tracing::warn!("{:#}; trying again", anyhow::Error::new(error));
                 tokio::time::sleep(PAUSE).await;

@@ -20,10 +20,12 @@ use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKin
 use crate::relayed::Note;
 use crate::{Backend, Journal, Unavailable};
 
-/// How long a lease lasts that is not renewed.
-pub const LEASE: Duration = Duration::from_secs(15);
-/// How often it is renewed: two renewals may fail.
-pub const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// How long a lease lasts that is not renewed, where nothing else is set.
+pub const LEASE_DEFAULT: Duration = Duration::from_secs(15);
+/// A shorter lease would take a moment's pause of a busy machine for an agent's death.
+pub const LEASE_MIN: Duration = Duration::from_secs(2);
+/// A longer lease would hide an agent's death.
+pub const LEASE_MAX: Duration = Duration::from_secs(600);
 /// The pace at which a release is tried again.
 const RELEASE_AGAIN: Duration = Duration::from_millis(200);
 /// How long the end of a lease is remembered: longer than any journal, so that a fence outlives what it
@@ -195,7 +197,7 @@ impl Lease {
     /// # Errors
     /// [`Unavailable`]: then the lease runs out, and the agent counts as lost.
     pub async fn release(self) -> Result<(), Unavailable> {
-        let ends = Instant::now() + LEASE;
+        let ends = Instant::now() + self.journal.lease;
         loop {
             match self.give_up().await {
                 Err(_) if Instant::now() < ends => tokio::time::sleep(RELEASE_AGAIN).await,
@@ -250,7 +252,7 @@ fn taken(
     record: &Record,
     incarnation: Option<u64>,
     parent: Option<&Parent>,
-    taking: Uuid,
+    (taking, lasts): (Uuid, Duration),
 ) -> Decision<Option<Taken>> {
     let agent = &*record.id;
     let last = found.as_ref().map_or(0, |state| state.incarnation);
@@ -282,7 +284,7 @@ fn taken(
     let mut change = Change::new(&state);
     change.effects = vec![
         Effect::Put(Index::Agents, agent.into(), "".into()),
-        Effect::Due(Deadline::Lose, Some(LEASE)),
+        Effect::Due(Deadline::Lose, Some(lasts)),
         Effect::Due(Deadline::Settle, None),
     ];
     if last != 0 && last < incarnation {
@@ -366,7 +368,8 @@ impl Journal {
     ) -> Result<Lease, LeaseError> {
         let (channel, agent) = (&record.channel, &*record.id);
         let taking = Uuid::new_v4();
-        let rule = |found, now_ms| taken(found, now_ms, record, incarnation, parent, taking);
+        let rule =
+            |found, now_ms| taken(found, now_ms, record, incarnation, parent, (taking, self.lease));
         let taken = self.transact(record, rule).await?.done().flatten();
         let Some(Taken { state, takes_over, gone }) = taken else { return Err(LeaseError::Fenced) };
         if takes_over && channel.kind() == Kind::Agent {

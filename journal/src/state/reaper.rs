@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lease::LEASE;
 use super::{Deadline, Record};
 use crate::{Journal, Unavailable};
 
@@ -37,7 +36,7 @@ impl Reaper {
         let due = self.journal.due().await?;
         let now = Instant::now();
         if self.last.is_none_or(|last| now - last > ABSENCE) {
-            self.grace_until = now + LEASE;
+            self.grace_until = now + self.journal.lease;
         }
         self.last = Some(now);
         let in_grace_period = now < self.grace_until;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::lease::{LEASE, RENEW_EVERY, State, record};
+use super::lease::{State, record};
 use super::{Change, Deadline, Decision, Effect, Holder, Index, Record};
 use crate::{Journal, Unavailable};
 
@@ -75,13 +75,17 @@ impl Leases {
     }
 }
 
-/// Renews until nothing is held.
+/// The pace at which an unanswered Redis is asked again.
+const RENEW_AGAIN: Duration = Duration::from_millis(500);
+
+/// Renews until nothing is held: every third of a lease, so two renewals may fail.
 async fn renew(journal: Journal) {
     let leases = Arc::clone(journal.leases());
-    let mut last = Instant::now();
+    let pace = journal.lease / 3;
+    let mut next = Instant::now() + pace;
     loop {
-        tokio::time::sleep_until(last + RENEW_EVERY).await;
-        last = Instant::now();
+        tokio::time::sleep_until(next).await;
+        next = Instant::now() + pace;
         let (keys, held): (Vec<u64>, Vec<(Record, Holder)>) = {
             let mut held = leases.held();
             if held.leases.is_empty() {
@@ -91,12 +95,15 @@ async fn renew(journal: Journal) {
             let lease = |(key, kept): (&u64, &Kept)| (*key, (kept.record.clone(), kept.holder()));
             held.leases.iter().map(lease).unzip()
         };
-        let missing = match journal.renew(&held, LEASE).await {
+        let renewed = tokio::time::timeout(pace, journal.renew(&held, journal.lease)).await;
+        let renewed =
+            renewed.unwrap_or_else(|_| Err(Unavailable("redis does not answer".to_owned())));
+        let missing = match renewed {
             Ok(missing) => missing,
             Err(error) => {
                 // Nobody loses a lease because Redis is away: it is renewed as soon as that is back.
                 tracing::debug!(%error, "leases could not be renewed");
-                last = Instant::now() - RENEW_EVERY + Duration::from_millis(500);
+                next = Instant::now() + RENEW_AGAIN;
                 continue;
             }
         };
@@ -142,7 +149,8 @@ impl Journal {
     /// then it is taken back.
     async fn take_back(&self, kept: &Kept) -> Result<bool, Unavailable> {
         let (record, holder) = (&kept.record, kept.holder());
-        let taken = self.transact(record, |found, _| taken_back(found, kept)).await?.done();
+        let taken =
+            self.transact(record, |found, _| taken_back(found, kept, self.lease)).await?.done();
         if taken == Some(true)
             && let Some(parent) = &kept.state.parent
         {
@@ -153,7 +161,7 @@ impl Journal {
 }
 
 /// The lease is the holder's again; false where it is another's, or was lost.
-fn taken_back(found: Option<State>, kept: &Kept) -> Decision<bool> {
+fn taken_back(found: Option<State>, kept: &Kept, lasts: Duration) -> Decision<bool> {
     let state = match found {
         Some(state) if !state.is_held_by(&kept.holder()) => return Decision::Keep(false),
         found => found.unwrap_or_else(|| kept.state.clone()),
@@ -161,7 +169,7 @@ fn taken_back(found: Option<State>, kept: &Kept) -> Decision<bool> {
     let mut change = Change::new(&state);
     change.effects = vec![
         Effect::Put(Index::Agents, kept.record.id.clone(), "".into()),
-        Effect::Due(Deadline::Lose, Some(LEASE)),
+        Effect::Due(Deadline::Lose, Some(lasts)),
     ];
     Decision::Set(change, true)
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use journal::{
-    AppendError, COUNTS_LIFETIME, Holder, Journal, LEASE, LeaseError, Name, Reaper, Status, Take,
+    AppendError, COUNTS_LIFETIME, Holder, Journal, LeaseError, Name, Reaper, Status, Take,
 };
 use protocol::Channel;
 use uuid::Uuid;
 
-use crate::on_both;
 use crate::states::{agent, applied, channel, command, commands, told};
+use crate::{LEASE, on_both};
 
 on_both! {
     async fn a_newer_incarnation_fences_the_older_and_answers_for_it(backend) {
@@ -151,7 +151,7 @@ on_both! {
         tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
 
         reaper.poll().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        tokio::time::sleep(LEASE / 2).await;
         reaper.poll().await.unwrap();
 
         let told = told(&backend.journal, &channel("agent:a")).await;
@@ -163,7 +163,7 @@ on_both! {
     async fn leases_are_renewed_as_long_as_they_are_held(backend) {
         let mut reaper = Reaper::new(backend.journal.clone());
         let leases = [agent(&backend.journal, "a").await, agent(&backend.journal, "b").await];
-        let until = tokio::time::Instant::now() + LEASE + Duration::from_secs(4);
+        let until = tokio::time::Instant::now() + LEASE * 2;
         while tokio::time::Instant::now() < until {
             reaper.poll().await.unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;

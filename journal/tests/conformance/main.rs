@@ -35,6 +35,14 @@ use protocol::Offset;
 
 pub use server::{Proxy, Server};
 
+/// How long leases last here: a test that waits for one shall not wait long.
+pub const LEASE: Duration = Duration::from_secs(2);
+
+/// The journals of a server, with short leases.
+pub fn open(server: &Server) -> Journal {
+    Journal::open(&server.url()).unwrap().with_lease(LEASE)
+}
+
 /// A journal and what keeps it alive.
 pub struct Backend {
     pub journal: Journal,
@@ -43,12 +51,12 @@ pub struct Backend {
 
 impl Backend {
     pub async fn memory(retention: Retention) -> Self {
-        Self { journal: Journal::in_memory_keeping(retention), server: None }
+        Self { journal: Journal::in_memory_keeping(retention).with_lease(LEASE), server: None }
     }
 
     pub async fn redis(retention: Retention) -> Self {
         let server = Server::start().await;
-        let journal = Journal::open(&server.url()).unwrap();
+        let journal = open(&server);
         journal.keep(&retention).await.unwrap();
         Self { journal, server: Some(server) }
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{Asks, Journal, LEASE, NewApproval, Reaper, SendError};
+use journal::{Asks, Journal, NewApproval, Reaper, SendError};
 use protocol::Channel;
 use redis::AsyncCommands;
 use serde_json::Value;
 
-use crate::Server;
 use crate::gate::{Gate, proxy};
 use crate::states::{agent, channel, command, told};
+use crate::{LEASE, Server, open};
 
 pub(crate) async fn poll_for(reaper: &mut Reaper, time: Duration) {
     let until = tokio::time::Instant::now() + time;
@@ -42,7 +42,7 @@ fn approval(on: &Channel, id: &str) -> NewApproval {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_approval_whose_record_has_expired_is_not_pending_for_ever() {
     let server = Server::start().await;
-    let journal = Journal::open(&server.url()).unwrap();
+    let journal = open(&server);
     let lease = agent(&journal, "a").await;
     let own = lease.channel().clone();
     journal.ask(lease.holder(), &approval(&own, "q1")).await.unwrap();
@@ -61,7 +61,7 @@ async fn an_approval_whose_record_has_expired_is_not_pending_for_ever() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_whose_records_have_expired_do_not_fill_the_channel_for_ever() {
     let server = Server::start().await;
-    let journal = Journal::open(&server.url()).unwrap();
+    let journal = open(&server);
     let own = channel("session:1");
     let mut redis = server.connection().await;
     for _ in 0..256 {
@@ -87,15 +87,15 @@ async fn commands_whose_records_have_expired_do_not_fill_the_channel_for_ever() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reaper_does_not_take_the_deadline_of_a_new_lease() {
     let server = Server::start().await;
-    let direct = Journal::open(&server.url()).unwrap();
+    let direct = open(&server);
     let gates = Arc::new(vec![Gate::new(b"EVALSHA"), Gate::new(b"ZREM")]);
     let port = proxy(Arc::new(AtomicU16::new(server.port)), Arc::clone(&gates)).await;
-    let slow = Journal::open(&format!("redis://127.0.0.1:{port}")).unwrap();
+    let slow = Journal::open(&format!("redis://127.0.0.1:{port}")).unwrap().with_lease(LEASE);
     let (mut fast_reaper, mut slow_reaper) =
         (Reaper::new(direct.clone()), Reaper::new(slow.clone()));
     slow.agents_on(&channel("agent:a")).await.unwrap();
     drop(agent(&direct, "a").await);
-    let until = tokio::time::Instant::now() + LEASE - Duration::from_millis(500);
+    let until = tokio::time::Instant::now() + LEASE - Duration::from_millis(300);
     while tokio::time::Instant::now() < until {
         fast_reaper.poll().await.unwrap();
         slow_reaper.poll().await.unwrap();
@@ -121,7 +121,7 @@ async fn a_slow_reaper_does_not_take_the_deadline_of_a_new_lease() {
     let live = direct.agents_on(&channel("agent:a")).await.unwrap();
     // And it dies before its first renewal.
     drop(back);
-    poll_for(&mut fast_reaper, LEASE + Duration::from_secs(3)).await;
+    poll_for(&mut fast_reaper, LEASE * 2).await;
     let lost = losses(&direct, &channel("agent:a")).await.len();
     assert_eq!((live.concat().as_str(), lost), ("a", 2));
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{AgentSession, AppendError, Holder, Journal, LEASE, Name, Parent, Reaper, Take};
+use journal::{AgentSession, AppendError, Holder, Journal, Name, Parent, Reaper, Take};
 use serde_json::{Value, json};
 
 use crate::gate::{Gate, proxy};
 use crate::reaper::{losses, poll_for};
 use crate::states::{agent, channel, command};
-use crate::{Server, entry};
+use crate::{LEASE, Server, entry, open};
 
 async fn say(desk: &AgentSession, frame: Value) -> Value {
     let frame = serde_json::from_value(frame).unwrap();
@@ -22,7 +22,7 @@ async fn say(desk: &AgentSession, frame: Value) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_has_come_back_elsewhere_is_not_let_lapse() {
     let server = Server::start().await;
-    let [one, two, third] = [(); 3].map(|()| Journal::open(&server.url()).unwrap());
+    let [one, two, third] = [(); 3].map(|()| open(&server));
     let mut reaper = Reaper::new(third.clone());
     poll_for(&mut reaper, LEASE + Duration::from_secs(1)).await;
     let (before, after) = (AgentSession::new(one, "a"), AgentSession::new(two, "a"));
@@ -33,9 +33,9 @@ async fn an_agent_that_has_come_back_elsewhere_is_not_let_lapse() {
     let said = say(&after, back).await;
     assert_eq!(said["type"], "ack", "{said}");
 
-    // What `keep` in relay/src/routes/agents.rs does after 12 to 13 s of silence.
-    before.let_lapse(LEASE.saturating_sub(Duration::from_millis(12_500))).await;
-    poll_for(&mut reaper, Duration::from_secs(6)).await;
+    // What `keep` in relay/src/routes/agents.rs does after five sixths of a lease of silence.
+    before.let_lapse(LEASE / 6).await;
+    poll_for(&mut reaper, LEASE + Duration::from_secs(1)).await;
 
     let lost = losses(&third, &channel("agent:a")).await;
     assert!(lost.is_empty(), "it lives, behind the other replica: {lost:?}");
@@ -45,7 +45,7 @@ async fn an_agent_that_has_come_back_elsewhere_is_not_let_lapse() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_comes_back_to_the_first_replica_is_not_fenced() {
     let server = Server::start().await;
-    let (one, two) = (Journal::open(&server.url()).unwrap(), Journal::open(&server.url()).unwrap());
+    let (one, two) = (open(&server), open(&server));
     let lease = agent(&one, "a").await;
     let own = Name::events(lease.channel().clone());
     for (n, journal) in [&one, &two, &one].into_iter().enumerate() {
@@ -69,7 +69,7 @@ async fn an_agent_that_comes_back_to_the_first_replica_is_not_fenced() {
 /// A relayed agent reconnects in the middle of a run, and dies later on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
-    let journal = Journal::in_memory();
+    let journal = Journal::in_memory().with_lease(LEASE);
     let mut reaper = Reaper::new(journal.clone());
     let parent = Parent { agent_id: "p".into(), run_id: None, session: None };
     let desk = AgentSession::new(journal.clone(), "a");
@@ -97,7 +97,7 @@ async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
 /// A session is closed while the agent's connection breaks: the call is said again on the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_said_again_on_the_next_connection_releases() {
-    let journal = Journal::in_memory();
+    let journal = Journal::in_memory().with_lease(LEASE);
     let mut reaper = Reaper::new(journal.clone());
     let desk = AgentSession::new(journal.clone(), "a");
     let said = say(&desk, json!({"type": "lease", "id": 1, "channel": "agent:a"})).await;
@@ -121,7 +121,7 @@ async fn a_release_said_again_on_the_next_connection_releases() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_that_begin_in_the_same_millisecond_are_two_incarnations() {
     let server = Server::start().await;
-    let (one, two) = (Journal::open(&server.url()).unwrap(), Journal::open(&server.url()).unwrap());
+    let (one, two) = (open(&server), open(&server));
     one.ready().await.unwrap();
     two.ready().await.unwrap();
     let mut same = 0;
@@ -145,10 +145,10 @@ async fn two_that_begin_in_the_same_millisecond_are_two_incarnations() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_whose_taking_was_given_up_does_not_end_the_agent() {
     let server = Server::start().await;
-    let direct = Journal::open(&server.url()).unwrap();
+    let direct = open(&server);
     let gates = Arc::new(vec![Gate::new(b"HGETALL")]);
     let port = proxy(Arc::new(AtomicU16::new(server.port)), Arc::clone(&gates)).await;
-    let theirs = Journal::open(&format!("redis://127.0.0.1:{port}")).unwrap();
+    let theirs = Journal::open(&format!("redis://127.0.0.1:{port}")).unwrap().with_lease(LEASE);
     let mut reaper = Reaper::new(direct.clone());
     let own = agent(&theirs, "a").await;
     let session = channel("session:1");

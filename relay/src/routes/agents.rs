@@ -15,7 +15,7 @@ use axum::{Extension, RequestExt};
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use journal::{AgentSession, LEASE, Parent, follow_since};
+use journal::{AgentSession, Parent, follow_since};
 use protocol::limits::EVENT_DATA_BYTES_MAX;
 use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, CloseCode, ErrorCode, Kind};
 use serde_json::value::RawValue;
@@ -31,7 +31,7 @@ use crate::commands::Offer;
 
 /// The pace of pings: an agent that has died must not seem alive for long.
 const PING_EVERY: Duration = Duration::from_secs(5);
-/// An agent that answers no ping for so long is gone: less than a [lease](LEASE), the rest of which is left to it
+/// An agent that answers no ping for so long is gone: less than a lease, the rest of which is left to it
 /// to come back in.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// An event and what stands around it.
@@ -316,7 +316,7 @@ async fn keep(
                 }
                 if heard_at.elapsed() > SILENCE_MAX {
                     // As if it had renewed them itself when it was heard last.
-                    desk.let_lapse(LEASE.saturating_sub(heard_at.elapsed())).await;
+                    desk.let_lapse(app.journal.lease_length().saturating_sub(heard_at.elapsed())).await;
                     return CloseCode::Stalled;
                 }
                 if end.is_some_and(|end| Instant::now() >= end) {
