@@ -26,6 +26,7 @@ mod leases;
 mod leaving;
 mod liveness;
 mod lost_history;
+mod lost_leases;
 mod malformed;
 mod operating;
 mod redis_away;

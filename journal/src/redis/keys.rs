@@ -105,6 +105,11 @@ impl Keys {
         format!("{PREFIX}:{{0}}:replicas")
     }
 
+    /// What is written to see whether Redis writes.
+    pub(crate) fn written(&self) -> String {
+        format!("{PREFIX}:{{0}}:written")
+    }
+
     /// How many connections each replica holds.
     pub(crate) fn connections(&self) -> String {
         format!("{PREFIX}:{{0}}:connections")

@@ -8,6 +8,7 @@ mod counts;
 mod keys;
 mod link;
 mod pipeline;
+pub(crate) mod probe;
 mod shared;
 mod state;
 mod wire;

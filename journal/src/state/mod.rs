@@ -7,10 +7,12 @@
 //! ▲ [`command`]: sent; [`work`]: taken by one agent, finished, or expired
 //! ▲ [`approval`]: asked, answered once
 //! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom
-//! ◆ [`reaper`]: what falls due while nobody acts, for whichever replica comes first
+//! ◆ [`reaper`]: what falls due while nobody acts, for whichever replica comes first; [`continuity`]: since
+//!   when leases may be judged
 
 pub(crate) mod approval;
 pub(crate) mod command;
+pub(crate) mod continuity;
 mod family;
 pub(crate) mod lease;
 mod loss;

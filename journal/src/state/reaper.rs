@@ -1,64 +1,80 @@
 //! ◆ What falls due while nobody acts: commands expire, approvals time out, leases are lost. Whichever
 //! replica comes first does it, in one step; the others find it done.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use super::continuity::{Continuity, Probe};
 use super::{Deadline, Record};
-use crate::{Journal, Unavailable};
+use crate::redis::probe::Prober;
+use crate::{Backend, Journal, Unavailable};
 
-/// A poll that comes later than this says that Redis or this process was away; so may the renewals have
-/// been.
-const ABSENCE: Duration = Duration::from_secs(2);
+/// A poll begins nothing more after this time: the next one is a sign of life of Redis again.
+const WORK_MAX: Duration = Duration::from_secs(1);
 
 /// Does what falls due. One per replica.
 #[derive(Debug)]
 pub struct Reaper {
     journal: Journal,
-    last: Option<Instant>,
-    /// Until then no lease is declared lost.
-    grace_until: Instant,
+    /// Asks whether Redis writes; memory always does.
+    prober: Option<Prober>,
+    continuity: Continuity,
 }
 
 impl Reaper {
     /// A reaper for `journal`.
     pub fn new(journal: Journal) -> Self {
-        Self { journal, last: None, grace_until: Instant::now() }
+        Self { journal, prober: None, continuity: Continuity::default() }
     }
 
-    /// Does what has fallen due; to be called twice a second. Nobody is declared lost because Redis or this
-    /// process was away: after an absence every agent gets a whole lease to renew its own.
+    /// Does what has fallen due; to be called twice a second. A lease is judged only when Redis has answered, and
+    /// written, for one whole lease without a break: an agent that could not renew its lease was not dead.
     ///
     /// # Errors
     /// [`Unavailable`]; what is left is still due at the next call.
     pub async fn poll(&mut self) -> Result<(), Unavailable> {
-        let due = self.journal.due().await?;
-        let now = Instant::now();
-        if self.last.is_none_or(|last| now - last > ABSENCE) {
-            self.grace_until = now + self.journal.lease;
+        let polled = self.poll_once().await;
+        if polled.is_err() {
+            self.continuity.broken();
         }
-        self.last = Some(now);
-        let in_grace_period = now < self.grace_until;
-        let due =
-            due.into_iter().filter(|(deadline, _)| *deadline != Deadline::Lose || !in_grace_period);
-        let mut done = futures_util::stream::FuturesUnordered::new();
+        polled
+    }
+
+    async fn poll_once(&mut self) -> Result<(), Unavailable> {
+        let sent = Instant::now();
+        let probe = self.probe().await?;
+        let began = Instant::now();
+        self.continuity.answered(probe, sent, began);
+        let may_judge = self.continuity.has_lasted(began, self.journal.lease);
+        let due = self.journal.due().await?.into_iter();
+        let mut due = due.filter(|(deadline, _)| *deadline != Deadline::Lose || may_judge);
+        let mut performed = FuturesUnordered::new();
         let mut result = Ok(());
-        for (deadline, record) in due {
+        loop {
             // As many at a time as there are connections; a dead worker may leave hundreds.
-            if done.len() >= 8
-                && let Some(Err(error)) = futures_util::StreamExt::next(&mut done).await
+            while performed.len() < 8
+                && began.elapsed() < WORK_MAX
+                && let Some((deadline, record)) = due.next()
             {
-                result = Err(error);
+                performed.push(self.journal.perform(deadline, record));
             }
-            done.push(self.journal.perform(deadline, record));
-        }
-        while let Some(one) = futures_util::StreamExt::next(&mut done).await {
+            let Some(one) = performed.next().await else { return result };
             result = result.and(one);
         }
-        // What was done took its time, and was not an absence.
-        self.last = self.last.max(result.is_ok().then(Instant::now));
-        result
+    }
+
+    async fn probe(&mut self) -> Result<Probe, Unavailable> {
+        let Backend::Redis(redis) = &self.journal.backend else {
+            let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            return Ok(Probe { connection: 0, run_id: None, time });
+        };
+        if self.prober.is_none() {
+            self.prober = Some(redis.prober()?);
+        }
+        self.prober.as_mut().expect("it was made just now").probe().await
     }
 }
 
