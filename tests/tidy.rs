@@ -148,6 +148,7 @@ fn everything_is_imported_only_where_it_belongs() {
                 "relay/src/routes/",
                 "relay/src/routes.rs",
                 "relay/src/server.rs",
+                "relay/src/agents/route.rs",
                 "bench/",
             ])),
         ),

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use journal::{Answer, Asks, Journal, Name, NewCommand, Since};
+use journal::{ApprovalAnswer, Asks, Journal, Name, NewCommand, Since};
 use publisher_sdk::Agent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -92,7 +92,7 @@ async fn say_yes(journal: Journal, until: CancellationToken) {
         for (channel, asks) in [("session:demo", Asks::Permission), ("agent:demo", Asks::Budget)] {
             let channel = channel.parse().unwrap();
             for pending in journal.pending(&channel).await.unwrap().1 {
-                let answer = Answer {
+                let answer = ApprovalAnswer {
                     allowed: true,
                     always: false,
                     reason: None,

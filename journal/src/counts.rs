@@ -38,7 +38,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => memory.report_counts(replica, connections, changed),
             Backend::Redis(redis) => redis.report_counts(replica, connections, changed).await?,
-            Backend::Relayed(_) => return Err(crate::relayed::not_here()),
         }
         Ok(())
     }
@@ -51,7 +50,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.replicas()),
             Backend::Redis(redis) => redis.replicas().await,
-            Backend::Relayed(_) => Err(crate::relayed::not_here()),
         }
     }
 
@@ -63,7 +61,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.subscribers(channel)),
             Backend::Redis(redis) => redis.subscribers(channel).await,
-            Backend::Relayed(_) => Err(crate::relayed::not_here()),
         }
     }
 }

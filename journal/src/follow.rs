@@ -129,47 +129,6 @@ impl Updates {
     }
 }
 
-/// A follower whose wishes go elsewhere: to the relay that reads the journals for us.
-pub(crate) fn relayed(follow: impl FnOnce(Relayed)) -> (Follower, Updates) {
-    let (updates, received) = mpsc::channel(UPDATES);
-    let changes = Arc::new(Changes::default());
-    let follower = Follower { address: "".into(), changes: Arc::clone(&changes) };
-    follow(Relayed { changes, updates });
-    (follower, Updates { updates: received })
-}
-
-/// To follow a journal since somewhere, or no longer.
-pub(crate) type Wish = (Name, Option<Option<Since>>);
-
-/// The far end of such a follower.
-#[derive(Debug)]
-pub(crate) struct Relayed {
-    changes: Arc<Changes>,
-    updates: mpsc::Sender<Update>,
-}
-
-impl Relayed {
-    /// What is wanted from now on: since where, or no longer. Waits for a wish; `None` where nobody listens
-    /// any more.
-    pub(crate) async fn wishes(&self) -> Option<Vec<Wish>> {
-        tokio::select! {
-            () = self.changes.some.notified() => {}
-            () = self.updates.closed() => return None,
-        }
-        let mut waiting = self.changes.waiting.lock().expect("no code panics with this lock held");
-        let wishes = waiting.drain(..).map(|change| match change {
-            Change::Follow(name, since) => (name, Some(since)),
-            Change::Unfollow(name) => (name, None),
-        });
-        Some(wishes.collect())
-    }
-
-    /// False where nobody listens any more.
-    pub(crate) async fn say(&self, update: Update) -> bool {
-        self.updates.send(update).await.is_ok()
-    }
-}
-
 pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
     let (updates, received) = mpsc::channel(UPDATES);
     let changes = Arc::new(Changes::default());

@@ -38,7 +38,6 @@ mod memory;
 mod name;
 mod read;
 mod redis;
-mod relayed;
 mod retention;
 mod state;
 
@@ -50,21 +49,20 @@ pub use follow::{Follower, Update, Updates};
 pub use name::{Name, Side};
 use protocol::Channel;
 pub use protocol::frame::Since;
-pub use read::{Page, ReadyError, Reason, Unavailable};
+pub use protocol::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
+pub use read::{Page, Reason, Unavailable};
 pub use redis::OpenError;
-pub use relayed::{AgentSession, follow_since};
 pub use retention::{Keep, Retention};
 pub use state::Holder;
-pub use state::approval::{Answer, AskError, Asked, Asks, NewApproval, Pending, Resolved};
-pub use state::command::{Command, CommandOutcome, NewCommand, SendError, Sent, Status, Take};
-pub use state::lease::{Alive, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Lease, LeaseError, Parent};
+pub use state::approval::{AskError, Asked, NewApproval, Pending};
+pub use state::command::{Command, CommandOutcome, NewCommand, SendError, Sent};
+pub use state::lease::{Alive, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Lease, LeaseError};
 pub use state::reaper::Reaper;
 
 pub use counts::{COUNTS_LIFETIME, ReplicaCounts};
 
 use memory::Memory;
 use redis::Redis;
-use relayed::Relayed;
 use state::renewal::Leases;
 use state::{Change, Committed, Deadline, Index, Live, Members, Record, Snapshot};
 
@@ -86,7 +84,6 @@ pub struct Journal {
 enum Backend {
     Memory(Arc<Memory>),
     Redis(Arc<Redis>),
-    Relayed(Arc<Relayed>),
 }
 
 impl Journal {
@@ -107,15 +104,6 @@ impl Journal {
     /// [`OpenError`] where `url` is none that we understand.
     pub fn open(url: &str) -> Result<Self, OpenError> {
         Ok(Self::at(Backend::Redis(Arc::new(Redis::open(url)?))))
-    }
-
-    /// Journals behind the relay at `url` (`http://` or `https://`), for the agent of this id, which has no
-    /// Redis: it can do what agents do, and nothing else. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// [`OpenError`] where `url` or the token is none.
-    pub fn through_relay(url: &str, agent: &str, token: Option<&str>) -> Result<Self, OpenError> {
-        Ok(Self::at(Backend::Relayed(Arc::new(Relayed::open(url, agent, token)?))))
     }
 
     fn at(backend: Backend) -> Self {
@@ -149,12 +137,11 @@ impl Journal {
     /// One round trip: are the journals within reach?
     ///
     /// # Errors
-    /// [`ReadyError`] says what was tried.
-    pub async fn ready(&self) -> Result<(), ReadyError> {
+    /// [`Unavailable`] says what was tried.
+    pub async fn ready(&self) -> Result<(), Unavailable> {
         match &self.backend {
             Backend::Memory(_) => Ok(()),
-            Backend::Redis(redis) => Ok(redis.ready().await?),
-            Backend::Relayed(relayed) => relayed.ready().await,
+            Backend::Redis(redis) => redis.ready().await,
         }
     }
 
@@ -165,7 +152,7 @@ impl Journal {
     /// [`Unavailable`] where Redis does not say.
     pub async fn eviction(&self) -> Result<Option<String>, Unavailable> {
         match &self.backend {
-            Backend::Memory(_) | Backend::Relayed(_) => Ok(None),
+            Backend::Memory(_) => Ok(None),
             Backend::Redis(redis) => redis.eviction().await,
         }
     }
@@ -178,7 +165,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => memory.keep(retention.clone()),
             Backend::Redis(redis) => redis.keep(retention).await?,
-            Backend::Relayed(_) => return Err(relayed::not_here()),
         }
         Ok(())
     }
@@ -202,7 +188,6 @@ impl Journal {
                 Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
             }
             Backend::Redis(redis) => redis.enqueue(name, entries, self.producer.clone()).await,
-            Backend::Relayed(relayed) => relayed.enqueue(name, entries).await,
         }
     }
 
@@ -216,7 +201,6 @@ impl Journal {
                 Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
             }
             Backend::Redis(redis) => redis.try_enqueue(name, entries, self.producer.clone()),
-            Backend::Relayed(relayed) => relayed.try_enqueue(name, entries),
         }
     }
 
@@ -245,7 +229,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.read(name, since, entries_max)),
             Backend::Redis(redis) => redis.read(name, since, entries_max).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -257,16 +240,12 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.heads(names)),
             Backend::Redis(redis) => redis.heads(names).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
     /// Follows journals over a live link of its own. Must be called within a tokio runtime; dropping
     /// both halves ends the link.
     pub fn follow(&self) -> (Follower, Updates) {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.follow();
-        }
         follow::start(self.clone())
     }
 
@@ -279,7 +258,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.notify(address, text)),
             Backend::Redis(redis) => redis.notify(address, text).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -291,7 +269,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.snapshot(record)),
             Backend::Redis(redis) => redis.snapshot(record).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -300,7 +277,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.live(channel)),
             Backend::Redis(redis) => redis.live(channel).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -314,7 +290,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.commit(record, expected, change)),
             Backend::Redis(redis) => redis.commit(record, expected, change).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -322,7 +297,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.list(channel, index)),
             Backend::Redis(redis) => redis.list(channel, index).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -330,7 +304,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.due()),
             Backend::Redis(redis) => redis.due().await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -342,7 +315,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => memory.forget_deadline(record, deadline),
             Backend::Redis(redis) => redis.forget_deadline(record, deadline).await?,
-            Backend::Relayed(_) => return Err(relayed::not_here()),
         }
         Ok(())
     }
@@ -355,7 +327,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.renew(leases, lasts)),
             Backend::Redis(redis) => redis.renew(leases, lasts).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -363,7 +334,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.leased()),
             Backend::Redis(redis) => redis.leased().await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -376,7 +346,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.place_approval(request_id, channel, lifetime)),
             Backend::Redis(redis) => redis.place_approval(request_id, channel, lifetime).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -384,7 +353,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.approval_place(request_id)),
             Backend::Redis(redis) => redis.approval_place(request_id).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -396,7 +364,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.approvals(channel)),
             Backend::Redis(redis) => redis.approvals(channel).await,
-            Backend::Relayed(_) => Err(relayed::not_here()),
         }
     }
 
@@ -404,8 +371,6 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => memory.link(),
             Backend::Redis(redis) => redis.link(),
-            // It has a follower of its own.
-            Backend::Relayed(_) => link::new("").0,
         }
     }
 }

@@ -65,19 +65,7 @@ impl Reason {
 /// The journal cannot be reached now.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("the journal cannot be reached: {0}")]
-pub struct Unavailable(pub(crate) String);
-
-/// Why nothing can be asked of a journal now.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum ReadyError {
-    /// It cannot be reached: it may be later.
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-    /// The relay on the way does not let the agent in.
-    #[error("the relay refuses: {0}")]
-    Refused(String),
-}
+pub struct Unavailable(pub String);
 
 /// What is retained of a journal.
 #[derive(Clone, Copy, Debug)]

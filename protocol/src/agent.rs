@@ -3,6 +3,10 @@
 //! Every call has an `id` of the agent's own, ascending; the answer carries it. A call may be repeated with
 //! the same `id` after the connection broke, on whichever replica: it happens once.
 
+pub mod body;
+mod record;
+
+pub use record::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 

@@ -6,7 +6,7 @@
 //! ([`limits`]). `PROTOCOL.md` beside this crate describes the same for other languages, and
 //! `vectors/` holds golden examples that this crate's tests run.
 
-mod agent;
+pub mod agent;
 mod channel;
 mod code;
 mod encode;
@@ -20,6 +20,7 @@ mod name;
 mod offset;
 
 pub use agent::{AgentCall, AgentFrame, AgentHears, AgentNews};
+pub use agent::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
 pub use channel::{Channel, ChannelError, Kind, partition};
 pub use code::{CloseCode, ErrorCode};
 pub use encode::{Format, encode, iso_8601};

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use journal::{Journal, Lease, LeaseError, Parent, Unavailable};
+use journal::{Parent, Unavailable};
 use protocol::{Channel, Kind};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -24,6 +24,7 @@ use crate::events::buffer::Buffer;
 use crate::events::writer;
 use crate::leases::{Leases, RETRY_PAUSE};
 use crate::lifecycle::{self, LifecyclePhase, LifecyclePublisher};
+use crate::link::{LeaseHandle, LinkError, RecordLink};
 use crate::options::CONNECT_TIMEOUT;
 use crate::reason::within_bounds;
 use crate::runs::{Current, Runs};
@@ -70,7 +71,7 @@ pub(crate) struct Inner {
 /// What an agent is started with.
 pub(crate) struct Start {
     pub(crate) channel: Channel,
-    pub(crate) journal: Journal,
+    pub(crate) link: RecordLink,
     pub(crate) window: Duration,
     pub(crate) buffer_bytes: usize,
     pub(crate) parent: Option<Parent>,
@@ -93,15 +94,15 @@ impl Agent {
 
     /// Returns when the agent is known to be alive, and listens.
     pub(crate) async fn start(start: Start) -> Result<Self, Option<Unavailable>> {
-        let Start { channel, journal, window, buffer_bytes, parent, deadline } = start;
-        let lease = first_lease(&journal, &channel, parent.as_ref(), deadline).await?;
+        let Start { channel, link, window, buffer_bytes, parent, deadline } = start;
+        let lease = first_lease(&link, &channel, parent.as_ref(), deadline).await?;
         let fenced = CancellationToken::new();
         let buffer = Arc::new(Buffer::new(window, buffer_bytes, fenced.clone()));
-        let events = journal.as_producer(lease.holder());
-        let leases = Leases::new(journal.clone(), lease, fenced.clone());
-        let (follower, updates) = journal.follow();
+        let events = link.as_producer(lease.holder());
+        let leases = Leases::new(link.clone(), lease, fenced.clone());
+        let (follower, updates) = link.follow();
         let runs = Arc::<Runs>::default();
-        let inbox = Arc::new(Inbox::new(journal, follower, leases, Arc::clone(&runs)));
+        let inbox = Arc::new(Inbox::new(link, follower, leases, Arc::clone(&runs)));
         tokio::spawn(writer::write(Arc::clone(&buffer), events));
         tokio::spawn(listener::listen(updates, Arc::clone(&inbox)));
         tokio::spawn(mind_the_fence(Arc::clone(&inbox), Arc::clone(&runs)));
@@ -311,7 +312,7 @@ impl Inner {
 
     /// Writes into the leases which runs are open: on the own channel, and on the one it was begun
     /// on.
-    pub(crate) async fn note_runs(&self, begun_on: &Channel) -> Result<(), LeaseError> {
+    pub(crate) async fn note_runs(&self, begun_on: &Channel) -> Result<(), LinkError> {
         note_runs(&self.inbox.leases, &self.runs, begun_on).boxed().await
     }
 
@@ -374,7 +375,7 @@ impl Drop for Inner {
     }
 }
 
-async fn note_runs(leases: &Leases, runs: &Runs, begun_on: &Channel) -> Result<(), LeaseError> {
+async fn note_runs(leases: &Leases, runs: &Runs, begun_on: &Channel) -> Result<(), LinkError> {
     let own = leases.own();
     leases.note_runs(own, || runs.noted(own)).await?;
     if begun_on != own {
@@ -385,24 +386,24 @@ async fn note_runs(leases: &Leases, runs: &Runs, begun_on: &Channel) -> Result<(
 
 /// Takes the lease that makes the agent known, and declares whose child it is.
 async fn first_lease(
-    journal: &Journal,
+    link: &RecordLink,
     channel: &Channel,
     parent: Option<&Parent>,
     deadline: Instant,
-) -> Result<Lease, Option<Unavailable>> {
+) -> Result<LeaseHandle, Option<Unavailable>> {
     let mut last = None;
     let leasing = async {
         loop {
             let leased = async {
-                let lease = journal.lease(channel, channel.id(), None, parent).await?;
+                let lease = link.lease(channel, channel.id(), None, parent).await?;
                 if let Some(parent) = parent {
-                    journal.adopt(parent, lease.holder()).await?;
+                    link.adopt(parent, lease.holder()).await?;
                 }
                 Ok(lease)
             };
             match leased.await {
                 Ok(lease) => return lease,
-                Err(LeaseError::Unavailable(unavailable)) => last = Some(unavailable),
+                Err(LinkError::Unavailable(unavailable)) => last = Some(unavailable),
                 // A newer one has come in between: this one is newer still.
                 Err(_) => {}
             }

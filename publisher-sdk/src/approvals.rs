@@ -13,8 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use journal::{Answer, Asked, Asks, Holder, NewApproval};
+use journal::{Asked, Holder, NewApproval};
 use protocol::limits::APPROVAL_WAIT_MAX;
+use protocol::{ApprovalAnswer, Asks};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 use crate::agent::Inner;
 use crate::commands::consumer::Outlet;
 use crate::leases::RETRY_PAUSE;
+use crate::link::LinkError;
 use crate::options::CONNECT_TIMEOUT;
 use crate::{AskError, Publisher, Run};
 
@@ -253,7 +255,7 @@ impl Publisher {
         asks: Asks,
         common: Common,
         data: impl FnOnce(&str, u64) -> Value + Send + 'a,
-    ) -> BoxFuture<'a, Result<Answer, AskError>> {
+    ) -> BoxFuture<'a, Result<ApprovalAnswer, AskError>> {
         self.ask_and_wait(asks, common, data).boxed()
     }
 
@@ -262,7 +264,7 @@ impl Publisher {
         asks: Asks,
         common: Common,
         data: impl FnOnce(&str, u64) -> Value,
-    ) -> Result<Answer, AskError> {
+    ) -> Result<ApprovalAnswer, AskError> {
         let agent = self.agent();
         let Common { request_id, expires_in, default, digest, run } = common;
         let request_id = request_id.unwrap_or_else(|| Uuid::new_v4().to_string());
@@ -294,8 +296,8 @@ impl Publisher {
             () = fenced.cancelled() => Err(AskError::Fenced),
             () = agent.inbox.stopped.cancelled() => Err(AskError::Closed),
             () = run.cancelled() => {
-                let no = Answer { allowed: false, ..nobodys(&approval, "the run was cancelled") };
-                agent.resolve(&approval, Answer { timed_out: false, ..no }).await;
+                let no = ApprovalAnswer { allowed: false, ..nobodys(&approval, "the run was cancelled") };
+                agent.resolve(&approval, ApprovalAnswer { timed_out: false, ..no }).await;
                 Err(AskError::Cancelled)
             }
             answer = answered => answer,
@@ -307,8 +309,8 @@ impl Inner {
     async fn answered(
         &self,
         mut approval: NewApproval,
-        answers: &mut watch::Receiver<Option<Answer>>,
-    ) -> Result<Answer, AskError> {
+        answers: &mut watch::Receiver<Option<ApprovalAnswer>>,
+    ) -> Result<ApprovalAnswer, AskError> {
         // The journal writes the question at once: what waits in the buffer comes first.
         self.lifecycle.buffer.written().await;
         let holder = self.inbox.leases.holder();
@@ -318,18 +320,18 @@ impl Inner {
             if approval.expires_in.is_zero() {
                 break;
             }
-            match self.inbox.journal.ask(holder, &approval).await {
+            match self.inbox.link.ask(holder, &approval).await {
                 Ok(Asked::Answered(answer)) => return Ok(answer),
                 Ok(Asked::Pending) => {}
-                Err(journal::AskError::Elsewhere(channel)) => {
+                Err(LinkError::Elsewhere(channel)) => {
                     return Err(AskError::Elsewhere(channel));
                 }
-                Err(journal::AskError::Fenced) => {
+                Err(LinkError::Fenced) => {
                     self.inbox.leases.fenced().cancel();
                     return Err(AskError::Fenced);
                 }
-                Err(journal::AskError::Busy) => return Err(AskError::Busy),
-                Err(journal::AskError::Refused(why)) => return Err(AskError::Refused(why)),
+                Err(LinkError::Busy) => return Err(AskError::Busy),
+                Err(LinkError::Refused(why)) => return Err(AskError::Refused(why)),
                 Err(_) => {
                     sleep(RETRY_PAUSE).await;
                     continue;
@@ -349,10 +351,10 @@ impl Inner {
     }
 
     /// Resolves the approval, unless somebody was first; the answer that holds.
-    async fn resolve(&self, approval: &NewApproval, answer: Answer) -> Answer {
+    async fn resolve(&self, approval: &NewApproval, answer: ApprovalAnswer) -> ApprovalAnswer {
         let NewApproval { channel, request_id, asks, .. } = approval;
         loop {
-            match self.inbox.journal.resolve(channel, request_id, *asks, &answer, None).await {
+            match self.inbox.link.resolve(channel, request_id, *asks, &answer).await {
                 Ok(journal::Resolved::Already(first)) => return first,
                 Ok(_) => return answer,
                 Err(_) => sleep(RETRY_PAUSE).await,
@@ -362,9 +364,9 @@ impl Inner {
 }
 
 /// What holds where no person has answered.
-fn nobodys(approval: &NewApproval, why: &str) -> Answer {
+fn nobodys(approval: &NewApproval, why: &str) -> ApprovalAnswer {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Answer {
+    ApprovalAnswer {
         allowed: approval.default,
         always: false,
         reason: Some(why.into()),
@@ -375,7 +377,10 @@ fn nobodys(approval: &NewApproval, why: &str) -> Answer {
     }
 }
 
-async fn told(answers: &mut watch::Receiver<Option<Answer>>, patience: Duration) -> Option<Answer> {
+async fn told(
+    answers: &mut watch::Receiver<Option<ApprovalAnswer>>,
+    patience: Duration,
+) -> Option<ApprovalAnswer> {
     let answered = timeout(patience, answers.wait_for(Option::is_some)).await;
     answered.ok()?.ok()?.clone()
 }
@@ -386,10 +391,10 @@ pub(crate) struct Approvals {
     expected: Arc<Mutex<Expected>>,
 }
 
-type Expected = HashMap<Box<str>, watch::Sender<Option<Answer>>>;
+type Expected = HashMap<Box<str>, watch::Sender<Option<ApprovalAnswer>>>;
 
 /// One who waits for an answer.
-struct Waiting(watch::Receiver<Option<Answer>>, Arc<Mutex<Expected>>, Box<str>);
+struct Waiting(watch::Receiver<Option<ApprovalAnswer>>, Arc<Mutex<Expected>>, Box<str>);
 
 impl Approvals {
     fn expect(&self, request_id: &str) -> Waiting {
@@ -427,7 +432,7 @@ fn lock(expected: &Mutex<Expected>) -> MutexGuard<'_, Expected> {
 pub(crate) struct Told {
     request_id: Box<str>,
     agent_id: Box<str>,
-    answer: Answer,
+    answer: ApprovalAnswer,
 }
 
 impl Told {

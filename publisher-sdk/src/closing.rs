@@ -45,7 +45,7 @@ impl Closing {
         self.begin();
         let (flushed, ()) = tokio::join!(self.lifecycle.buffer.flush(), self.inbox.settled());
         if let Some(parent) = &self.parent
-            && let Err(error) = self.inbox.journal.disown(parent, self.inbox.leases.holder()).await
+            && let Err(error) = self.inbox.link.disown(parent, self.inbox.leases.holder()).await
         {
             tracing::debug!(%error, "the parent is not told that its child is gone");
         }

@@ -13,7 +13,7 @@ use crate::commands::inbox::JoinError;
 use crate::options::{BATCH_WINDOW_MAX, BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, CONNECT_TIMEOUT};
 
 /// What an agent is told that is no longer who it was.
-const FENCED: &str = "a newer agent of this id has taken over, or this one was declared lost: what it \
+pub(crate) const FENCED: &str = "a newer agent of this id has taken over, or this one was declared lost: what it \
     says is refused, connect again";
 
 /// Why there is no agent.
@@ -56,6 +56,14 @@ pub enum ConnectError {
     /// The scheme is right, the rest is not.
     #[error(transparent)]
     Url(#[from] journal::OpenError),
+    /// The relay's address, or the token for it, cannot be used.
+    #[error("`{url}` is not a relay's address: {why}")]
+    RelayUrl {
+        /// The address without secrets.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Nobody answered.
     #[error(
         "`{at}` did not answer within {CONNECT_TIMEOUT:?}: check that Redis, or the relay, runs there, \

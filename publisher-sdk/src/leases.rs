@@ -1,7 +1,7 @@
 //! The agent's proof of life: one lease per channel that it serves, all of one incarnation.
 //!
 //! [`Agent`](crate::Agent), [`inbox`](crate::commands), [`Run`](crate::Run) → **leases** →
-//! [`journal`]
+//! [`link`](crate::link)
 //!
 //! However many handles a channel has, it has one lease; it is released when the last handle goes.
 //! Taking and releasing wait for each other, per channel: a release never hits the lease that was
@@ -12,17 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use journal::{Holder, Journal, Lease, LeaseError};
+use journal::Holder;
 use protocol::Channel;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::link::{LeaseHandle, LinkError, RecordLink};
 
 /// The pace at which an unanswered Redis is asked again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(crate) struct Leases {
-    journal: Journal,
+    link: RecordLink,
     holder: Holder,
     own: Channel,
     slots: Mutex<HashMap<Channel, Slot>>,
@@ -41,16 +43,16 @@ type Slot = Arc<tokio::sync::Mutex<Option<Held>>>;
 
 #[derive(Debug)]
 struct Held {
-    lease: Lease,
+    lease: LeaseHandle,
     /// Ends the watch over the lease.
     _watch: DropGuard,
 }
 
 impl Leases {
     /// Begins with the lease on the agent's own channel.
-    pub(crate) fn new(journal: Journal, own: Lease, fenced: CancellationToken) -> Arc<Self> {
+    pub(crate) fn new(link: RecordLink, own: LeaseHandle, fenced: CancellationToken) -> Arc<Self> {
         let leases = Arc::new(Self {
-            journal,
+            link,
             holder: own.holder().clone(),
             own: own.channel().clone(),
             slots: Mutex::default(),
@@ -83,17 +85,17 @@ impl Leases {
     }
 
     /// Takes the lease of `channel`, unless it is held.
-    pub(crate) async fn take(&self, channel: &Channel) -> Result<(), LeaseError> {
+    pub(crate) async fn take(&self, channel: &Channel) -> Result<(), LinkError> {
         let slot = Arc::clone(self.slots().entry(channel.clone()).or_default());
         let mut held = slot.lock().await;
         if self.ended.is_cancelled() {
-            return Err(LeaseError::Fenced);
+            return Err(LinkError::Fenced);
         }
         if held.is_none() {
             let Holder { agent, incarnation } = &self.holder;
-            let lease = self.journal.lease(channel, agent, Some(*incarnation), None).await;
+            let lease = self.link.lease(channel, agent, Some(*incarnation), None).await;
             let lease = lease.inspect_err(|error| {
-                if matches!(error, LeaseError::Fenced) {
+                if matches!(error, LinkError::Fenced) {
                     self.fenced.cancel();
                 }
             })?;
@@ -141,7 +143,7 @@ impl Leases {
         &self,
         channel: &Channel,
         runs: impl Fn() -> Vec<Box<str>>,
-    ) -> Result<(), LeaseError> {
+    ) -> Result<(), LinkError> {
         loop {
             let slot = self.slots().get(channel).cloned();
             let Some(slot) = slot else { return Ok(()) };
@@ -151,7 +153,7 @@ impl Leases {
                 None => return Ok(()),
             };
             match noted {
-                Err(LeaseError::Unavailable(_)) => tokio::time::sleep(RETRY_PAUSE).await,
+                Err(LinkError::Unavailable(_)) => tokio::time::sleep(RETRY_PAUSE).await,
                 noted => return noted,
             }
         }
@@ -163,7 +165,7 @@ impl Leases {
         let keeping = async {
             loop {
                 self.changed.notified().await;
-                while let Err(LeaseError::Unavailable(_)) = self.note_channels().await {
+                while let Err(LinkError::Unavailable(_)) = self.note_channels().await {
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }
@@ -175,7 +177,7 @@ impl Leases {
         }
     }
 
-    async fn note_channels(&self) -> Result<(), LeaseError> {
+    async fn note_channels(&self) -> Result<(), LinkError> {
         let slot = self.slots().get(&self.own).cloned();
         let Some(slot) = slot else { return Ok(()) };
         let held = slot.lock().await;
@@ -185,7 +187,7 @@ impl Leases {
         held.lease.note_channels(channels).await
     }
 
-    fn watch(&self, lease: Lease) -> Held {
+    fn watch(&self, lease: LeaseHandle) -> Held {
         let (lost, fenced) = (lease.lost(), self.fenced.clone());
         let watching = CancellationToken::new();
         let watch = watching.clone().drop_guard();

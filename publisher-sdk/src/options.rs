@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use journal::{Journal, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Parent, ReadyError};
+use journal::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Parent};
 use protocol::Channel;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::agent::Start;
+use crate::link::{Link, LinkError, RecordLink};
 use crate::{Agent, ConnectError, Run};
 
 /// How long [`AgentOptions::connect`] and [`Agent::session`] wait for Redis.
@@ -104,46 +105,43 @@ impl AgentOptions {
     /// [`ConnectError`]; [`Unreachable`](ConnectError::Unreachable) after 10 seconds without an
     /// answer.
     pub async fn connect(self, url: &str) -> Result<Agent, ConnectError> {
+        let link = Link::open(url)?.with_lease(self.lease);
+        self.come_in(&link, without_secrets(url)).await
+    }
+
+    /// The same over a [`Link`] that is there already, or a [`Journal`](journal::Journal): for a process of many
+    /// agents, for an agent that shares its process with a relay, and for tests.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn attach(self, link: impl Into<Link>) -> Result<Agent, ConnectError> {
+        self.come_in(&link.into(), "the attached link".to_owned()).await
+    }
+
+    async fn come_in(self, link: &Link, at: String) -> Result<Agent, ConnectError> {
         let agent = self.checked()?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let journal = match way(url)? {
-            Way::Redis => Journal::open(url)?.with_lease(self.lease),
-            Way::Relay => Journal::through_relay(url, agent.id(), self.token.as_deref())?,
-        };
-        let at = without_secrets(url);
-        match answered(&journal, deadline).await {
-            Ok(()) => self.start(agent, journal, deadline, at).await,
-            Err(Some(ReadyError::Refused(why))) => Err(ConnectError::Refused { at, why }),
-            Err(Some(ReadyError::Unavailable(source))) => {
+        let link = link.of_agent(agent.id(), self.token.as_deref())?;
+        match answered(&link, deadline).await {
+            Ok(()) => self.start(agent, link, deadline, at).await,
+            Err(Some(LinkError::Refused(why))) => Err(ConnectError::Refused { at, why }),
+            Err(Some(LinkError::Unavailable(source))) => {
                 Err(ConnectError::Unreachable { at, source: Some(source) })
             }
             Err(_) => Err(ConnectError::Unreachable { at, source: None }),
         }
     }
 
-    /// The same with a journal that is already there: for an agent that shares its process with
-    /// other agents or with a relay, and for tests. Agents that share a [`Journal`] share its
-    /// connections, and all their leases are renewed in one pipeline: a process of
-    /// many agents opens one.
-    ///
-    /// # Errors
-    /// As [`connect`](Self::connect).
-    pub async fn attach(self, journal: Journal) -> Result<Agent, ConnectError> {
-        let agent = self.checked()?;
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
-        self.start(agent, journal, deadline, "the attached journal".to_owned()).await
-    }
-
     async fn start(
         self,
         agent: Channel,
-        journal: Journal,
+        link: RecordLink,
         deadline: Instant,
         at: String,
     ) -> Result<Agent, ConnectError> {
         let start = Start {
             channel: agent,
-            journal,
+            link,
             window: self.batch_window,
             buffer_bytes: self.buffer_bytes,
             parent: self.parent,
@@ -174,13 +172,13 @@ impl AgentOptions {
 }
 
 /// Asks until there is an answer, or it is too late.
-async fn answered(journal: &Journal, deadline: Instant) -> Result<(), Option<ReadyError>> {
+async fn answered(link: &RecordLink, deadline: Instant) -> Result<(), Option<LinkError>> {
     let mut last = None;
     let asking = async {
         loop {
-            match journal.ready().await {
+            match link.ready().await {
                 Ok(()) => return Ok(()),
-                Err(refused @ ReadyError::Refused(_)) => return Err(Some(refused)),
+                Err(refused @ LinkError::Refused(_)) => return Err(Some(refused)),
                 Err(error) => last = Some(error),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -189,23 +187,8 @@ async fn answered(journal: &Journal, deadline: Instant) -> Result<(), Option<Rea
     tokio::time::timeout_at(deadline, asking).await.unwrap_or(Err(last))
 }
 
-/// Which way an agent goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Redis,
-    Relay,
-}
-
-fn way(url: &str) -> Result<Way, ConnectError> {
-    match url.split_once("://").map(|(scheme, _)| scheme) {
-        Some("redis" | "rediss") => Ok(Way::Redis),
-        Some("http" | "https") => Ok(Way::Relay),
-        _ => Err(ConnectError::Scheme(without_secrets(url))),
-    }
-}
-
 /// `url` as it may stand in a log: no user, no password, no query.
-fn without_secrets(url: &str) -> String {
+pub(crate) fn without_secrets(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
@@ -230,18 +213,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_scheme_says_which_way() {
-        for (url, expected) in [
-            ("redis://h", Way::Redis),
-            ("rediss://h", Way::Redis),
-            ("http://h", Way::Relay),
-            ("https://h", Way::Relay),
-        ] {
-            assert_eq!(way(url).unwrap(), expected);
+    #[tokio::test]
+    async fn the_scheme_says_which_way() {
+        for url in ["redis://h", "rediss://h", "http://h", "https://h"] {
+            assert!(Link::open(url).is_ok(), "{url}");
         }
         for other in ["h:6379", "", "unix:///run/redis.sock", "redis:h", "ws://h"] {
-            assert!(matches!(way(other), Err(ConnectError::Scheme(_))), "{other}");
+            assert!(matches!(Link::open(other), Err(ConnectError::Scheme(_))), "{other}");
         }
     }
 

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use journal::{LeaseError, Parent};
+use journal::Parent;
 use protocol::{Channel, Kind};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Inner;
 use crate::lifecycle::{self, LifecyclePhase};
+use crate::link::LinkError;
 use crate::reason::within_bounds;
 use crate::runs::Current;
 use crate::{Cancellation, PublishError, Reason};
@@ -124,7 +125,7 @@ impl Run {
         self.agent.runs.note(&self.current);
         let announced = async {
             self.agent.note_runs(&self.current.channel).await.map_err(|error| match error {
-                LeaseError::Fenced => PublishError::Fenced,
+                LinkError::Fenced => PublishError::Fenced,
                 _ => PublishError::Closed,
             })?;
             self.agent.lifecycle.say(LifecyclePhase::Spawned, fields).await

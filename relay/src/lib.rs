@@ -3,12 +3,14 @@
 //! ```text
 //!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► routes ─► browser
 //!  ▲ up     browser ─► routes ─► commands ─► journal
+//!  agents  without Redis ─► agents ─► journal
 //!  ◆ due    journal ─► reaper ─► journal
 //! ```
 //!
 //! A replica holds nothing that another replica would need. [`start`] takes a [`Config`] and gives a
 //! [`Running`]; the command line and the tests use the same route.
 
+mod agents;
 mod auth;
 mod commands;
 mod config;

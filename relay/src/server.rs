@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use crate::commands::{Commands, Offers};
+use crate::agents::Offers;
+use crate::commands::Commands;
 use crate::events::Events;
 use crate::routes::traffic::Counted;
 use crate::routes::{self, AppState};

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use journal::{
-    Answer, Asked, Asks, Command, CommandOutcome, Follower, Journal, Lease, Name, NewApproval,
-    Parent, Since, Status, Take, Update,
+    ApprovalAnswer, Asked, Asks, Command, CommandOutcome, Follower, Journal, Lease, Name,
+    NewApproval, Parent, Since, Status, Take, Update,
 };
 use publisher_sdk::Channel;
 use serde_json::{Value, json};
@@ -148,7 +148,7 @@ impl Actor {
     ///
     /// # Panics
     /// When it carries none.
-    pub fn answer(command: &Command) -> Answer {
+    pub fn answer(command: &Command) -> ApprovalAnswer {
         assert_eq!(command.key, None, "an answer needs no taking: {command:?}");
         let data: Value = serde_json::from_str(&command.data).expect("a command's data is JSON");
         serde_json::from_value(data["answer"].clone()).expect("an answer")

@@ -53,12 +53,6 @@ pub struct OpenError {
     why: String,
 }
 
-impl OpenError {
-    pub(crate) fn new(url: &str, why: String) -> Self {
-        Self { url: without_password(url), why }
-    }
-}
-
 /// Journals in one Redis.
 #[derive(Debug)]
 pub(crate) struct Redis {

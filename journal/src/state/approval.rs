@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use protocol::limits::APPROVALS_MAX;
-use protocol::{Channel, Kind, Offset};
+use protocol::{ApprovalAnswer, Asks, Channel, Kind, Offset, Resolved};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -16,20 +16,10 @@ use super::command::Stamped;
 use super::{
     Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted,
 };
-use crate::{Backend, Journal, Name, NewEntry, Unavailable};
+use crate::{Journal, Name, NewEntry, Unavailable};
 
 /// How long an answer is remembered: as long as the journal that holds the question.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
-
-/// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Asks {
-    /// May the agent do this?
-    Permission,
-    /// May the agent go on, though its budget is spent?
-    Budget,
-}
 
 /// A question.
 #[derive(Clone, Debug)]
@@ -50,36 +40,13 @@ pub struct NewApproval {
     pub digest: Option<Box<str>>,
 }
 
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// Allowed, or go on.
-    pub allowed: bool,
-    /// And so from now on: the agent's to remember.
-    #[serde(default)]
-    pub always: bool,
-    /// Why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Box<str>>,
-    /// Who answered; `None` where nobody did in time, or nobody has a name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub by: Option<Box<str>>,
-    /// When, Unix milliseconds.
-    pub at: u64,
-    /// Nobody answered in time.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub timed_out: bool,
-    /// The answering command's id.
-    pub command_id: Box<str>,
-}
-
 /// What an attempt to ask comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// It is pending.
     Pending,
     /// It was answered before.
-    Answered(Answer),
+    Answered(ApprovalAnswer),
 }
 
 /// Why nothing was asked.
@@ -95,28 +62,9 @@ pub enum AskError {
     /// Too many wait for answers on the channel.
     #[error("{APPROVALS_MAX} approvals wait for answers on this channel already")]
     Busy,
-    /// The relay on the way does not let the agent ask there.
-    #[error("the relay refuses: {0}")]
-    Refused(String),
     /// The journal could not be reached; asking again is harmless.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-}
-
-/// What an answer comes to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Resolved {
-    /// It is the first.
-    Yours,
-    /// Another was first.
-    Already(Answer),
-    /// What was shown is not what is asked.
-    OtherDigest,
-    /// It asks for the other kind of answer.
-    OtherKind,
-    /// There is no such approval (any more).
-    Unknown,
 }
 
 /// An approval that waits for an answer, as joiners see it.
@@ -139,25 +87,24 @@ struct State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digest: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    answer: Option<Answer>,
+    answer: Option<ApprovalAnswer>,
 }
 
-impl Asks {
-    fn question(self) -> &'static str {
-        match self {
-            Self::Permission => "permission_request",
-            Self::Budget => "budget_exhausted",
-        }
+/// The event that shows the question.
+fn question_event(asks: Asks) -> &'static str {
+    match asks {
+        Asks::Permission => "permission_request",
+        Asks::Budget => "budget_exhausted",
     }
+}
 
-    /// The command that carries the answer to the agent, and the event that tells everybody else.
-    fn words(self, answer: &Answer) -> (&'static str, &'static str) {
-        match (self, answer.allowed, answer.timed_out) {
-            (Self::Permission, _, false) => ("permission_response", "permission_resolved"),
-            (Self::Permission, _, true) => ("permission_response", "permission_timeout"),
-            (Self::Budget, true, _) => ("budget_continue", "budget_resolved"),
-            (Self::Budget, false, _) => ("budget_stop", "budget_resolved"),
-        }
+/// The command that carries the answer to the agent, and the event that tells everybody else.
+fn answer_names(asks: Asks, answer: &ApprovalAnswer) -> (&'static str, &'static str) {
+    match (asks, answer.allowed, answer.timed_out) {
+        (Asks::Permission, _, false) => ("permission_response", "permission_resolved"),
+        (Asks::Permission, _, true) => ("permission_response", "permission_timeout"),
+        (Asks::Budget, true, _) => ("budget_continue", "budget_resolved"),
+        (Asks::Budget, false, _) => ("budget_stop", "budget_resolved"),
     }
 }
 
@@ -172,9 +119,6 @@ impl Journal {
     /// # Errors
     /// [`AskError`].
     pub async fn ask(&self, holder: &Holder, new: &NewApproval) -> Result<Asked, AskError> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.ask(new).await;
-        }
         let lifetime = new.expires_in + REMEMBERED;
         let place = self.place_approval(&new.request_id, &new.channel, lifetime).await?;
         if place != new.channel {
@@ -211,12 +155,9 @@ impl Journal {
         channel: &Channel,
         request_id: &str,
         asks: Asks,
-        answer: &Answer,
+        answer: &ApprovalAnswer,
         digest: Option<&str>,
     ) -> Result<Resolved, Unavailable> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.resolve(channel, request_id, asks, answer, digest).await;
-        }
         let record = record(channel, request_id);
         let rule = |found, now_ms| resolved(found, now_ms, &record, asks, answer, digest);
         let Some((resolved, told)) = self.transact(&record, rule).await?.done() else {
@@ -260,9 +201,9 @@ impl Journal {
         channel: &Channel,
         request_id: &str,
         asks: Asks,
-        answer: &Answer,
+        answer: &ApprovalAnswer,
     ) -> Result<(), Unavailable> {
-        let (_, event) = asks.words(answer);
+        let (_, event) = answer_names(asks, answer);
         let event = NewEntry::new(event, told(asks, request_id, answer));
         self.copy_to_firehose(channel, asks, event, request_id).await
     }
@@ -295,12 +236,12 @@ fn question(new: &NewApproval, expires_at: u64) -> String {
         expires_at: u64,
     }
     let data: &RawValue = serde_json::from_str(&new.data).unwrap_or(RawValue::NULL);
-    let (event, request_id) = (new.asks.question(), &*new.request_id);
+    let (event, request_id) = (question_event(new.asks), &*new.request_id);
     serde_json::to_string(&Question { event, request_id, data, expires_at }).expect("plain data")
 }
 
 /// The event that tells everybody, in the words that its first users already have.
-fn told(asks: Asks, request_id: &str, answer: &Answer) -> String {
+fn told(asks: Asks, request_id: &str, answer: &ApprovalAnswer) -> String {
     let told = match asks {
         Asks::Permission => serde_json::json!({
             "requestId": request_id,
@@ -352,9 +293,9 @@ fn resolved(
     now_ms: u64,
     record: &Record,
     asks: Asks,
-    answer: &Answer,
+    answer: &ApprovalAnswer,
     digest: Option<&str>,
-) -> Decision<(Resolved, Option<Answer>)> {
+) -> Decision<(Resolved, Option<ApprovalAnswer>)> {
     let Some(mut state) = found else { return Decision::Keep((Resolved::Unknown, None)) };
     if let Some(before) = state.answer.take() {
         let is_same = before.command_id == answer.command_id && before.by == answer.by;
@@ -378,7 +319,7 @@ fn resolved(
 
 /// What becomes of an approval's deadline.
 enum Timeout {
-    Now(Asks, Answer),
+    Now(Asks, ApprovalAnswer),
     Forgotten,
     No,
 }
@@ -399,14 +340,14 @@ fn timed_out(found: Option<State>, now_ms: u64, record: &Record) -> Decision<Tim
 
 impl NewApproval {
     fn event(&self) -> NewEntry {
-        NewEntry::new(self.asks.question(), self.data.clone())
+        NewEntry::new(question_event(self.asks), self.data.clone())
     }
 }
 
 impl State {
     /// What holds where nobody answers in time.
-    fn default(&self, record: &Record, now_ms: u64) -> Answer {
-        Answer {
+    fn default(&self, record: &Record, now_ms: u64) -> ApprovalAnswer {
+        ApprovalAnswer {
             allowed: self.default,
             always: false,
             reason: Some("nobody answered in time".into()),
@@ -418,9 +359,9 @@ impl State {
     }
 }
 
-fn answered(record: &Record, mut state: State, answer: &Answer) -> Change {
+fn answered(record: &Record, mut state: State, answer: &ApprovalAnswer) -> Change {
     let asks = state.asks;
-    let (command, event) = asks.words(answer);
+    let (command, event) = answer_names(asks, answer);
     state.answer = Some(answer.clone());
     let data = serde_json::json!({
         "request_id": &*record.id,

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use protocol::{Channel, Entry, Kind, Offset};
+use protocol::{Channel, Entry, Kind, Offset, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -27,40 +27,6 @@ pub(super) const WORK_MAX: Duration = Duration::from_secs(24 * 3_600);
 const WAITING_MAX: u64 = 256;
 /// The same for a service, which many workers serve.
 const WAITING_MAX_SERVICE: u64 = 10_000;
-
-/// Where a command stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// It is in the journal; no agent has taken it.
-    Accepted,
-    /// An agent has taken it.
-    Delivered,
-    /// Done.
-    Applied,
-    /// Not done, for a reason.
-    Rejected,
-    /// Nobody took it in time.
-    Expired,
-}
-
-impl Status {
-    /// The status as it stands on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Delivered => "delivered",
-            Self::Applied => "applied",
-            Self::Rejected => "rejected",
-            Self::Expired => "expired",
-        }
-    }
-
-    /// Whether nothing follows.
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Applied | Self::Rejected | Self::Expired)
-    }
-}
 
 /// A command on its way.
 #[derive(Clone, Debug)]
@@ -127,18 +93,6 @@ pub enum SendError {
     /// The journal could not be reached. The outcome is unknown.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-}
-
-/// What an attempt to take a command comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Take {
-    /// It is yours: begin.
-    Yours,
-    /// Somebody else has it, it is done, or it has expired.
-    Gone,
-    /// Your lease is lost: you are not who you were.
-    Fenced,
 }
 
 /// A command as it stands in the journal.

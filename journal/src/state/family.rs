@@ -1,18 +1,16 @@
 //! ◆ Which agents were spawned by which: a Cancel of the parent, or of the session on which its run was
 //! begun, reaches the children.
 
-use protocol::{AgentCall, Channel};
+use protocol::{Channel, Parent};
 use serde::{Deserialize, Serialize};
 
-use super::lease::{Parent, REMEMBERED};
+use super::lease::REMEMBERED;
 use super::{Change, Decision, Effect, Holder, Index, Record, RecordKind};
-use crate::{Backend, Journal, Unavailable};
+use crate::{Journal, Unavailable};
 
-impl Parent {
-    /// Where a Cancel may be sent that means the child.
-    fn channels(&self) -> impl Iterator<Item = Channel> {
-        Channel::agent(&self.agent_id).ok().into_iter().chain(self.session.clone())
-    }
+/// Where a Cancel may be sent that reaches the child.
+fn channels(parent: &Parent) -> impl Iterator<Item = Channel> {
+    Channel::agent(&parent.agent_id).ok().into_iter().chain(parent.session.clone())
 }
 
 /// A child on its parent's channel.
@@ -45,9 +43,6 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn adopt(&self, parent: &Parent, child: &Holder) -> Result<(), Unavailable> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.adopt(AgentCall::Adopt, &child.agent, parent).await;
-        }
         self.declare(parent, child, Some(parent.run_id.as_deref().unwrap_or_default())).await
     }
 
@@ -70,9 +65,6 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn disown(&self, parent: &Parent, child: &Holder) -> Result<(), Unavailable> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.adopt(AgentCall::Disown, &child.agent, parent).await;
-        }
         self.declare(parent, child, None).await
     }
 
@@ -82,7 +74,7 @@ impl Journal {
         child: &Holder,
         run: Option<&str>,
     ) -> Result<(), Unavailable> {
-        for channel in parent.channels() {
+        for channel in channels(parent) {
             let record = Record { kind: RecordKind::Child, channel, id: child.agent.clone() };
             self.transact(&record, |found, _| declared(found, child, run)).await?;
         }

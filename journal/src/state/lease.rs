@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use protocol::{Channel, Kind};
+use protocol::{Channel, Kind, Parent};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -17,8 +17,7 @@ use uuid::Uuid;
 
 use super::loss::lost_event;
 use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind};
-use crate::relayed::Note;
-use crate::{Backend, Journal, Unavailable};
+use crate::{Journal, Unavailable};
 
 /// How long a lease lasts that is not renewed, where nothing else is set.
 pub const LEASE_DEFAULT: Duration = Duration::from_secs(15);
@@ -43,19 +42,6 @@ pub(super) enum LeasePhase {
     Settled,
     /// It said good-bye.
     Released,
-}
-
-/// Which agent and run spawned this one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parent {
-    /// The agent.
-    pub agent_id: Box<str>,
-    /// Its run, if the child belongs to one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run_id: Option<Box<str>>,
-    /// The session on which that run was begun, if on one: a Cancel sent there means the child as well.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session: Option<Channel>,
 }
 
 /// A lease's state.
@@ -101,9 +87,6 @@ pub enum LeaseError {
     /// A newer incarnation of the agent holds it, or this one was declared lost.
     #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
     Fenced,
-    /// The relay on the way does not let the agent be there.
-    #[error("the relay refuses: {0}")]
-    Refused(String),
     /// The journal could not be reached.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -136,7 +119,8 @@ impl Lease {
         &self.holder
     }
 
-    pub(crate) fn taking(&self) -> Uuid {
+    /// Which taking of the lease it is.
+    pub fn taking(&self) -> Uuid {
         self.taking
     }
 
@@ -150,9 +134,6 @@ impl Lease {
     /// # Errors
     /// [`LeaseError`].
     pub async fn note_runs(&self, runs: Vec<Box<str>>) -> Result<(), LeaseError> {
-        if let Backend::Relayed(relayed) = &self.journal.backend {
-            return relayed.note(&self.channel, Note { runs: Some(runs), channels: None }).await;
-        }
         self.note(|state| state.runs.clone_from(&runs)).await
     }
 
@@ -161,11 +142,6 @@ impl Lease {
     /// # Errors
     /// [`LeaseError`].
     pub async fn note_channels(&self, channels: Vec<Channel>) -> Result<(), LeaseError> {
-        if let Backend::Relayed(relayed) = &self.journal.backend {
-            return relayed
-                .note(&self.channel, Note { runs: None, channels: Some(channels) })
-                .await;
-        }
         self.note(|state| state.channels.clone_from(&channels)).await
     }
 
@@ -206,11 +182,11 @@ impl Lease {
         }
     }
 
-    /// [`release`](Self::release) of a lease that others may look at.
-    pub(crate) async fn give_up(&self) -> Result<(), Unavailable> {
-        if let Backend::Relayed(relayed) = &self.journal.backend {
-            return relayed.release(&self.channel).await;
-        }
+    /// [`release`](Self::release) of a lease that others may look at, tried once.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn give_up(&self) -> Result<(), Unavailable> {
         self.journal.leases().forget(self.key);
         self.journal.release(&self.channel, &self.holder, Some(self.taking)).await
     }
@@ -218,9 +194,6 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Backend::Relayed(relayed) = &self.journal.backend {
-            relayed.forget(&self.channel);
-        }
         self.journal.leases().forget(self.key);
     }
 }
@@ -334,19 +307,6 @@ impl Journal {
         incarnation: Option<u64>,
         parent: Option<&Parent>,
     ) -> Result<Lease, LeaseError> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            let lost = CancellationToken::new();
-            let incarnation = relayed.lease(channel, incarnation, parent, &lost).await?;
-            let holder = Holder { agent: agent.into(), incarnation };
-            return Ok(Lease {
-                journal: self.clone(),
-                channel: channel.clone(),
-                holder,
-                lost,
-                key: 0,
-                taking: Uuid::nil(),
-            });
-        }
         let (journal, record, parent) = (self.clone(), record(channel, agent), parent.cloned());
         let (taken, answer) = oneshot::channel();
         // To its end, also where nobody waits for it any more: a lease that nobody knows of would run out, and
@@ -391,8 +351,11 @@ impl Journal {
         Lease { journal: self.clone(), channel: record.channel.clone(), holder, lost, key, taking }
     }
 
-    /// `taking`: only that one. Whoever has taken the lease since then keeps it.
-    pub(crate) async fn release(
+    /// Releases a lease that is not held here. `taking`: only that taking of it; a later one is kept.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn release(
         &self,
         channel: &Channel,
         holder: &Holder,

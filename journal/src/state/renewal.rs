@@ -124,8 +124,11 @@ async fn renew(journal: Journal) {
 }
 
 impl Journal {
-    /// These leases, which nobody renews any more, last for this long from now on.
-    pub(crate) async fn let_lapse(
+    /// These leases, which are not renewed any more, last for this long from now on.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn let_lapse(
         &self,
         leases: &[(Channel, Holder, Uuid)],
         lasts: Duration,

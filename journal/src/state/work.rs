@@ -1,13 +1,11 @@
 //! ▲ What an agent does with a command: takes it, finishes it, or dies over it.
 
-use protocol::Channel;
+use protocol::{Channel, Status, Take};
 use uuid::Uuid;
 
-use super::command::{
-    CommandOutcome, REMEMBERED, State, Status, Take, Taker, WORK_MAX, raw, reason, record,
-};
+use super::command::{CommandOutcome, REMEMBERED, State, Taker, WORK_MAX, raw, reason, record};
 use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted};
-use crate::{Backend, Journal, NewEntry, Unavailable};
+use crate::{Journal, NewEntry, Unavailable};
 
 impl Journal {
     /// Takes a command, before it is begun: of all who try, one gets it. `idempotent`: where its taker dies,
@@ -22,9 +20,6 @@ impl Journal {
         holder: &Holder,
         idempotent: bool,
     ) -> Result<Take, Unavailable> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.take(channel, key, idempotent).await;
-        }
         let (record, taker) = (record(channel, key), Taker { holder: holder.clone(), idempotent });
         let taken = self.transact(&record, |found, now| taken(found, now, &record, &taker)).await?;
         Ok(match taken {
@@ -45,9 +40,6 @@ impl Journal {
         holder: &Holder,
         data: &str,
     ) -> Result<(), Unavailable> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.progress(channel, key, data).await;
-        }
         let record = record(channel, key);
         let state = self.state::<State>(&record).await?;
         let Some(state) = state.filter(|state| state.is_worked_on_by(holder)) else {
@@ -71,9 +63,6 @@ impl Journal {
         holder: &Holder,
         outcome: &CommandOutcome,
     ) -> Result<bool, Unavailable> {
-        if let Backend::Relayed(relayed) = &self.backend {
-            return relayed.finish(channel, key, outcome).await;
-        }
         let record = record(channel, key);
         let finished =
             self.transact(&record, |found, _| finished(found, &record, holder, outcome)).await?;

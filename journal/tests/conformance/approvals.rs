@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use journal::{Answer, AskError, Asked, Asks, NewApproval, Reaper, Resolved};
+use journal::{ApprovalAnswer, AskError, Asked, Asks, NewApproval, Reaper, Resolved};
 use protocol::Channel;
 use protocol::limits::APPROVALS_MAX;
 use uuid::Uuid;
@@ -22,8 +22,8 @@ fn approval(on: &Channel, id: &str) -> NewApproval {
     }
 }
 
-fn answer(by: &str, allowed: bool) -> Answer {
-    Answer {
+fn answer(by: &str, allowed: bool) -> ApprovalAnswer {
+    ApprovalAnswer {
         allowed,
         always: true,
         reason: None,
@@ -48,7 +48,7 @@ on_both! {
         assert_eq!(journal.find_approval("p1").await, Ok(Some(session.clone())));
         assert_eq!(journal.find_approval("p2").await, Ok(None));
 
-        let answers: Vec<Answer> = (0..8).map(|i| answer(&format!("user{i}"), i % 2 == 0)).collect();
+        let answers: Vec<ApprovalAnswer> = (0..8).map(|i| answer(&format!("user{i}"), i % 2 == 0)).collect();
         let resolved = futures_util::future::join_all(answers.iter().map(|answer| {
             journal.resolve(&session, "p1", Asks::Permission, answer, Some("d1"))
         })).await;

@@ -4,19 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{AgentSession, AppendError, Holder, Journal, Name, Parent, Reaper, Take};
-use serde_json::{Value, json};
+use journal::{AppendError, Journal, Name, Parent, Reaper, Take};
+use serde_json::json;
 
 use crate::gate::{Gate, proxy};
 use crate::reaper::{losses, poll_for};
 use crate::states::{agent, channel, command};
 use crate::{LEASE, Server, entry, open};
-
-async fn say(desk: &AgentSession, frame: Value) -> Value {
-    let frame = serde_json::from_value(frame).unwrap();
-    let hears = desk.begin(frame).await.await;
-    serde_json::from_str(&hears.to_text()).unwrap()
-}
 
 /// The agent has come back to another replica; then the first one notices that it has been silent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,16 +19,16 @@ async fn an_agent_that_has_come_back_elsewhere_is_not_let_lapse() {
     let [one, two, third] = [(); 3].map(|()| open(&server));
     let mut reaper = Reaper::new(third.clone());
     poll_for(&mut reaper, LEASE + Duration::from_secs(1)).await;
-    let (before, after) = (AgentSession::new(one, "a"), AgentSession::new(two, "a"));
-    let said = say(&before, json!({"type": "lease", "id": 1, "channel": "agent:a"})).await;
-    let incarnation = said["data"]["incarnation"].as_u64().unwrap();
+    let own = channel("agent:a");
+    let before = one.lease(&own, "a", None, None).await.unwrap();
+    let held = (own.clone(), before.holder().clone(), before.taking());
     // As the client restores it on the new connection.
-    let back = json!({"type": "lease", "id": 2, "channel": "agent:a", "data": {"incarnation": incarnation}});
-    let said = say(&after, back).await;
-    assert_eq!(said["type"], "ack", "{said}");
+    let incarnation = Some(before.holder().incarnation);
+    let _after = two.lease(&own, "a", incarnation, None).await.unwrap();
 
-    // What `keep` in relay/src/routes/agents.rs does after five sixths of a lease of silence.
-    before.let_lapse(LEASE / 6).await;
+    // What a relay does after five sixths of a lease of silence.
+    drop(before);
+    one.let_lapse(&[held], LEASE / 6).await.unwrap();
     poll_for(&mut reaper, LEASE + Duration::from_secs(1)).await;
 
     let lost = losses(&third, &channel("agent:a")).await;
@@ -72,20 +66,15 @@ async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
     let journal = Journal::in_memory().with_lease(LEASE);
     let mut reaper = Reaper::new(journal.clone());
     let parent = Parent { agent_id: "p".into(), run_id: None, session: None };
-    let desk = AgentSession::new(journal.clone(), "a");
-    let lease = json!({"type": "lease", "id": 1, "channel": "agent:a", "data": {"parent": {"agent_id": "p"}}});
-    let said = say(&desk, lease).await;
-    let incarnation = said["data"]["incarnation"].as_u64().unwrap();
-    let holder = Holder { agent: "a".into(), incarnation };
-    journal.adopt(&parent, &holder).await.unwrap();
-    let note = json!({"type": "note", "id": 2, "channel": "agent:a", "data": {"runs": ["r1"], "channels": ["agent:a", "session:1"]}});
-    say(&desk, note).await;
-    drop(desk);
-    let desk = AgentSession::new(journal.clone(), "a");
-    let back = json!({"type": "lease", "id": 3, "channel": "agent:a", "data": {"incarnation": incarnation}});
-    say(&desk, back).await;
+    let own = channel("agent:a");
+    let lease = journal.lease(&own, "a", None, Some(&parent)).await.unwrap();
+    journal.adopt(&parent, lease.holder()).await.unwrap();
+    let incarnation = Some(lease.holder().incarnation);
+    lease.note_runs(vec!["r1".into()]).await.unwrap();
+    drop(lease);
+    let lease = journal.lease(&own, "a", incarnation, None).await.unwrap();
     let alive = journal.alive().await.unwrap().remove(0);
-    drop(desk);
+    drop(lease);
     poll_for(&mut reaper, LEASE + Duration::from_secs(2)).await;
     let lost = losses(&journal, &channel("agent:a")).await;
     let children = journal.children(&channel("agent:p"), None).await.unwrap();
@@ -99,22 +88,16 @@ async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
 async fn a_release_said_again_on_the_next_connection_releases() {
     let journal = Journal::in_memory().with_lease(LEASE);
     let mut reaper = Reaper::new(journal.clone());
-    let desk = AgentSession::new(journal.clone(), "a");
-    let said = say(&desk, json!({"type": "lease", "id": 1, "channel": "agent:a"})).await;
-    let incarnation = said["data"]["incarnation"].as_u64().unwrap();
-    say(&desk, json!({"type": "lease", "id": 2, "channel": "session:1"})).await;
-    // The client forgets the lease of the session, says `release`, and the connection breaks.
-    drop(desk);
-    let desk = AgentSession::new(journal.clone(), "a");
-    let back = json!({"type": "lease", "id": 4, "channel": "agent:a", "data": {"incarnation": incarnation}});
-    say(&desk, back).await;
-    let said = say(&desk, json!({"type": "release", "id": 3, "channel": "session:1"})).await;
-    assert_eq!(said["type"], "ack");
+    let own = agent(&journal, "a").await;
+    let (holder, session) = (own.holder().clone(), channel("session:1"));
+    let incarnation = Some(holder.incarnation);
+    // Its relay is gone before it has released what it was asked to release.
+    drop(journal.lease(&session, "a", incarnation, None).await.unwrap());
+    journal.release(&session, &holder, None).await.unwrap();
     poll_for(&mut reaper, LEASE + Duration::from_secs(2)).await;
     let lost = losses(&journal, &channel("session:1")).await;
-    let again = say(&desk, json!({"type": "lease", "id": 5, "channel": "session:1"})).await;
     assert!(lost.is_empty());
-    assert_eq!(again["type"], "ack");
+    assert!(journal.lease(&session, "a", incarnation, None).await.is_ok());
 }
 
 /// Two processes of one id start at the same moment.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use journal::{Follower, Journal, LeaseError, Name, Since, Take, Unavailable};
+use journal::{Since, Take, Unavailable};
 use protocol::{Channel, Entry, Offset};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -25,12 +25,13 @@ use super::report::Report;
 use super::{CANCEL, Command};
 use crate::approvals::{Approvals, Told};
 use crate::leases::{Leases, RETRY_PAUSE};
+use crate::link::{LinkError, LinkFollower, RecordLink};
 use crate::runs::Runs;
 
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    pub(crate) journal: Journal,
-    follower: Follower,
+    pub(crate) link: RecordLink,
+    follower: LinkFollower,
     /// Each with how many hold it.
     consumers: Mutex<HashMap<Channel, (usize, Arc<Consumer>)>>,
     pub(crate) queue: Arc<Queue>,
@@ -89,13 +90,13 @@ pub(crate) enum JoinError {
 impl Inbox {
     /// Must be called within a runtime.
     pub(crate) fn new(
-        journal: Journal,
-        follower: Follower,
+        link: RecordLink,
+        follower: LinkFollower,
         leases: Arc<Leases>,
         runs: Arc<Runs>,
     ) -> Self {
         Self {
-            journal,
+            link,
             follower,
             consumers: Mutex::default(),
             queue: Arc::default(),
@@ -133,7 +134,7 @@ impl Inbox {
             let (members, consumer) = consumers.entry(channel.clone()).or_insert_with(|| {
                 let left = self.stopped.child_token();
                 let consumer = Arc::new(Consumer::new(channel.clone(), outlet, left));
-                self.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
+                self.follower.follow(channel, Since::Start);
                 self.runtime.spawn(Arc::clone(&consumer).work(Arc::clone(self)));
                 (0, consumer)
             });
@@ -150,11 +151,11 @@ impl Inbox {
             loop {
                 match self.leases.take(channel).await {
                     Ok(()) => break,
-                    Err(LeaseError::Unavailable(unavailable)) => {
+                    Err(LinkError::Unavailable(unavailable)) => {
                         last = Some(unavailable);
                         sleep(RETRY_PAUSE).await;
                     }
-                    Err(LeaseError::Refused(why)) => return Err(JoinError::Refused(why)),
+                    Err(LinkError::Refused(why)) => return Err(JoinError::Refused(why)),
                     Err(_) => return Err(self.ended()),
                 }
             }
@@ -193,7 +194,7 @@ impl Inbox {
         }
         consumers.remove(channel);
         consumer.left.cancel();
-        self.follower.unfollow(&Name::commands(channel.clone()));
+        self.follower.unfollow(channel);
         // The own lease is released last, when all has been said.
         if channel != self.leases.own() {
             let (inbox, channel) = (Arc::clone(self), channel.clone());
@@ -207,8 +208,7 @@ impl Inbox {
     pub(super) fn follow_since(&self, channel: &Channel, since: Offset) {
         let consumers = self.consumers();
         if consumers.contains_key(channel) {
-            let name = Name::commands(channel.clone());
-            self.follower.follow(&name, Some(Since::Offset(since)));
+            self.follower.follow(channel, Since::Offset(since));
         }
     }
 
@@ -221,7 +221,7 @@ impl Inbox {
     ) -> Option<Take> {
         let holder = self.leases.holder();
         loop {
-            match self.journal.take(&consumer.channel, key, holder, is_idempotent).await {
+            match self.link.take(&consumer.channel, key, holder, is_idempotent).await {
                 Ok(Take::Fenced) => {
                     self.leases.fenced().cancel();
                     return Some(Take::Fenced);

@@ -1,15 +1,16 @@
 //! The one task that listens: permits what the journals say to the inbox, and never waits for anyone.
 //!
-//! [`journal`] → **listener** → [`inbox`](super::inbox)
+//! [`link`](crate::link) → **listener** → [`inbox`](super::inbox)
 
 use std::sync::Arc;
 
-use journal::{Update, Updates};
+use journal::Update;
 
 use super::inbox::Inbox;
+use crate::link::LinkUpdates;
 
 /// Listens until the inbox takes nothing any more.
-pub(crate) async fn listen(mut updates: Updates, inbox: Arc<Inbox>) {
+pub(crate) async fn listen(mut updates: LinkUpdates, inbox: Arc<Inbox>) {
     let stopped = inbox.stopped.clone();
     while let Some(Some(update)) = stopped.run_until_cancelled(updates.next()).await {
         match update {

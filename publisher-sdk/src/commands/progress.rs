@@ -58,7 +58,7 @@ impl Saying {
     async fn run(&self) {
         let holder = self.inbox.leases.holder();
         while let Some(data) = self.take() {
-            let said = self.inbox.journal.progress(&self.channel, self.key, holder, &data).await;
+            let said = self.inbox.link.progress(&self.channel, self.key, holder, &data).await;
             if let Err(error) = said {
                 tracing::debug!(%error, channel = %self.channel, "progress could not be said");
             }

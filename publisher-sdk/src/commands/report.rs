@@ -126,7 +126,7 @@ impl Report {
             let (inbox, channel) = (membership.inbox(), membership.channel());
             let holder = inbox.leases.holder();
             loop {
-                match inbox.journal.finish(channel, key, holder, &outcome).await {
+                match inbox.link.finish(channel, key, holder, &outcome).await {
                     Ok(true) => break,
                     Ok(false) => {
                         tracing::debug!(%channel, %key, "a report came too late");

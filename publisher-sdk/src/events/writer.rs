@@ -1,6 +1,6 @@
 //! The one task that writes: takes appends out of the buffer, in order, and settles them.
 //!
-//! [`buffer`](super::buffer) → **writer** → [`journal`]
+//! [`buffer`](super::buffer) → **writer** → [`link`](crate::link)
 //!
 //! Channels do not wait for each other. On one channel, an append follows as soon as the one before
 //! has its place in the journal's order; its answer may come later. The tick is one for all
@@ -12,21 +12,22 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use journal::{AppendError, Appended, Journal, Name, NewEntry, Receipt};
+use journal::{AppendError, Appended, NewEntry};
 use protocol::Channel;
 use tokio::time::{Instant, sleep_until};
 
 use super::buffer::Buffer;
 use super::coalescer::Ticket;
+use crate::link::{AppendReceipt, RecordLink};
 
 /// Where an append has come to.
 enum Step {
-    Placed(Channel, Vec<Ticket>, Result<Receipt, AppendError>),
+    Placed(Channel, Vec<Ticket>, Result<AppendReceipt, AppendError>),
     Settled(Channel, Vec<Ticket>, Result<Vec<Appended>, AppendError>),
 }
 
 /// Writes until the buffer is closed and empty; refuses all that waits once the agent is fenced.
-pub(crate) async fn write(buffer: Arc<Buffer>, journal: Journal) {
+pub(crate) async fn write(buffer: Arc<Buffer>, link: RecordLink) {
     let stopping = Stopping(buffer);
     let buffer = &stopping.0;
     let mut steps: FuturesUnordered<BoxFuture<'static, Step>> = FuturesUnordered::new();
@@ -35,7 +36,7 @@ pub(crate) async fn write(buffer: Arc<Buffer>, journal: Journal) {
     while !buffer.is_finished() {
         let tick = buffer.tick();
         while let Some((channel, entries)) = buffer.next_append() {
-            steps.push(Box::pin(place(journal.clone(), channel, entries)));
+            steps.push(Box::pin(place(link.clone(), channel, entries)));
         }
         tokio::select! {
             Some(step) = steps.next(), if !steps.is_empty() => match step {
@@ -61,9 +62,9 @@ pub(crate) async fn write(buffer: Arc<Buffer>, journal: Journal) {
     }
 }
 
-async fn place(journal: Journal, channel: Channel, entries: Vec<(NewEntry, Ticket)>) -> Step {
+async fn place(link: RecordLink, channel: Channel, entries: Vec<(NewEntry, Ticket)>) -> Step {
     let (entries, tickets) = entries.into_iter().unzip();
-    let placed = journal.enqueue(&Name::events(channel.clone()), entries).await;
+    let placed = link.enqueue(&channel, entries).await;
     Step::Placed(channel, tickets, placed)
 }
 

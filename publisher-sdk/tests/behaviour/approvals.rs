@@ -1,7 +1,7 @@
 //! What an agent asks people is answered once, whatever happens meanwhile.
 
 use crate::cluster::{Way, event, events, said};
-use journal::{Answer, Asks, Journal, Resolved};
+use journal::{ApprovalAnswer, Asks, Journal, Resolved};
 use publisher_sdk::{Agent, AskError, Budget, BudgetRequest, PermissionRequest, Reason};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -19,7 +19,7 @@ fn request() -> PermissionRequest {
 
 /// `ben` answers.
 async fn answer(journal: &Journal, channel: &str, id: &str, asks: Asks, allowed: bool) {
-    let answer = Answer {
+    let answer = ApprovalAnswer {
         allowed,
         always: allowed,
         reason: Some("as usual".into()),

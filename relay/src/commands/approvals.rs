@@ -32,7 +32,7 @@ impl Commands {
             Asked::Budget => Asks::Budget,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let given = journal::Answer {
+        let given = journal::ApprovalAnswer {
             allowed: answer.allowed,
             always: answer.always,
             reason: answer.reason.as_deref().map(Into::into),
@@ -66,7 +66,7 @@ impl Commands {
         // The answer stands, whoever is there to hear it.
         let listeners = self.journal.listeners(&channel).await.unwrap_or(0);
         let command_id = answer.command_id;
-        let journal::Answer { allowed, by, .. } = &given;
+        let journal::ApprovalAnswer { allowed, by, .. } = &given;
         tracing::info!(%channel, request_id, allowed, by, listeners, "an approval was answered");
         let (status, is_queued) = (Status::Applied, listeners == 0);
         Ok(Accepted { command_id, status, detail: None, listeners, is_queued })
@@ -78,7 +78,7 @@ fn unknown(request_id: &str) -> Refusal {
     Refusal::new(ErrorCode::NotFound, format!("there is no approval `{request_id}` for you"))
 }
 
-fn came_late(asks: Asks, first: journal::Answer) -> Refusal {
+fn came_late(asks: Asks, first: journal::ApprovalAnswer) -> Refusal {
     let decision = match (asks, first.allowed) {
         (Asks::Permission, true) => "allowed",
         (Asks::Permission, false) => "denied",

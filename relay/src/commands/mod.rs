@@ -9,7 +9,6 @@
 
 mod approvals;
 mod cancel;
-mod offers;
 mod replies;
 mod request;
 
@@ -27,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::auth::Principal;
-pub(crate) use offers::{Offer, Offers};
 use replies::Replies;
 
 /// How long a browser waits for its `ack` while Redis is away.

@@ -2,7 +2,6 @@
 //! who may do what was asked of the token once ([`auth`](crate::auth)), and is asked of the grant on every
 //! subscribe, read, publish and command.
 
-mod agents;
 mod ask;
 mod body;
 mod connection;
@@ -12,7 +11,7 @@ mod inspect;
 mod message;
 mod pace;
 mod pending_reads;
-mod refuse;
+pub(crate) mod refuse;
 mod registry;
 pub(crate) mod traffic;
 mod websocket;
@@ -33,14 +32,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Key;
+use crate::agents::{self, Offers};
 use crate::auth::{self, Principal};
-use crate::commands::{Commands, Offers};
+use crate::commands::Commands;
 use crate::events::Events;
 use refuse::Refused;
 use registry::ConnectionRegistry;
 
 /// The subprotocol under which a browser's script may bring its token.
-const SUBPROTOCOL: &str = "agent-relay.v1";
+pub(crate) const SUBPROTOCOL: &str = "agent-relay.v1";
 
 /// What every route shares.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ async fn wrong_method(request: Request) -> Refused {
 }
 
 /// Who knocks: from `Authorization`, the WebSocket subprotocol, or `?token=`.
-fn authenticate(
+pub(crate) fn authenticate(
     app: &AppState,
     headers: &HeaderMap,
     query: &Query,
@@ -161,17 +161,17 @@ fn is_loopback(authority: &str) -> bool {
 
 /// The query string's fields.
 #[derive(Debug)]
-struct Query(HashMap<String, String>);
+pub(crate) struct Query(HashMap<String, String>);
 
 impl Query {
-    fn of(uri: &Uri) -> Result<Self, Refused> {
+    pub(crate) fn of(uri: &Uri) -> Result<Self, Refused> {
         let query = axum::extract::Query::<HashMap<String, String>>::try_from_uri(uri);
         query.map(|query| Self(query.0)).map_err(|error| {
             Refused::new(ErrorCode::BadRequest, format!("the query string cannot be read: {error}"))
         })
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 }

@@ -10,10 +10,10 @@ use serde::Serialize;
 
 /// `{"error":{"code","message","retryable"}}` with the code's status.
 #[derive(Debug)]
-pub(super) struct Refused(Refusal);
+pub(crate) struct Refused(Refusal);
 
 impl Refused {
-    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self(Refusal::new(code, message))
     }
 

@@ -1,6 +1,6 @@
 //! ▲ Commands on their way to agents that have no Redis: one follower for all of them on this replica.
 //!
-//! Down to [`routes::agents`](crate::routes): each connection hears the commands of the channels it follows, each
+//! Down to [`route`](super::route): each connection hears the commands of the channels it follows, each
 //! since where it was. Nothing is taken here: the agent takes what it begins.
 
 use std::collections::HashMap;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use protocol::frame::Since;
+use journal::{Name, Reason, Since, Update};
+use protocol::agent::body;
 use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, Entry, Offset};
 use rand::Rng;
 use serde_json::Value;
@@ -23,10 +24,10 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tokio_util::sync::CancellationToken;
 
-use super::body;
-use super::refused::Refused;
-use crate::follow::{Relayed as Following, Update};
-use crate::{Name, OpenError, ReadyError, Reason, Unavailable};
+use super::LinkError;
+use super::follow::{FollowRequest, FollowRequests};
+use crate::ConnectError;
+use crate::options::without_secrets;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,13 +48,12 @@ pub(super) enum Job {
         channel: Channel,
         event: Option<Box<str>>,
         data: Box<RawValue>,
-        answer: oneshot::Sender<Result<AgentHears, Refused>>,
+        answer: oneshot::Sender<Result<AgentHears, LinkError>>,
         /// The room that it takes in the buffer, given back with the answer.
         room: Option<Arc<OwnedSemaphorePermit>>,
     },
     /// Is a relay within reach?
-    Ready(oneshot::Sender<Result<(), ReadyError>>),
-    Follow(Following),
+    Ready(oneshot::Sender<Result<(), LinkError>>),
 }
 
 /// The leases that are taken back on every connection.
@@ -90,16 +90,8 @@ struct Pending {
     text: String,
     call: AgentCall,
     channel: Channel,
-    answer: oneshot::Sender<Result<AgentHears, Refused>>,
+    answer: oneshot::Sender<Result<AgentHears, LinkError>>,
     _room: Option<Arc<OwnedSemaphorePermit>>,
-}
-
-/// A journal that is followed.
-#[derive(Debug)]
-struct Followed {
-    /// Where to go on after the next reconnect.
-    since: Option<Since>,
-    following: Arc<Following>,
 }
 
 #[derive(Debug)]
@@ -111,15 +103,13 @@ pub(super) struct Client {
     leases: Leases,
     /// Leases that are being taken back, by the id of the call.
     restoring: HashMap<u64, Channel>,
-    followed: HashMap<Channel, Followed>,
-    wishes: mpsc::Sender<Wish>,
-    wished: mpsc::Receiver<Wish>,
-    followings: Vec<Arc<Following>>,
+    /// Whose commands are followed, and where to go on after the next reconnect.
+    followed: HashMap<Channel, Since>,
+    requests: Arc<FollowRequests>,
+    updates: mpsc::Sender<Update>,
     is_up: bool,
-    waiting: Vec<oneshot::Sender<Result<(), ReadyError>>>,
+    waiting: Vec<oneshot::Sender<Result<(), LinkError>>>,
 }
-
-type Wish = (Arc<Following>, Name, Option<Option<Since>>);
 
 impl Client {
     pub(super) fn start(
@@ -128,8 +118,9 @@ impl Client {
         token: Option<&str>,
         jobs: mpsc::Receiver<Job>,
         leases: Leases,
-    ) -> Result<(), OpenError> {
-        let refuse = |why: String| OpenError::new(url, why);
+        (requests, updates): (Arc<FollowRequests>, mpsc::Sender<Update>),
+    ) -> Result<(), ConnectError> {
+        let refuse = |why: String| ConnectError::RelayUrl { url: without_secrets(url), why };
         let rest = url
             .strip_prefix("http")
             .ok_or_else(|| refuse("the scheme must be http or https".to_owned()))?;
@@ -138,13 +129,13 @@ impl Client {
         let mut request = request.map_err(|error| refuse(error.to_string()))?;
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
-            let mut value = value.map_err(|_| refuse("the token is none".to_owned()))?;
+            let mut value =
+                value.map_err(|_| refuse("the token is not printable ASCII".to_owned()))?;
             value.set_sensitive(true);
             request.headers_mut().insert("Authorization", value);
         }
         // As for Redis: rustls panics at the first handshake without a provider.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let (wishes, wished) = mpsc::channel(QUEUE);
         let client = Self {
             request,
             jobs,
@@ -153,9 +144,8 @@ impl Client {
             leases,
             restoring: HashMap::new(),
             followed: HashMap::new(),
-            wishes,
-            wished,
-            followings: Vec::new(),
+            requests,
+            updates,
             is_up: false,
             waiting: Vec::new(),
         };
@@ -164,6 +154,7 @@ impl Client {
     }
 
     async fn run(mut self) {
+        let requests = Arc::clone(&self.requests);
         let mut attempts = 0_u32;
         loop {
             let longest = BACKOFF_MAX.min(Duration::from_millis(25) * 2_u32.pow(attempts.min(8)));
@@ -177,7 +168,7 @@ impl Client {
                         Some(job) => drop(self.accept(job)),
                         None => return,
                     },
-                    Some(wish) = self.wished.recv() => drop(self.on_wish(wish)),
+                    request = requests.next() => drop(self.on_request(request)),
                 }
             };
             attempts += 1;
@@ -198,7 +189,7 @@ impl Client {
                 Err(why) => {
                     // Once per outage: a token that has expired would otherwise go unnoticed.
                     if attempts == 1 {
-                        tracing::warn!(%why, "no relay lets the agent in; what waits is kept");
+                        tracing::warn!(%why, "the relay cannot be reached; waiting calls are kept");
                     }
                     for waiting in self.waiting.drain(..) {
                         drop(waiting.send(Err(why.clone())));
@@ -212,6 +203,7 @@ impl Client {
     async fn serve(&mut self, socket: Socket) -> Option<String> {
         let (sink, mut stream) = socket.split();
         let (lines, to_write) = mpsc::channel(QUEUE);
+        let requests = Arc::clone(&self.requests);
         // Beside the reading: a relay that does not read must still be heard.
         let writer = tokio::spawn(write(sink, to_write));
         let why = loop {
@@ -245,8 +237,8 @@ impl Client {
                     }
                     None => break None,
                 },
-                Some(wish) = self.wished.recv() => {
-                    if let Some(text) = self.on_wish(wish) && self.is_up {
+                request = requests.next() => {
+                    if let Some(text) = self.on_request(request) && self.is_up {
                         drop(lines.send(text).await);
                     }
                 }
@@ -268,7 +260,7 @@ impl Client {
         self.restoring.clear();
         let leases = self.leases.all().clone();
         for (channel, incarnation, _) in leases {
-            let body = body::Lease { incarnation: Some(incarnation), parent: None };
+            let body = body::LeaseCall { incarnation: Some(incarnation), parent: None };
             let (id, text) = self.frame(AgentCall::Lease, &channel, None, raw(&body));
             self.restoring.insert(id, channel);
             texts.push(text);
@@ -321,45 +313,29 @@ impl Client {
                 }
                 None
             }
-            Job::Follow(following) => {
-                let following = Arc::new(following);
-                self.followings.push(Arc::clone(&following));
-                let wishes = self.wishes.clone();
-                tokio::spawn(async move {
-                    while let Some(asked) = following.wishes().await {
-                        for (name, wish) in asked {
-                            if wishes.send((Arc::clone(&following), name, wish)).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                });
-                None
-            }
         }
     }
 
-    fn on_wish(&mut self, (following, name, wish): Wish) -> Option<String> {
-        match wish {
-            Some(since) => {
-                let followed = Followed { since, following };
-                self.followed.insert(name.channel.clone(), followed);
-                self.follow(&name.channel)
+    fn on_request(&mut self, request: FollowRequest) -> Option<String> {
+        match request {
+            FollowRequest::Follow(channel, since) => {
+                self.followed.insert(channel.clone(), since);
+                self.follow(&channel)
             }
-            None => {
-                self.followed.remove(&name.channel)?;
-                Some(self.frame(AgentCall::Unfollow, &name.channel, None, raw(&())).1)
+            FollowRequest::Unfollow(channel) => {
+                self.followed.remove(&channel)?;
+                Some(self.frame(AgentCall::Unfollow, &channel, None, raw(&())).1)
             }
         }
     }
 
     fn follow(&mut self, channel: &Channel) -> Option<String> {
-        let since = match self.followed.get(channel)?.since {
-            None => None,
-            Some(Since::Start) => Some("start".to_owned()),
-            Some(Since::Offset(offset)) => Some(offset.to_string()),
+        let since = match self.followed.get(channel)? {
+            Since::Start => "start".to_owned(),
+            Since::Offset(offset) => offset.to_string(),
         };
-        Some(self.frame(AgentCall::Follow, channel, None, raw(&body::Follow { since })).1)
+        let body = body::FollowCall { since: Some(since) };
+        Some(self.frame(AgentCall::Follow, channel, None, raw(&body)).1)
     }
 
     /// What to send for it now, if anything. An error says why this connection is of no use.
@@ -384,14 +360,14 @@ impl Client {
         let Some(id) = hears.id else { return Ok(None) };
         let is_done = hears.news == AgentNews::Ack;
         if let Some(channel) = self.restoring.remove(&id).filter(|_| !is_done) {
-            match Refused::of(&hears) {
-                Refused::Fenced => self.leases.fenced(&channel),
+            match LinkError::of(&hears) {
+                LinkError::Fenced => self.leases.fenced(&channel),
                 // Without it everything that follows would be refused: come back, and say all of it again.
-                refused => return Err(Unavailable::from(refused).to_string()),
+                _ => return Err(hears.message.unwrap_or_default()),
             }
         }
         if let Some(pending) = self.pending.remove(&id) {
-            let answer = if is_done { Ok(hears) } else { Err(Refused::of(&hears)) };
+            let answer = if is_done { Ok(hears) } else { Err(LinkError::of(&hears)) };
             if pending.answer.send(answer).is_err() && is_done && pending.call == AgentCall::Lease {
                 // Nobody waited so long: it is nobody's.
                 return Ok(Some(
@@ -404,25 +380,24 @@ impl Client {
 
     async fn on_journal(&mut self, hears: AgentHears) {
         let Some(channel) = hears.channel else { return };
-        let Some(followed) = self.followed.get_mut(&channel) else { return };
+        let Some(since) = self.followed.get_mut(&channel) else { return };
         let offset = hears.offset.as_deref().and_then(|offset| offset.parse::<Offset>().ok());
         let name = Name::commands(channel);
         let update = match (hears.news, offset) {
             (AgentNews::Command, Some(offset)) => {
-                followed.since = Some(Since::Offset(offset));
+                *since = Since::Offset(offset);
                 let data = hears.data.as_ref().map_or("null", |data| data.get()).into();
                 let time_us = hears.time_us.unwrap_or_default();
                 let entry = Entry { offset, time_us, name: hears.name.unwrap_or_default(), data };
                 Update::Entries { name, entries: vec![Arc::new(entry)] }
             }
             (AgentNews::Reset, head) => {
-                followed.since = Some(Since::Start);
+                *since = Since::Start;
                 Update::Reset { name, reason: Reason::HistoryChanged, head }
             }
             (_, head) => Update::Live { name, head },
         };
-        let following = Arc::clone(&followed.following);
-        following.say(update).await;
+        drop(self.updates.send(update).await);
     }
 
     async fn say_link(&mut self, up: bool) {
@@ -431,13 +406,7 @@ impl Client {
                 drop(waiting.send(Ok(())));
             }
         }
-        let mut listening = Vec::new();
-        for following in std::mem::take(&mut self.followings) {
-            if following.say(Update::Link { up }).await {
-                listening.push(following);
-            }
-        }
-        self.followings = listening;
+        drop(self.updates.send(Update::Link { up }).await);
     }
 }
 
@@ -445,7 +414,7 @@ fn raw(body: &impl serde::Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(body).expect("plain data")
 }
 
-async fn connect(request: Request<()>, pause: Duration) -> Result<Socket, ReadyError> {
+async fn connect(request: Request<()>, pause: Duration) -> Result<Socket, LinkError> {
     tokio::time::sleep(pause).await;
     match timeout(CONNECT_TIMEOUT, connect_async(request)).await {
         Ok(Ok((socket, _))) => Ok(socket),
@@ -454,10 +423,10 @@ async fn connect(request: Request<()>, pause: Duration) -> Result<Socket, ReadyE
             let said: Option<Value> = serde_json::from_slice(body).ok();
             let why = said.as_ref().and_then(|said| said["error"]["message"].as_str());
             let status = answer.status().to_string();
-            Err(ReadyError::Refused(why.map_or(status, ToOwned::to_owned)))
+            Err(LinkError::Refused(why.map_or(status, ToOwned::to_owned)))
         }
-        Ok(Err(error)) => Err(Unavailable(error.to_string()).into()),
-        Err(_) => Err(Unavailable("no answer".to_owned()).into()),
+        Ok(Err(error)) => Err(LinkError::unavailable(&error.to_string())),
+        Err(_) => Err(LinkError::unavailable("no answer")),
     }
 }
 

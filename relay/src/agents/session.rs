@@ -1,6 +1,6 @@
 //! The relay's end of the way through a relay: does what one agent asks.
 //!
-//! The desk holds the agent's leases, so that the connection is the proof of life: dropped with the
+//! The session holds the agent's leases, so that the connection is the proof of life: dropped with the
 //! connection, they run out, unless the agent has come back by then and taken them anew.
 
 use std::collections::HashMap;
@@ -9,7 +9,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use protocol::limits::REASON_BYTES_MAX;
+use journal::{
+    AppendError, Appended, AskError, Asked, CommandOutcome, Holder, Journal, Lease, LeaseError,
+    Name, NewApproval, NewEntry, Receipt, Status, Take, Unavailable,
+};
+use protocol::agent::body;
+use protocol::limits::{APPROVAL_WAIT_MAX, REASON_BYTES_MAX};
 use protocol::{
     AgentCall, AgentFrame, AgentHears, AgentNews, Channel, ErrorCode, check_data, check_event_name,
     check_idempotency_key,
@@ -20,15 +25,9 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::body;
-use crate::{
-    AppendError, AskError, Asked, CommandOutcome, Holder, Journal, Lease, LeaseError, Name,
-    NewEntry, Status, Take, Unavailable,
-};
-
 /// Does what one agent asks. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct AgentSession {
+pub(super) struct AgentSession {
     journal: Journal,
     agent: Arc<str>,
     held: Arc<Mutex<Held>>,
@@ -55,14 +54,14 @@ struct No {
 type Done = Result<Box<RawValue>, No>;
 
 impl AgentSession {
-    /// A desk for the agent of this id.
-    pub fn new(journal: Journal, agent: &str) -> Self {
+    /// A session for the agent of this id.
+    pub(super) fn new(journal: Journal, agent: &str) -> Self {
         Self { journal, agent: agent.into(), held: Arc::default() }
     }
 
     /// Begins what is asked, in the order of asking; the future says what to answer. `follow` and
     /// `unfollow` are the owner's: it knows where commands come from.
-    pub async fn begin(&self, frame: AgentFrame) -> BoxFuture<'static, AgentHears> {
+    pub(super) async fn begin(&self, frame: AgentFrame) -> BoxFuture<'static, AgentHears> {
         let AgentFrame { call, id, channel, event, data } = frame;
         let data = data.as_deref().map_or("null", RawValue::get).to_owned();
         match call {
@@ -75,20 +74,20 @@ impl AgentSession {
                 Err(no) => std::future::ready(answer(id, Err(no))).boxed(),
             },
             _ => {
-                let desk = self.clone();
-                async move { answer(id, desk.perform(call, &channel, &data).await) }.boxed()
+                let session = self.clone();
+                async move { answer(id, session.perform(call, &channel, &data).await) }.boxed()
             }
         }
     }
 
     /// What is cancelled when the lease on `channel`, if it is held, is lost.
-    pub fn lost(&self, channel: &Channel) -> Option<CancellationToken> {
+    pub(super) fn lost(&self, channel: &Channel) -> Option<CancellationToken> {
         self.held().leases.get(channel).map(|lease| lease.lost())
     }
 
     /// The agent has been silent: its leases last so much longer and are not renewed any more, unless it comes
     /// back and takes them anew.
-    pub async fn let_lapse(&self, lasts: Duration) {
+    pub(super) async fn let_lapse(&self, lasts: Duration) {
         let leases: Vec<(Channel, Arc<Lease>)> = self.held().leases.drain().collect();
         let held: Vec<(Channel, Holder, Uuid)> = (leases.iter())
             .map(|(channel, lease)| (channel.clone(), lease.holder().clone(), lease.taking()))
@@ -101,7 +100,7 @@ impl AgentSession {
     }
 
     async fn lease(&self, channel: Channel, data: &str) -> Done {
-        let body::Lease { incarnation, parent } = read::<Option<_>>(data)?.unwrap_or_default();
+        let body::LeaseCall { incarnation, parent } = read::<Option<_>>(data)?.unwrap_or_default();
         let is_own = *channel.id() == *self.agent && channel.kind() == protocol::Kind::Agent;
         let incarnation = if is_own { incarnation } else { Some(self.holder()?.incarnation) };
         let lease = self.journal.lease(&channel, &self.agent, incarnation, parent.as_ref()).await;
@@ -122,7 +121,7 @@ impl AgentSession {
         channel: Channel,
         event: Option<Box<str>>,
         data: String,
-    ) -> Result<crate::Receipt, No> {
+    ) -> Result<Receipt, No> {
         let holder = self.holder()?;
         let event = event.ok_or_else(|| bad("`event` is missing"))?;
         check_event_name(&event).map_err(|error| bad(error.to_string()))?;
@@ -146,7 +145,7 @@ impl AgentSession {
                 Ok(raw(&()))
             }
             AgentCall::Note => {
-                let body::Note { runs, channels } = read(data)?;
+                let body::NoteCall { runs, channels } = read(data)?;
                 let lease = self.lease_of(channel)?;
                 if let Some(runs) = runs {
                     lease.note_runs(runs).await?;
@@ -166,7 +165,7 @@ impl AgentSession {
                 Ok(raw(&()))
             }
             AgentCall::Take => {
-                let body::Take { key, idempotent } = read(data)?;
+                let body::TakeCall { key, idempotent } = read(data)?;
                 let take = self.journal.take(channel, key, &holder, idempotent).await?;
                 if take == Take::Fenced {
                     return Err(LeaseError::Fenced.into());
@@ -174,12 +173,12 @@ impl AgentSession {
                 Ok(raw(&body::Taken { take }))
             }
             AgentCall::Progress => {
-                let body::Progress { key, data } = read(data)?;
+                let body::ProgressCall { key, data } = read(data)?;
                 self.journal.progress(channel, key, &holder, data.get()).await?;
                 Ok(raw(&()))
             }
             AgentCall::Finish => {
-                let body::Finish { key, status, detail } = read(data)?;
+                let body::FinishCall { key, status, detail } = read(data)?;
                 if !matches!(status, Status::Applied | Status::Rejected) {
                     return Err(bad("`status` is `applied` or `rejected`"));
                 }
@@ -189,17 +188,17 @@ impl AgentSession {
                 Ok(raw(&body::Finished { finished }))
             }
             AgentCall::Ask => {
-                let approval = read::<body::Ask>(data)?.approval(channel);
+                let approval = approval(channel, read(data)?);
                 check_idempotency_key(&approval.request_id)
                     .map_err(|error| bad(error.to_string()))?;
                 check_data(&approval.data).map_err(|error| bad(error.to_string()))?;
                 match self.journal.ask(&holder, &approval).await? {
-                    Asked::Pending => Ok(raw(&body::Asked { answer: None })),
-                    Asked::Answered(answer) => Ok(raw(&body::Asked { answer: Some(answer) })),
+                    Asked::Pending => Ok(raw(&body::AskReply { answer: None })),
+                    Asked::Answered(answer) => Ok(raw(&body::AskReply { answer: Some(answer) })),
                 }
             }
             AgentCall::Resolve => {
-                let body::Resolve { request_id, asks, mut answer, digest } = read(data)?;
+                let body::ResolveCall { request_id, asks, mut answer, digest } = read(data)?;
                 if answer.reason.as_ref().is_some_and(|why| why.len() > REASON_BYTES_MAX) {
                     return Err(bad(format!("`reason` has more than {REASON_BYTES_MAX} bytes")));
                 }
@@ -235,14 +234,26 @@ impl AgentSession {
 ///
 /// # Errors
 /// The `error` frame to say.
-pub fn follow_since(frame: &AgentFrame) -> Result<protocol::frame::Since, Box<AgentHears>> {
+pub(super) fn follow_since(frame: &AgentFrame) -> Result<protocol::frame::Since, Box<AgentHears>> {
     let data = frame.data.as_deref().map_or("null", RawValue::get);
     let since = || {
-        let follow: body::Follow = read::<Option<_>>(data)?.unwrap_or_default();
+        let follow: body::FollowCall = read::<Option<_>>(data)?.unwrap_or_default();
         let since = follow.since.as_deref().unwrap_or("start");
         protocol::frame::parse_since(since).map_err(|refusal| bad(refusal.message))
     };
     since().map_err(|no| Box::new(answer(frame.id, Err(no))))
+}
+
+fn approval(channel: &Channel, call: body::AskCall) -> NewApproval {
+    NewApproval {
+        channel: channel.clone(),
+        request_id: call.request_id,
+        asks: call.asks,
+        data: call.question.get().into(),
+        expires_in: Duration::from_millis(call.expires_in_ms).min(APPROVAL_WAIT_MAX),
+        default: call.default,
+        digest: call.digest,
+    }
 }
 
 fn answer(id: u64, done: Done) -> AgentHears {
@@ -261,7 +272,7 @@ fn answer(id: u64, done: Done) -> AgentHears {
     }
 }
 
-fn published(id: u64, done: crate::append::AppendOutcome) -> AgentHears {
+fn published(id: u64, done: Result<Vec<Appended>, AppendError>) -> AgentHears {
     match done {
         Ok(appended) => AgentHears {
             id: Some(id),
@@ -310,8 +321,8 @@ impl From<LeaseError> for No {
     fn from(error: LeaseError) -> Self {
         match error {
             LeaseError::Fenced => Self::fenced(),
-            LeaseError::Refused(why) => bad(why),
             LeaseError::Unavailable(error) => error.into(),
+            error => bad(error.to_string()),
         }
     }
 }
@@ -322,11 +333,11 @@ impl From<AskError> for No {
             AskError::Fenced => Self::fenced(),
             AskError::Unavailable(error) => error.into(),
             AskError::Busy => Self::new(ErrorCode::Busy, error.to_string()),
-            AskError::Refused(why) => bad(why),
             AskError::Elsewhere(channel) => {
                 let message = format!("an approval of this id stands on `{channel}`");
                 Self { code: "elsewhere", message, retryable: false, channel: Some(channel) }
             }
+            error => bad(error.to_string()),
         }
     }
 }

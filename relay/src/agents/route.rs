@@ -15,7 +15,7 @@ use axum::{Extension, RequestExt};
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use journal::{AgentSession, Parent, follow_since};
+use journal::Parent;
 use protocol::limits::EVENT_DATA_BYTES_MAX;
 use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, CloseCode, ErrorCode, Kind};
 use serde_json::value::RawValue;
@@ -23,11 +23,12 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::refuse::Refused;
-use super::traffic::Traffic;
-use super::{AppState, Query, SUBPROTOCOL, authenticate};
+use super::offers::Offer;
+use super::session::{AgentSession, follow_since};
 use crate::auth::Principal;
-use crate::commands::Offer;
+use crate::routes::refuse::Refused;
+use crate::routes::traffic::Traffic;
+use crate::routes::{AppState, Query, SUBPROTOCOL, authenticate};
 
 /// The pace of pings: an agent that has died must not seem alive for long.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -46,7 +47,7 @@ const CHANNELS_MAX: usize = 10_000;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// `GET /ws/agents/{agent_id}`
-pub(super) async fn agent(
+pub(crate) async fn agent(
     State(app): State<Arc<AppState>>,
     Path(id): Path<String>,
     mut request: Request,
@@ -93,13 +94,13 @@ async fn serve(
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
     let offer = app.offers.open(number, says.clone());
     let catch_up = offer.catch_up();
-    let desk = AgentSession::new(app.journal.clone(), &id);
+    let session = AgentSession::new(app.journal.clone(), &id);
     drop(says.try_send(AgentHears::new(AgentNews::Connected)));
     tracing::info!(agent = id, "an agent has connected");
     let (mut sink, mut stream) = socket.split();
     let mut calls = Calls {
         principal: &principal,
-        desk: desk.clone(),
+        session: session.clone(),
         offer,
         says: says.clone(),
         under_way: JoinSet::new(),
@@ -109,7 +110,7 @@ async fn serve(
     let code = tokio::select! {
         code = read(&mut calls, &mut stream) => code,
         () = write(&mut sink, said, catch_up) => None,
-        code = keep(&app, &principal, &traffic, &says, &desk) => Some(code),
+        code = keep(&app, &principal, &traffic, &says, &session) => Some(code),
     };
     tracing::info!(agent = id, "an agent's connection has ended");
     drop(calls);
@@ -120,10 +121,10 @@ async fn serve(
     }
 }
 
-/// What the agent asks, on its way to its desk.
+/// What the agent asks, on its way to its session.
 struct Calls<'a> {
     principal: &'a Principal,
-    desk: AgentSession,
+    session: AgentSession,
     offer: Offer,
     says: mpsc::Sender<AgentHears>,
     under_way: JoinSet<()>,
@@ -181,21 +182,21 @@ impl Calls<'_> {
             }
             // What follows may need it, and what is refused for want of it is heard after it.
             AgentCall::Lease | AgentCall::Release => {
-                let done = self.desk.begin(frame).await.await;
+                let done = self.session.begin(frame).await.await;
                 self.say(done).await;
                 if call == AgentCall::Release {
                     self.leave(&channel);
                 }
             }
             _ => {
-                let done = self.desk.begin(frame).await;
+                let done = self.session.begin(frame).await;
                 let says = self.says.clone();
                 // An agent that is gone needs no answer.
                 self.under_way.spawn(async move { drop(says.send(done.await).await) });
             }
         }
         if call == AgentCall::Lease
-            && let Some(lost) = self.desk.lost(&channel)
+            && let Some(lost) = self.session.lost(&channel)
         {
             let (says, about) = (self.says.clone(), channel.clone());
             let watch = self.watches.spawn(async move {
@@ -303,7 +304,7 @@ async fn keep(
     principal: &Principal,
     traffic: &Traffic,
     says: &mpsc::Sender<AgentHears>,
-    desk: &AgentSession,
+    session: &AgentSession,
 ) -> CloseCode {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let end = principal.remaining().and_then(|remaining| Instant::now().checked_add(remaining));
@@ -316,7 +317,9 @@ async fn keep(
                 }
                 if heard_at.elapsed() > SILENCE_MAX {
                     // As if it had renewed them itself when it was heard last.
-                    desk.let_lapse(app.journal.lease_length().saturating_sub(heard_at.elapsed())).await;
+                    session
+                        .let_lapse(app.journal.lease_length().saturating_sub(heard_at.elapsed()))
+                        .await;
                     return CloseCode::Stalled;
                 }
                 if end.is_some_and(|end| Instant::now() >= end) {

@@ -1,0 +1,131 @@
+//! The bodies of calls and replies: `data` in [`AgentFrame`](crate::AgentFrame) and [`AgentHears`](crate::AgentHears).
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::record::{ApprovalAnswer, Asks, Parent, Status, Take};
+use crate::Channel;
+
+/// Of `lease`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseCall {
+    /// Which life of the agent; absent on the first lease of its own channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<u64>,
+    /// Who spawned it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+}
+
+/// The reply to `lease`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leased {
+    /// Which life of the agent holds the lease.
+    pub incarnation: u64,
+}
+
+/// Of `note`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoteCall {
+    /// The runs that are open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Vec<Box<str>>>,
+    /// The channels that the agent serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Vec<Channel>>,
+}
+
+/// Of `follow`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowCall {
+    /// A position, or `start`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+}
+
+/// Of `take`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeCall {
+    /// The command's key.
+    pub key: Uuid,
+    /// Where this agent dies, another may do it again.
+    #[serde(default)]
+    pub idempotent: bool,
+}
+
+/// The reply to `take`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Whether the command is the agent's.
+    pub take: Take,
+}
+
+/// Of `progress`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProgressCall {
+    /// The request's key.
+    pub key: Uuid,
+    /// How far it has come.
+    pub data: Box<RawValue>,
+}
+
+/// Of `finish`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FinishCall {
+    /// The command's key.
+    pub key: Uuid,
+    /// `applied` or `rejected`.
+    pub status: Status,
+    /// A reason, or a request's reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Box<RawValue>>,
+}
+
+/// The reply to `finish`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// False where the command is not this agent's to finish (any more).
+    pub finished: bool,
+}
+
+/// Of `ask`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AskCall {
+    /// The question's id.
+    pub request_id: Box<str>,
+    /// What is asked for.
+    pub asks: Asks,
+    /// The event that shows the question.
+    pub question: Box<RawValue>,
+    /// How long people have.
+    pub expires_in_ms: u64,
+    /// What holds when nobody answers: allowed, or go on.
+    #[serde(default)]
+    pub default: bool,
+    /// The digest of what is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Box<str>>,
+}
+
+/// The reply to `ask`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskReply {
+    /// The answer, where it was answered before.
+    #[serde(default)]
+    pub answer: Option<ApprovalAnswer>,
+}
+
+/// Of `resolve`; the reply is [`Resolved`](super::Resolved).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveCall {
+    /// The question's id.
+    pub request_id: Box<str>,
+    /// What is asked for.
+    pub asks: Asks,
+    /// The answer.
+    pub answer: ApprovalAnswer,
+    /// The digest of what was shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Box<str>>,
+}

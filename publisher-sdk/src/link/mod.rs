@@ -1,0 +1,246 @@
+//! How agents reach the record: by the journal itself, or through a relay that speaks to it.
+//!
+//! [`Agent`](crate::Agent) → **link** → [`journal`], or [`relay`] → a relay's `/ws/agents/{agent_id}`
+//!
+//! [`Link`] is what a process opens; [`RecordLink`] is one agent's share of it, with the verbs that an agent
+//! needs.
+
+mod error;
+mod follow;
+mod lease;
+mod relay;
+mod relay_client;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use journal::{
+    AppendError, Appended, ApprovalAnswer, Asked, CommandOutcome, Holder, Journal, Name,
+    NewApproval, NewEntry, Parent, Resolved, Take,
+};
+use protocol::{AgentCall, Asks, Channel};
+use uuid::Uuid;
+
+pub(crate) use error::LinkError;
+pub(crate) use follow::{LinkFollower, LinkUpdates};
+pub(crate) use lease::LeaseHandle;
+use lease::RelayLease;
+use relay::RelayLink;
+
+use crate::ConnectError;
+use crate::options::without_secrets;
+
+/// Where agents come in: a process of many agents opens one, and [attaches](crate::AgentOptions::attach) each.
+///
+/// Agents on a Redis, or on a [`Journal`], share its connections, and all their leases are renewed in one
+/// pipeline. Agents behind a relay have one WebSocket each.
+#[derive(Clone, Debug)]
+pub struct Link(Target);
+
+#[derive(Clone, Debug)]
+enum Target {
+    Journal(Journal),
+    /// A relay's URL.
+    Relay(String),
+}
+
+impl Link {
+    /// The Redis (`redis://…`, `rediss://…`) or the relay (`http://…`, `https://…`) at `url`. Does not wait for
+    /// it. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ConnectError`] where `url` cannot be used.
+    pub fn open(url: &str) -> Result<Self, ConnectError> {
+        match url.split_once("://").map(|(scheme, _)| scheme) {
+            Some("redis" | "rediss") => Ok(Journal::open(url)?.into()),
+            Some("http" | "https") => Ok(Self(Target::Relay(url.to_owned()))),
+            _ => Err(ConnectError::Scheme(without_secrets(url))),
+        }
+    }
+
+    /// The same with leases of this length; behind a relay they are the relay's.
+    #[must_use]
+    pub(crate) fn with_lease(self, lease: Duration) -> Self {
+        match self.0 {
+            Target::Journal(journal) => journal.with_lease(lease).into(),
+            Target::Relay(_) => self,
+        }
+    }
+
+    /// The share of the agent of this id.
+    pub(crate) fn of_agent(
+        &self,
+        agent: &str,
+        token: Option<&str>,
+    ) -> Result<RecordLink, ConnectError> {
+        Ok(match &self.0 {
+            Target::Journal(journal) => RecordLink::Journal(journal.clone()),
+            Target::Relay(url) => RecordLink::Relay(Arc::new(RelayLink::open(url, agent, token)?)),
+        })
+    }
+}
+
+impl From<Journal> for Link {
+    fn from(journal: Journal) -> Self {
+        Self(Target::Journal(journal))
+    }
+}
+
+/// One agent's link to the record.
+#[derive(Clone, Debug)]
+pub(crate) enum RecordLink {
+    Journal(Journal),
+    Relay(Arc<RelayLink>),
+}
+
+/// Resolves when the entries are in the journal. May be dropped: the append goes on.
+pub(crate) type AppendReceipt = BoxFuture<'static, Result<Vec<Appended>, AppendError>>;
+
+impl RecordLink {
+    /// One round trip: is the record within reach?
+    pub(crate) async fn ready(&self) -> Result<(), LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.ready().await?),
+            Self::Relay(relay) => relay.ready().await,
+        }
+    }
+
+    /// The same link, which appends as the incarnation `holder`.
+    pub(crate) fn as_producer(&self, holder: &Holder) -> Self {
+        match self {
+            Self::Journal(journal) => Self::Journal(journal.as_producer(holder)),
+            Self::Relay(_) => self.clone(),
+        }
+    }
+
+    /// Takes the entries' place in the order at once, waiting only for room.
+    pub(crate) async fn enqueue(
+        &self,
+        channel: &Channel,
+        entries: Vec<NewEntry>,
+    ) -> Result<AppendReceipt, AppendError> {
+        match self {
+            Self::Journal(journal) => {
+                Ok(journal.enqueue(&Name::events(channel.clone()), entries).await?.boxed())
+            }
+            Self::Relay(relay) => relay.enqueue(channel, entries).await,
+        }
+    }
+
+    /// Takes the lease of the agent on `channel`; without `incarnation` the agent begins a new life.
+    pub(crate) async fn lease(
+        &self,
+        channel: &Channel,
+        agent: &str,
+        incarnation: Option<u64>,
+        parent: Option<&Parent>,
+    ) -> Result<LeaseHandle, LinkError> {
+        match self {
+            Self::Journal(journal) => {
+                let lease = journal.lease(channel, agent, incarnation, parent).await?;
+                Ok(LeaseHandle::Journal(lease))
+            }
+            Self::Relay(relay) => {
+                let (incarnation, lost) = relay.lease(channel, incarnation, parent).await?;
+                let holder = Holder { agent: agent.into(), incarnation };
+                let (link, channel) = (Arc::clone(relay), channel.clone());
+                Ok(LeaseHandle::Relay(RelayLease { link, channel, holder, lost }))
+            }
+        }
+    }
+
+    /// Follows commands.
+    pub(crate) fn follow(&self) -> (LinkFollower, LinkUpdates) {
+        match self {
+            Self::Journal(journal) => {
+                let (follower, updates) = journal.follow();
+                (LinkFollower::Journal(follower), LinkUpdates::Journal(updates))
+            }
+            Self::Relay(relay) => relay.follow(),
+        }
+    }
+
+    /// Declares `child` as spawned by `parent`.
+    pub(crate) async fn adopt(&self, parent: &Parent, child: &Holder) -> Result<(), LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.adopt(parent, child).await?),
+            Self::Relay(relay) => relay.family(AgentCall::Adopt, &child.agent, parent).await,
+        }
+    }
+
+    /// No longer a child.
+    pub(crate) async fn disown(&self, parent: &Parent, child: &Holder) -> Result<(), LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.disown(parent, child).await?),
+            Self::Relay(relay) => relay.family(AgentCall::Disown, &child.agent, parent).await,
+        }
+    }
+
+    /// Takes a command, before it is begun.
+    pub(crate) async fn take(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        holder: &Holder,
+        idempotent: bool,
+    ) -> Result<Take, LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.take(channel, key, holder, idempotent).await?),
+            Self::Relay(relay) => relay.take(channel, key, idempotent).await,
+        }
+    }
+
+    /// Says how far a request has come.
+    pub(crate) async fn progress(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        holder: &Holder,
+        data: &str,
+    ) -> Result<(), LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.progress(channel, key, holder, data).await?),
+            Self::Relay(relay) => relay.progress(channel, key, data).await,
+        }
+    }
+
+    /// Says what became of a command. False where it is not this agent's to say (any more).
+    pub(crate) async fn finish(
+        &self,
+        channel: &Channel,
+        key: Uuid,
+        holder: &Holder,
+        outcome: &CommandOutcome,
+    ) -> Result<bool, LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.finish(channel, key, holder, outcome).await?),
+            Self::Relay(relay) => relay.finish(channel, key, outcome).await,
+        }
+    }
+
+    /// Asks a question.
+    pub(crate) async fn ask(&self, holder: &Holder, new: &NewApproval) -> Result<Asked, LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.ask(holder, new).await?),
+            Self::Relay(relay) => relay.ask(new).await,
+        }
+    }
+
+    /// Answers a question.
+    pub(crate) async fn resolve(
+        &self,
+        channel: &Channel,
+        request_id: &str,
+        asks: Asks,
+        answer: &ApprovalAnswer,
+    ) -> Result<Resolved, LinkError> {
+        match self {
+            Self::Journal(journal) => {
+                Ok(journal.resolve(channel, request_id, asks, answer, None).await?)
+            }
+            Self::Relay(relay) => relay.resolve(channel, request_id, asks, answer).await,
+        }
+    }
+}
