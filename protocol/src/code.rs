@@ -47,6 +47,12 @@ error_codes! {
     Expired = "expired", 409, false, "Nobody answered in time: `decision` is what held by default, `at` since when.";
     /// What was shown is not what is asked.
     DigestMismatch = "digest_mismatch", 409, false, "Show what is asked now, and let it be answered again.";
+    /// The id is in use for something else.
+    Conflict = "conflict", 409, false, "Give an id of its own to what is not a repetition.";
+    /// A newer incarnation of the agent has taken over, or it was declared lost.
+    Fenced = "fenced", 409, false, "Begin anew, as a new incarnation.";
+    /// A question of this id stands on another channel.
+    Elsewhere = "elsewhere", 409, false, "Ask under an id of its own.";
     /// More bytes than the limit.
     TooLarge = "too_large", 413, false, "Send less; store large content elsewhere and send a link.";
     /// More of something than the limit.

@@ -1,7 +1,7 @@
 //! The words of Agent Relay, and nothing that does I/O.
 //!
 //! Everything that two sides must agree on lives here: addresses ([`Channel`]), positions
-//! ([`Offset`]), what a journal holds ([`Entry`]), what crosses a browser's socket ([`frame`]), what
+//! ([`Offset`]), what a journal holds ([`Entry`]), what crosses a browser's socket ([`frame`]) and an agent's ([`agent`]), what
 //! a token allows ([`Grant`]), what can go wrong ([`ErrorCode`], [`CloseCode`]) and every bound
 //! ([`limits`]). `PROTOCOL.md` beside this crate describes the same for other languages, and
 //! `vectors/` holds golden examples that this crate's tests run.
@@ -19,8 +19,10 @@ mod merge;
 mod name;
 mod offset;
 
-pub use agent::{AgentCall, AgentFrame, AgentHears, AgentNews};
-pub use agent::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
+pub use agent::{
+    AgentCall, AgentError, AgentMessage, ApprovalAnswer, Asks, CallBody, CallError, Parent,
+    Resolved, Status, Take,
+};
 pub use channel::{Channel, ChannelError, Kind, partition};
 pub use code::{CloseCode, ErrorCode};
 pub use encode::{Format, encode, iso_8601};

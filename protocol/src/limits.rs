@@ -44,6 +44,14 @@ pub const COMMANDS_PER_SECOND: usize = 100;
 pub const COMMANDS_BURST: usize = 200;
 /// Agents that one Cancel reaches, the agent's own children and theirs.
 pub const CANCELLED_MAX: usize = 256;
+/// One frame from an agent behind a relay, in bytes: an event and what stands around it.
+pub const AGENT_FRAME_BYTES_MAX: usize = 68 * 1024;
+/// Calls of one agent behind a relay that are under way; then its connection is read no further.
+pub const AGENT_CALLS_MAX: usize = 1_024;
+/// The same, in bytes of their frames.
+pub const AGENT_CALLS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Channels that one agent serves at a time.
+pub const AGENT_CHANNELS_MAX: usize = 10_000;
 /// Patterns in one list of a grant.
 pub const GRANT_PATTERNS_MAX: usize = 256;
 /// A token, in bytes. Larger ones are refused before they are looked at.

@@ -5,7 +5,10 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use protocol::frame::{self, ClientFrame};
-use protocol::{Channel, CloseCode, ErrorCode, Kind, NameError, check_event_name, limits};
+use protocol::{
+    AgentCall, AgentMessage, Channel, CloseCode, ErrorCode, Kind, NameError, check_event_name,
+    limits,
+};
 use serde_json::Value;
 
 const DOC: &str = include_str!("../PROTOCOL.md");
@@ -43,7 +46,8 @@ fn the_table_of_limits_is_the_limits() {
         CHANNEL_ID_BYTES_MAX NAME_BYTES_MAX IDEMPOTENCY_KEY_BYTES_MAX EVENT_DATA_BYTES_MAX EVENT_DATA_DEPTH_MAX
         FRAME_UP_BYTES_MAX MERGED_BYTES_MAX PUBLISH_BODY_BYTES_MAX PUBLISH_EVENTS_MAX SUBSCRIPTIONS_MAX
         READ_EVENTS_MAX READ_EVENTS_DEFAULT CORRELATION_ID_BYTES_MAX APPROVAL_ID_BYTES_MAX APPROVALS_MAX REASON_BYTES_MAX
-        REQUESTS_MAX COMMANDS_PER_SECOND COMMANDS_BURST CANCELLED_MAX GRANT_PATTERNS_MAX TOKEN_BYTES_MAX
+        REQUESTS_MAX COMMANDS_PER_SECOND COMMANDS_BURST CANCELLED_MAX AGENT_FRAME_BYTES_MAX AGENT_CALLS_MAX
+        AGENT_CALLS_BYTES_MAX AGENT_CHANNELS_MAX GRANT_PATTERNS_MAX TOKEN_BYTES_MAX
         IDEMPOTENCY_KEY_LIFETIME PING_INTERVAL STALL_TIMEOUT TOKEN_EXPIRING_NOTICE COMMAND_WAIT_DEFAULT
         COMMAND_WAIT_MAX APPROVAL_WAIT_MAX CANCEL_WAIT OUTCOME_LIFETIME REQUEST_TIMEOUT_DEFAULT
         REQUEST_TIMEOUT_MAX
@@ -115,6 +119,26 @@ fn every_frame_up_that_is_shown_is_taken() {
         0,
         "an example of a frame that is not described"
     );
+}
+
+/// The conversation of an agent: each frame is one that the parsers take, written as they write it.
+#[test]
+fn an_agents_conversation_is_one_that_both_ends_understand() {
+    let mut calls = BTreeSet::new();
+    for example in examples("Agents without Redis") {
+        let text = example.to_string();
+        let again = match AgentCall::parse(&text) {
+            Ok(call) => {
+                assert!(calls.insert(call.id), "the id of {example} is used twice");
+                call.to_text()
+            }
+            // It is refused, as the conversation shows.
+            Err(error) if error.code == ErrorCode::ReservedName => continue,
+            Err(_) => AgentMessage::parse(&text).unwrap().expect("a known message").to_text(),
+        };
+        assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), example);
+    }
+    assert!(calls.len() > 10);
 }
 
 #[test]

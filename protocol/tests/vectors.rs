@@ -24,8 +24,14 @@ fn every_vector_file_is_run() {
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
-    let run = ["channels", "data", "flat", "frames", "grants", "merging", "names", "offsets"];
+    let run =
+        ["agents", "channels", "data", "flat", "frames", "grants", "merging", "names", "offsets"];
     assert_eq!(files, run.iter().map(|name| format!("{name}.json")).collect());
+}
+
+#[test]
+fn agents() {
+    vector::agents::run();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use journal::{Parent, Unavailable};
+use journal::Parent;
 use protocol::{Channel, Kind};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -93,7 +93,7 @@ impl Agent {
     }
 
     /// Returns when the agent is known to be alive, and listens.
-    pub(crate) async fn start(start: Start) -> Result<Self, Option<Unavailable>> {
+    pub(crate) async fn start(start: Start) -> Result<Self, Option<LinkError>> {
         let Start { channel, link, window, buffer_bytes, parent, deadline } = start;
         let lease = first_lease(&link, &channel, parent.as_ref(), deadline).await?;
         let fenced = CancellationToken::new();
@@ -120,7 +120,8 @@ impl Agent {
         let outlet = Outlet::Queue(Arc::clone(&inner.inbox.queue));
         let own =
             inner.inbox.join(&channel, outlet, deadline).await.map_err(|error| match error {
-                JoinError::Late(source) => source,
+                JoinError::Late(source) => source.map(LinkError::Unavailable),
+                JoinError::Refused(why) => Some(LinkError::Refused(why)),
                 _ => None,
             })?;
         inner.own.get_or_init(|| own);
@@ -390,27 +391,31 @@ async fn first_lease(
     channel: &Channel,
     parent: Option<&Parent>,
     deadline: Instant,
-) -> Result<LeaseHandle, Option<Unavailable>> {
+) -> Result<LeaseHandle, Option<LinkError>> {
     let mut last = None;
     let leasing = async {
         loop {
             let leased = async {
                 let lease = link.lease(channel, channel.id(), None, parent).await?;
-                if let Some(parent) = parent {
-                    link.adopt(parent, lease.holder()).await?;
+                if let Some(parent) = parent
+                    && let Err(error) = link.adopt(parent, lease.holder()).await
+                {
+                    drop(lease.release().await);
+                    return Err(error);
                 }
                 Ok(lease)
             };
             match leased.await {
-                Ok(lease) => return lease,
-                Err(LinkError::Unavailable(unavailable)) => last = Some(unavailable),
+                Ok(lease) => return Ok(lease),
+                Err(refused @ LinkError::Refused(_)) => return Err(Some(refused)),
                 // A newer one has come in between: this one is newer still.
-                Err(_) => {}
+                Err(LinkError::Fenced) => {}
+                Err(error) => last = Some(error),
             }
             sleep(RETRY_PAUSE).await;
         }
     };
-    timeout_at(deadline, leasing).await.map_err(|_| last)
+    timeout_at(deadline, leasing).await.unwrap_or(Err(last))
 }
 
 /// When the agent is no longer who it was: nothing of it goes on.

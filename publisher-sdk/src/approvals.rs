@@ -297,7 +297,13 @@ impl Publisher {
             () = agent.inbox.stopped.cancelled() => Err(AskError::Closed),
             () = run.cancelled() => {
                 let no = ApprovalAnswer { allowed: false, ..nobodys(&approval, "the run was cancelled") };
-                agent.resolve(&approval, ApprovalAnswer { timed_out: false, ..no }).await;
+                let (agent, fenced) = (Arc::downgrade(agent), fenced.clone());
+                self.agent().inbox.in_background(async move {
+                    let Some(agent) = agent.upgrade() else { return };
+                    let resolving = agent.resolve(&approval, ApprovalAnswer { timed_out: false, ..no });
+                    let resolving = timeout(approval.expires_in, resolving);
+                    drop(fenced.run_until_cancelled(resolving).await);
+                });
                 Err(AskError::Cancelled)
             }
             answer = answered => answer,
@@ -332,7 +338,7 @@ impl Inner {
                 }
                 Err(LinkError::Busy) => return Err(AskError::Busy),
                 Err(LinkError::Refused(why)) => return Err(AskError::Refused(why)),
-                Err(_) => {
+                Err(LinkError::Unavailable(_)) => {
                     sleep(RETRY_PAUSE).await;
                     continue;
                 }
@@ -356,8 +362,9 @@ impl Inner {
         loop {
             match self.inbox.link.resolve(channel, request_id, *asks, &answer).await {
                 Ok(journal::Resolved::Already(first)) => return first,
-                Ok(_) => return answer,
-                Err(_) => sleep(RETRY_PAUSE).await,
+                Err(LinkError::Unavailable(_)) => sleep(RETRY_PAUSE).await,
+                // Refused or fenced, this agent cannot resolve it any more: its deadline does.
+                Ok(_) | Err(_) => return answer,
             }
         }
     }

@@ -176,6 +176,9 @@ pub enum PublishError {
     /// The agent has been closed, or its runtime is shutting down.
     #[error("the agent has been closed")]
     Closed,
+    /// The relay through which the agent comes in refuses it.
+    #[error("the relay refuses: {0}")]
+    Refused(String),
     /// The journal did not take it.
     #[error(transparent)]
     Journal(AppendError),

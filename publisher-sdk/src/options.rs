@@ -124,11 +124,7 @@ impl AgentOptions {
         let link = link.of_agent(agent.id(), self.token.as_deref())?;
         match answered(&link, deadline).await {
             Ok(()) => self.start(agent, link, deadline, at).await,
-            Err(Some(LinkError::Refused(why))) => Err(ConnectError::Refused { at, why }),
-            Err(Some(LinkError::Unavailable(source))) => {
-                Err(ConnectError::Unreachable { at, source: Some(source) })
-            }
-            Err(_) => Err(ConnectError::Unreachable { at, source: None }),
+            Err(error) => Err(no_agent(at, error)),
         }
     }
 
@@ -147,7 +143,7 @@ impl AgentOptions {
             parent: self.parent,
             deadline,
         };
-        Agent::start(start).boxed().await.map_err(|source| ConnectError::Unreachable { at, source })
+        Agent::start(start).boxed().await.map_err(|error| no_agent(at, error))
     }
 
     /// Everything that can be found wrong without Redis; the agent's channel.
@@ -168,6 +164,16 @@ impl AgentOptions {
             Some(id) => Channel::agent(id)?,
             None => Channel::agent(&Uuid::new_v4().to_string())?,
         })
+    }
+}
+
+fn no_agent(at: String, error: Option<LinkError>) -> ConnectError {
+    match error {
+        Some(LinkError::Refused(why)) => ConnectError::Refused { at, why },
+        Some(LinkError::Unavailable(source)) => {
+            ConnectError::Unreachable { at, source: Some(source) }
+        }
+        _ => ConnectError::Unreachable { at, source: None },
     }
 }
 

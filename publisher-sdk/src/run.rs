@@ -126,6 +126,7 @@ impl Run {
         let announced = async {
             self.agent.note_runs(&self.current.channel).await.map_err(|error| match error {
                 LinkError::Fenced => PublishError::Fenced,
+                LinkError::Refused(why) => PublishError::Refused(why),
                 _ => PublishError::Closed,
             })?;
             self.agent.lifecycle.say(LifecyclePhase::Spawned, fields).await

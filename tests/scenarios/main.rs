@@ -10,6 +10,7 @@
 )]
 
 mod agents;
+mod agents_links;
 mod approvals;
 mod asking;
 mod commands;

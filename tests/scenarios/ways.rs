@@ -340,7 +340,7 @@ async fn an_agent_that_falls_silent_behind_a_relay_is_lost_within_its_lease() {
     let mut agent = cluster.browser().path("/ws/agents/raw").connect().await;
     agent.send(json!({"type": "lease", "id": 1, "channel": "agent:raw"})).await;
     agent.wait_for("the lease", |frame| frame["id"] == 1).await;
-    let runs = json!({"type": "note", "id": 2, "channel": "agent:raw", "data": {"runs": ["r1"]}});
+    let runs = json!({"type": "note", "id": 2, "channel": "agent:raw", "data": {"runs": {"added": ["r1"]}}});
     agent.send(runs).await;
     agent.wait_for("the note", |frame| frame["id"] == 2).await;
 

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use protocol::agent::body::NoteCall;
 use protocol::{Channel, Kind, Parent};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -143,6 +144,18 @@ impl Lease {
     /// [`LeaseError`].
     pub async fn note_channels(&self, channels: Vec<Channel>) -> Result<(), LeaseError> {
         self.note(|state| state.channels.clone_from(&channels)).await
+    }
+
+    /// Keeps in the record what has changed in both lists.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub async fn note_change(&self, change: &NoteCall) -> Result<(), LeaseError> {
+        self.note(|state| {
+            change.runs.apply(&mut state.runs);
+            change.channels.apply(&mut state.channels);
+        })
+        .await
     }
 
     async fn note(&self, edit: impl Fn(&mut State)) -> Result<(), LeaseError> {

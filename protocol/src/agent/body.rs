@@ -1,4 +1,4 @@
-//! The bodies of calls and replies: `data` in [`AgentFrame`](crate::AgentFrame) and [`AgentHears`](crate::AgentHears).
+//! The bodies of calls and replies: `data` in [`AgentCall`](super::AgentCall) and in an `ack`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::record::{ApprovalAnswer, Asks, Parent, Status, Take};
 use crate::Channel;
+use crate::frame::Since;
 
 /// Of `lease`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,15 +26,47 @@ pub struct Leased {
     pub incarnation: u64,
 }
 
-/// Of `note`.
+/// Of `note`: what has changed since the note before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoteCall {
     /// The runs that are open.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub runs: Option<Vec<Box<str>>>,
+    #[serde(default, skip_serializing_if = "ListChange::is_empty")]
+    pub runs: ListChange<Box<str>>,
     /// The channels that the agent serves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub channels: Option<Vec<Channel>>,
+    #[serde(default, skip_serializing_if = "ListChange::is_empty")]
+    pub channels: ListChange<Channel>,
+}
+
+/// What was added to a list, and what was removed from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListChange<T> {
+    /// What is there now. It may have been before.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<T>,
+    /// What is there no longer.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<T>,
+}
+
+impl<T> Default for ListChange<T> {
+    fn default() -> Self {
+        Self { added: Vec::new(), removed: Vec::new() }
+    }
+}
+
+impl<T> ListChange<T> {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty()
+    }
+}
+
+impl<T: PartialEq + Clone> ListChange<T> {
+    /// Makes the change.
+    pub fn apply(&self, list: &mut Vec<T>) {
+        list.retain(|item| !self.removed.contains(item) && !self.added.contains(item));
+        list.extend(self.added.iter().cloned());
+    }
 }
 
 /// Of `follow`.
@@ -42,6 +75,16 @@ pub struct FollowCall {
     /// A position, or `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
+}
+
+impl FollowCall {
+    pub(super) fn of(since: &Since) -> Self {
+        let since = match since {
+            Since::Start => "start".to_owned(),
+            Since::Offset(offset) => offset.to_string(),
+        };
+        Self { since: Some(since) }
+    }
 }
 
 /// Of `take`.
@@ -128,4 +171,22 @@ pub struct ResolveCall {
     /// The digest of what was shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Box<str>>,
+}
+
+/// Of `end_run`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndRunCall {
+    /// Which run.
+    pub run_id: Box<str>,
+    /// The event that says how it ended.
+    pub event: Box<str>,
+    /// The event's data.
+    pub data: Box<RawValue>,
+}
+
+/// Of `withdraw`; the reply is `{"withdrawn": true}` where the call was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithdrawCall {
+    /// The id of the call that is given up.
+    pub call: u64,
 }

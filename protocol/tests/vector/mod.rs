@@ -1,5 +1,6 @@
 //! How a vector file is read: strictly, and with the few abbreviations that keep it readable.
 
+pub(crate) mod agents;
 pub(crate) mod up;
 
 use std::path::Path;

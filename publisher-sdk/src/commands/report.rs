@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::inbox::Membership;
 use super::progress::Progress;
 use crate::leases::RETRY_PAUSE;
+use crate::link::LinkError;
 use crate::reason::within_bounds;
 
 /// Why a request is not answered with a result.
@@ -132,7 +133,11 @@ impl Report {
                         tracing::debug!(%channel, %key, "a report came too late");
                         break;
                     }
-                    Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+                    Err(LinkError::Unavailable(_)) => tokio::time::sleep(RETRY_PAUSE).await,
+                    Err(error) => {
+                        tracing::warn!(%channel, %key, %error, "a report is refused");
+                        break;
+                    }
                 }
             }
             membership.forget(key);

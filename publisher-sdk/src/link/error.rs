@@ -1,7 +1,7 @@
 //! Why a call on a link failed, whichever link it is.
 
 use journal::{AppendError, AskError, LeaseError, Unavailable};
-use protocol::{AgentHears, Channel};
+use protocol::{AgentError, Channel};
 use thiserror::Error;
 
 use crate::error::FENCED;
@@ -31,13 +31,13 @@ impl LinkError {
         Self::Unavailable(Unavailable(why.to_owned()))
     }
 
-    pub(super) fn of(hears: &AgentHears) -> Self {
-        let message = hears.message.clone().unwrap_or_default();
-        match (hears.code.as_deref(), &hears.channel) {
-            (Some("fenced"), _) => Self::Fenced,
-            (Some("elsewhere"), Some(channel)) => Self::Elsewhere(channel.clone()),
-            (Some("busy"), _) => Self::Busy,
-            _ if hears.retryable == Some(true) => Self::Unavailable(Unavailable(message)),
+    pub(super) fn of(error: &AgentError) -> Self {
+        let message = error.message.clone();
+        match (&*error.code, &error.channel) {
+            ("fenced", _) => Self::Fenced,
+            ("elsewhere", Some(channel)) => Self::Elsewhere(channel.clone()),
+            ("busy", _) => Self::Busy,
+            _ if error.retryable => Self::Unavailable(Unavailable(message)),
             _ => Self::Refused(message),
         }
     }

@@ -1,14 +1,18 @@
 //! A lease that is held over a link, until it is released, lost or dropped.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use journal::{Holder, Lease, Unavailable};
 use protocol::Channel;
-use protocol::agent::body::NoteCall;
+use protocol::agent::body::{ListChange, NoteCall};
 use tokio_util::sync::CancellationToken;
 
 use super::LinkError;
 use super::relay::RelayLink;
+
+/// How many runs or channels one frame names: well within a frame, with names of hundreds of bytes.
+const NOTED_AT_ONCE: usize = 128;
 
 /// A lease that is held.
 #[derive(Debug)]
@@ -24,6 +28,9 @@ pub(crate) struct RelayLease {
     pub(super) channel: Channel,
     pub(super) holder: Holder,
     pub(super) lost: CancellationToken,
+    /// What was noted.
+    pub(super) runs: Mutex<BTreeSet<Box<str>>>,
+    pub(super) channels: Mutex<BTreeSet<Channel>>,
 }
 
 impl LeaseHandle {
@@ -55,7 +62,10 @@ impl LeaseHandle {
     pub(crate) async fn note_runs(&self, runs: Vec<Box<str>>) -> Result<(), LinkError> {
         match self {
             Self::Journal(lease) => Ok(lease.note_runs(runs).await?),
-            Self::Relay(lease) => lease.note(NoteCall { runs: Some(runs), channels: None }).await,
+            Self::Relay(lease) => {
+                let note = |runs| NoteCall { runs, channels: ListChange::default() };
+                lease.note(&lease.runs, runs, note).await
+            }
         }
     }
 
@@ -64,7 +74,8 @@ impl LeaseHandle {
         match self {
             Self::Journal(lease) => Ok(lease.note_channels(channels).await?),
             Self::Relay(lease) => {
-                lease.note(NoteCall { runs: None, channels: Some(channels) }).await
+                let note = |channels| NoteCall { channels, runs: ListChange::default() };
+                lease.note(&lease.channels, channels, note).await
             }
         }
     }
@@ -79,8 +90,29 @@ impl LeaseHandle {
 }
 
 impl RelayLease {
-    async fn note(&self, note: NoteCall) -> Result<(), LinkError> {
-        self.link.note(&self.channel, &note).await
+    /// Says what has changed in a list since it was noted last, in pieces: no frame grows with the list.
+    async fn note<T: Ord + Clone>(
+        &self,
+        noted: &Mutex<BTreeSet<T>>,
+        now: Vec<T>,
+        note: impl Fn(ListChange<T>) -> NoteCall,
+    ) -> Result<(), LinkError> {
+        let now: BTreeSet<T> = now.into_iter().collect();
+        let (added, removed): (Vec<T>, Vec<T>) = {
+            let noted = noted.lock().expect("no code panics with this lock held");
+            (now.difference(&noted).cloned().collect(), noted.difference(&now).cloned().collect())
+        };
+        let added = added.chunks(NOTED_AT_ONCE);
+        let added = added.map(|added| ListChange { added: added.to_vec(), removed: Vec::new() });
+        let removed = removed.chunks(NOTED_AT_ONCE);
+        let removed = removed.map(|gone| ListChange { added: Vec::new(), removed: gone.to_vec() });
+        for change in removed.chain(added) {
+            self.link.note(&self.channel, note(change.clone())).await?;
+            let mut noted = noted.lock().expect("no code panics with this lock held");
+            noted.retain(|item| !change.removed.contains(item));
+            noted.extend(change.added);
+        }
+        Ok(())
     }
 
     async fn release(&self) -> Result<(), Unavailable> {

@@ -9,9 +9,10 @@ mod error;
 mod follow;
 mod lease;
 mod relay;
+mod relay_calls;
 mod relay_client;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,7 +21,7 @@ use journal::{
     AppendError, Appended, ApprovalAnswer, Asked, CommandOutcome, Holder, Journal, Name,
     NewApproval, NewEntry, Parent, Resolved, Take,
 };
-use protocol::{AgentCall, Asks, Channel};
+use protocol::{Asks, CallBody, Channel};
 use uuid::Uuid;
 
 pub(crate) use error::LinkError;
@@ -146,7 +147,14 @@ impl RecordLink {
                 let (incarnation, lost) = relay.lease(channel, incarnation, parent).await?;
                 let holder = Holder { agent: agent.into(), incarnation };
                 let (link, channel) = (Arc::clone(relay), channel.clone());
-                Ok(LeaseHandle::Relay(RelayLease { link, channel, holder, lost }))
+                Ok(LeaseHandle::Relay(RelayLease {
+                    link,
+                    channel,
+                    holder,
+                    lost,
+                    runs: Mutex::default(),
+                    channels: Mutex::default(),
+                }))
             }
         }
     }
@@ -166,7 +174,7 @@ impl RecordLink {
     pub(crate) async fn adopt(&self, parent: &Parent, child: &Holder) -> Result<(), LinkError> {
         match self {
             Self::Journal(journal) => Ok(journal.adopt(parent, child).await?),
-            Self::Relay(relay) => relay.family(AgentCall::Adopt, &child.agent, parent).await,
+            Self::Relay(relay) => relay.family(&child.agent, CallBody::Adopt(parent.clone())).await,
         }
     }
 
@@ -174,7 +182,9 @@ impl RecordLink {
     pub(crate) async fn disown(&self, parent: &Parent, child: &Holder) -> Result<(), LinkError> {
         match self {
             Self::Journal(journal) => Ok(journal.disown(parent, child).await?),
-            Self::Relay(relay) => relay.family(AgentCall::Disown, &child.agent, parent).await,
+            Self::Relay(relay) => {
+                relay.family(&child.agent, CallBody::Disown(parent.clone())).await
+            }
         }
     }
 

@@ -11,10 +11,16 @@ use journal::{
     AppendError, Appended, ApprovalAnswer, Asked, CommandOutcome, NewApproval, NewEntry, Parent,
     Resolved, Take, Unavailable,
 };
-use protocol::agent::body;
-use protocol::{AgentCall, Asks, Channel, check_data};
+use protocol::agent::body::{
+    AskCall, AskReply, FinishCall, Finished, LeaseCall, Leased, NoteCall, ProgressCall,
+    ResolveCall, TakeCall, Taken,
+};
+use protocol::limits::{AGENT_CALLS_BYTES_MAX, AGENT_FRAME_BYTES_MAX};
+use protocol::{AgentCall, AgentMessage, Asks, CallBody, Channel, check_data};
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -27,14 +33,17 @@ use crate::ConnectError;
 const BUFFER_BYTES: usize = 16 * 1024 * 1024;
 /// Calls that may wait for the connection to take them.
 const JOBS: usize = 4096;
-/// How long a call waits for its answer; publishing waits as long as it takes.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for all other calls: what may be under way, and as much again.
+const CALL_BYTES: usize = 2 * AGENT_CALLS_BYTES_MAX;
+/// How long a call waits for its reply; publishing waits as long as it takes.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One agent's way through a relay.
 #[derive(Debug)]
 pub(crate) struct RelayLink {
     jobs: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
+    call_room: Arc<Semaphore>,
     leases: Leases,
     requests: Arc<FollowRequests>,
     /// Until the agent follows.
@@ -49,7 +58,8 @@ impl RelayLink {
         let following = (Arc::clone(&requests), told);
         Client::start(url, agent, token, received, leases.clone(), following)?;
         let (room, updates) = (Arc::new(Semaphore::new(BUFFER_BYTES)), Mutex::new(Some(updates)));
-        Ok(Self { jobs, room, leases, requests, updates })
+        let call_room = Arc::new(Semaphore::new(CALL_BYTES));
+        Ok(Self { jobs, room, call_room, leases, requests, updates })
     }
 
     pub(super) async fn ready(&self) -> Result<(), LinkError> {
@@ -58,29 +68,35 @@ impl RelayLink {
         answered.await.map_err(|_| closed())?
     }
 
-    /// Makes a call, and waits for its answer.
-    async fn call<A: serde::de::DeserializeOwned>(
+    /// Makes a call, and waits for its reply.
+    async fn call<A: DeserializeOwned>(
         &self,
-        call: AgentCall,
         channel: &Channel,
-        body: &impl serde::Serialize,
+        body: CallBody,
     ) -> Result<A, LinkError> {
-        let data = serde_json::value::to_raw_value(body).expect("plain data");
-        let (answer, answered) = oneshot::channel();
-        let job =
-            Job::Call { call, channel: channel.clone(), event: None, data, answer, room: None };
-        let answered = async {
-            drop(self.jobs.send(job).await);
-            answered.await
+        let replied = async {
+            let call = AgentCall { id: 0, channel: channel.clone(), body };
+            let bytes = call.to_text().len();
+            if bytes > AGENT_FRAME_BYTES_MAX {
+                let message = format!("a call has at most {AGENT_FRAME_BYTES_MAX} bytes");
+                return Err(LinkError::Refused(message));
+            }
+            let room = Arc::clone(&self.call_room).acquire_many_owned(bytes as u32).await;
+            let room = Some(Arc::new(room.map_err(|_| closed())?));
+            let (reply, replied) = oneshot::channel();
+            let job = Job::Call { channel: call.channel, body: call.body, reply, room };
+            self.jobs.send(job).await.map_err(|_| closed())?;
+            replied.await.map_err(|_| closed())?
         };
-        let answered = tokio::time::timeout(PATIENCE, answered).await;
-        let hears = match answered {
-            Ok(Ok(hears)) => hears?,
-            Ok(Err(_)) => return Err(closed()),
-            Err(_) => return Err(LinkError::unavailable("the relay does not answer")),
-        };
-        let data = hears.data.as_ref().map_or("null", |data| data.get());
-        serde_json::from_str(data).map_err(|error| LinkError::unavailable(&error.to_string()))
+        let replied = timeout(CALL_TIMEOUT, replied).await;
+        match replied.map_err(|_| LinkError::unavailable("the relay does not answer"))?? {
+            AgentMessage::Ack { data, .. } => {
+                let data = data.as_deref().map_or("null", RawValue::get);
+                let read = serde_json::from_str(data);
+                read.map_err(|error| LinkError::unavailable(&error.to_string()))
+            }
+            _ => Err(LinkError::unavailable("the relay's reply cannot be read")),
+        }
     }
 
     pub(super) async fn enqueue(
@@ -91,28 +107,22 @@ impl RelayLink {
         let room = Arc::clone(&self.room).acquire_many_owned(cost(&entries)?).await;
         let room = Arc::new(room.map_err(|_| AppendError::Unavailable)?);
         let slots = self.jobs.reserve_many(entries.len()).await;
-        let mut answers = Vec::with_capacity(entries.len());
+        let mut replies = Vec::with_capacity(entries.len());
         for (slot, entry) in slots.map_err(|_| AppendError::Unavailable)?.zip(entries) {
             let refused = |error: &dyn std::fmt::Display| AppendError::Refused(error.to_string());
             check_data(&entry.data).map_err(|error| refused(&error))?;
-            let data = RawValue::from_string(entry.data.into()).map_err(|error| refused(&error))?;
-            let (answer, answered) = oneshot::channel();
-            slot.send(Job::Call {
-                call: AgentCall::Publish,
-                channel: channel.clone(),
-                event: Some(entry.name),
-                data,
-                answer,
-                room: Some(Arc::clone(&room)),
-            });
-            answers.push(answered);
+            let (reply, replied) = oneshot::channel();
+            let (body, room) = (CallBody::Publish(entry.name, entry.data), Some(Arc::clone(&room)));
+            slot.send(Job::Call { channel: channel.clone(), body, reply, room });
+            replies.push(replied);
         }
         let appended = async move {
-            let mut appended = Vec::with_capacity(answers.len());
-            for answered in answers {
-                let hears = answered.await.map_err(|_| AppendError::Unavailable)??;
-                let offset = hears.offset.as_deref().and_then(|offset| offset.parse().ok());
-                let offset = offset.ok_or(AppendError::Unavailable)?;
+            let mut appended = Vec::with_capacity(replies.len());
+            for replied in replies {
+                let reply = replied.await.map_err(|_| AppendError::Unavailable)??;
+                let AgentMessage::Ack { offset: Some(offset), .. } = reply else {
+                    return Err(AppendError::Unavailable);
+                };
                 appended.push(Appended { offset, listeners: 0 });
             }
             Ok(appended)
@@ -127,19 +137,15 @@ impl RelayLink {
         incarnation: Option<u64>,
         parent: Option<&Parent>,
     ) -> Result<(u64, CancellationToken), LinkError> {
-        let body = body::LeaseCall { incarnation, parent: parent.cloned() };
-        let leased: body::Leased = self.call(AgentCall::Lease, channel, &body).await?;
+        let body = LeaseCall { incarnation, parent: parent.cloned() };
+        let leased: Leased = self.call(channel, CallBody::Lease(body)).await?;
         let lost = CancellationToken::new();
         self.leases.hold(channel, leased.incarnation, &lost);
         Ok((leased.incarnation, lost))
     }
 
-    pub(super) async fn note(
-        &self,
-        channel: &Channel,
-        note: &body::NoteCall,
-    ) -> Result<(), LinkError> {
-        self.call(AgentCall::Note, channel, note).await
+    pub(super) async fn note(&self, channel: &Channel, note: NoteCall) -> Result<(), LinkError> {
+        self.call(channel, CallBody::Note(note)).await
     }
 
     /// The lease is not kept any more: it runs out.
@@ -149,7 +155,7 @@ impl RelayLink {
 
     pub(super) async fn release(&self, channel: &Channel) -> Result<(), Unavailable> {
         // Not before: over a new connection it is taken back, and released there.
-        let released = self.call::<()>(AgentCall::Release, channel, &()).await;
+        let released = self.call::<()>(channel, CallBody::Release).await;
         self.forget(channel);
         match released {
             Err(LinkError::Unavailable(error)) => Err(error),
@@ -164,8 +170,8 @@ impl RelayLink {
         key: Uuid,
         idempotent: bool,
     ) -> Result<Take, LinkError> {
-        let body = body::TakeCall { key, idempotent };
-        match self.call::<body::Taken>(AgentCall::Take, channel, &body).await {
+        let body = TakeCall { key, idempotent };
+        match self.call::<Taken>(channel, CallBody::Take(body)).await {
             Ok(taken) => Ok(taken.take),
             Err(LinkError::Fenced) => Ok(Take::Fenced),
             Err(error) => Err(error),
@@ -180,7 +186,7 @@ impl RelayLink {
     ) -> Result<(), LinkError> {
         let data = serde_json::from_str(data);
         let data = data.map_err(|error| LinkError::Refused(error.to_string()))?;
-        self.call(AgentCall::Progress, channel, &body::ProgressCall { key, data }).await
+        self.call(channel, CallBody::Progress(ProgressCall { key, data })).await
     }
 
     pub(super) async fn finish(
@@ -190,15 +196,15 @@ impl RelayLink {
         outcome: &CommandOutcome,
     ) -> Result<bool, LinkError> {
         let detail = outcome.detail.as_deref().and_then(|detail| serde_json::from_str(detail).ok());
-        let body = body::FinishCall { key, status: outcome.status, detail };
-        let finished: body::Finished = self.call(AgentCall::Finish, channel, &body).await?;
+        let body = FinishCall { key, status: outcome.status, detail };
+        let finished: Finished = self.call(channel, CallBody::Finish(body)).await?;
         Ok(finished.finished)
     }
 
     pub(super) async fn ask(&self, new: &NewApproval) -> Result<Asked, LinkError> {
         let question = serde_json::from_str(&new.data);
         let question = question.map_err(|error| LinkError::Refused(error.to_string()))?;
-        let body = body::AskCall {
+        let body = AskCall {
             request_id: new.request_id.clone(),
             asks: new.asks,
             question,
@@ -206,7 +212,7 @@ impl RelayLink {
             default: new.default,
             digest: new.digest.clone(),
         };
-        let reply: body::AskReply = self.call(AgentCall::Ask, &new.channel, &body).await?;
+        let reply: AskReply = self.call(&new.channel, CallBody::Ask(body)).await?;
         Ok(reply.answer.map_or(Asked::Pending, Asked::Answered))
     }
 
@@ -218,19 +224,14 @@ impl RelayLink {
         answer: &ApprovalAnswer,
     ) -> Result<Resolved, LinkError> {
         let (request_id, answer) = (request_id.into(), answer.clone());
-        let body = body::ResolveCall { request_id, asks, answer, digest: None };
-        self.call(AgentCall::Resolve, channel, &body).await
+        let body = ResolveCall { request_id, asks, answer, digest: None };
+        self.call(channel, CallBody::Resolve(body)).await
     }
 
-    /// `adopt` or `disown`.
-    pub(super) async fn family(
-        &self,
-        call: AgentCall,
-        child: &str,
-        parent: &Parent,
-    ) -> Result<(), LinkError> {
+    /// `adopt` or `disown`, said by the child.
+    pub(super) async fn family(&self, child: &str, body: CallBody) -> Result<(), LinkError> {
         let own = Channel::agent(child).map_err(|error| LinkError::Refused(error.to_string()))?;
-        self.call(call, &own, parent).await
+        self.call(&own, body).await
     }
 
     /// An agent follows once.

@@ -1,42 +1,50 @@
-//! The agent's end of the way through a relay: one WebSocket, remade for ever.
+//! The agent's end of the connection to a relay: one WebSocket, remade for ever.
 //!
-//! What has no answer when the connection breaks is said again on the next one, in its order; the relay, or
-//! the next one, knows by the id what it has done. Leases are taken back first, then what is followed.
+//! [`relay`](super::relay) → **client** → a relay's `/ws/agents/{agent_id}`
+//!
+//! What has no reply when the connection breaks is sent again on the next one, in its order; the relay, or
+//! the next one, knows by the id what it has done. Leases are taken back first, then what is followed. A
+//! connection on which nothing was heard for [`SILENCE_MAX`] is dead, whatever is sent.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use journal::{Name, Reason, Since, Update};
-use protocol::agent::body;
-use protocol::{AgentCall, AgentFrame, AgentHears, AgentNews, Channel, Entry, Offset};
+use journal::{LEASE_DEFAULT, Name, Reason, Since, Update};
+use protocol::agent::body::{LeaseCall, WithdrawCall};
+use protocol::{AgentCall, AgentMessage, CallBody, Channel, Entry};
 use rand::Rng;
 use serde_json::Value;
-use serde_json::value::RawValue;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::LinkError;
 use super::follow::{FollowRequest, FollowRequests};
+use super::relay_calls::{ReplySender, WaitingCalls};
 use crate::ConnectError;
 use crate::options::without_secrets;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The relay pings every five seconds: a connection that is silent for this long is dead.
+/// The relay pings every five seconds: a connection on which nothing is heard for this long is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
-/// What may wait to be written, or to be followed.
-const QUEUE: usize = 1024;
+/// Frames between this task and the one that writes: a few, so that the order of calls is decided late.
+const WRITE_QUEUE: usize = 16;
 /// The longest pause between two attempts to connect: well within a lease.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// The same where the relay refuses the agent.
+const REFUSED_BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// How often calls that were given up are looked for.
+const TICK: Duration = Duration::from_millis(500);
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -44,12 +52,10 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 #[derive(Debug)]
 pub(super) enum Job {
     Call {
-        call: AgentCall,
         channel: Channel,
-        event: Option<Box<str>>,
-        data: Box<RawValue>,
-        answer: oneshot::Sender<Result<AgentHears, LinkError>>,
-        /// The room that it takes in the buffer, given back with the answer.
+        body: CallBody,
+        reply: ReplySender,
+        /// What it takes of the buffer, given back with the reply.
         room: Option<Arc<OwnedSemaphorePermit>>,
     },
     /// Is a relay within reach?
@@ -72,7 +78,14 @@ impl Leases {
         self.all().retain(|(held, ..)| held != channel);
     }
 
-    fn fenced(&self, channel: &Channel) {
+    /// All of them are lost.
+    fn all_lost(&self) {
+        for (_, _, lost) in self.all().drain(..) {
+            lost.cancel();
+        }
+    }
+
+    fn lost(&self, channel: &Channel) {
         for (_, _, lost) in self.all().iter().filter(|(held, ..)| held == channel) {
             lost.cancel();
         }
@@ -84,23 +97,14 @@ impl Leases {
     }
 }
 
-/// A call without an answer.
-#[derive(Debug)]
-struct Pending {
-    text: String,
-    call: AgentCall,
-    channel: Channel,
-    answer: oneshot::Sender<Result<AgentHears, LinkError>>,
-    _room: Option<Arc<OwnedSemaphorePermit>>,
-}
-
 #[derive(Debug)]
 pub(super) struct Client {
     request: Request<()>,
     jobs: mpsc::Receiver<Job>,
-    last_id: u64,
-    pending: BTreeMap<u64, Pending>,
+    calls: WaitingCalls,
     leases: Leases,
+    /// Frames that go before the calls: leases and what is followed.
+    first: VecDeque<String>,
     /// Leases that are being taken back, by the id of the call.
     restoring: HashMap<u64, Channel>,
     /// Whose commands are followed, and where to go on after the next reconnect.
@@ -108,7 +112,17 @@ pub(super) struct Client {
     requests: Arc<FollowRequests>,
     updates: mpsc::Sender<Update>,
     is_up: bool,
+    /// The relay refuses the agent, and says why.
+    refused: Option<String>,
+    heard_at: Instant,
     waiting: Vec<oneshot::Sender<Result<(), LinkError>>>,
+}
+
+/// How a connection ended.
+enum Ended {
+    /// The agent has ended.
+    Unwanted,
+    Lost(String),
 }
 
 impl Client {
@@ -139,14 +153,16 @@ impl Client {
         let client = Self {
             request,
             jobs,
-            last_id: 0,
-            pending: BTreeMap::new(),
+            calls: WaitingCalls::default(),
             leases,
+            first: VecDeque::new(),
             restoring: HashMap::new(),
             followed: HashMap::new(),
             requests,
             updates,
             is_up: false,
+            refused: None,
+            heard_at: Instant::now(),
             waiting: Vec::new(),
         };
         tokio::spawn(client.run());
@@ -157,247 +173,226 @@ impl Client {
         let requests = Arc::clone(&self.requests);
         let mut attempts = 0_u32;
         loop {
-            let longest = BACKOFF_MAX.min(Duration::from_millis(25) * 2_u32.pow(attempts.min(8)));
+            let most = if self.refused.is_some() { REFUSED_BACKOFF_MAX } else { BACKOFF_MAX };
+            let longest = most.min(Duration::from_millis(25) * 2_u32.pow(attempts.min(10)));
             let pause = longest.mul_f64(rand::rng().random());
             let pause = if attempts == 0 { Duration::ZERO } else { pause };
             let mut connecting = Box::pin(connect(self.request.clone(), pause));
+            let mut tick = interval(TICK);
             let connected = loop {
                 tokio::select! {
                     connected = &mut connecting => break connected,
-                    job = self.jobs.recv() => match job {
-                        Some(job) => drop(self.accept(job)),
+                    job = self.jobs.recv(), if self.calls.has_room() => match job {
+                        Some(job) => self.accept(job),
                         None => return,
                     },
-                    request = requests.next() => drop(self.on_request(request)),
+                    request = requests.next() => self.on_request(request),
+                    _ = tick.tick() => drop(self.calls.given_up()),
                 }
             };
             attempts += 1;
             match connected {
                 Ok(socket) => {
                     let began = Instant::now();
-                    let why = match self.serve(socket).await {
-                        Some(why) => why,
-                        None => return,
-                    };
+                    self.refused = None;
+                    let Ended::Lost(why) = self.serve(socket).await else { return };
                     // One that ends at once is no better than none.
                     if began.elapsed() > BACKOFF_MAX {
                         attempts = 0;
                     }
-                    tracing::warn!(why, "the way through the relay is lost; what waits is kept");
+                    tracing::warn!(why, "relay connection lost; calls without a reply are kept");
+                    self.calls.begin_anew();
                     self.say_link(false).await;
                 }
-                Err(why) => {
-                    // Once per outage: a token that has expired would otherwise go unnoticed.
-                    if attempts == 1 {
-                        tracing::warn!(%why, "the relay cannot be reached; waiting calls are kept");
-                    }
-                    for waiting in self.waiting.drain(..) {
-                        drop(waiting.send(Err(why.clone())));
-                    }
-                }
+                Err(error) => self.on_no_connection(error),
             }
         }
     }
 
-    /// Serves one connection to its end; `None` when nobody needs it any more.
-    async fn serve(&mut self, socket: Socket) -> Option<String> {
+    /// An outage is waited out. A refusal is everybody's answer, at once.
+    fn on_no_connection(&mut self, error: LinkError) {
+        if let LinkError::Refused(why) = &error {
+            if self.refused.replace(why.clone()).is_none() {
+                tracing::warn!(why, "the relay refuses the agent");
+            }
+            self.calls.refuse_all(why);
+            if self.heard_at.elapsed() > LEASE_DEFAULT {
+                self.leases.all_lost();
+            }
+        } else {
+            tracing::debug!(%error, "the relay cannot be reached; waiting calls are kept");
+        }
+        for waiting in self.waiting.drain(..) {
+            drop(waiting.send(Err(error.clone())));
+        }
+    }
+
+    /// Serves one connection to its end.
+    async fn serve(&mut self, socket: Socket) -> Ended {
         let (sink, mut stream) = socket.split();
-        let (lines, to_write) = mpsc::channel(QUEUE);
+        let (frames, to_write) = mpsc::channel(WRITE_QUEUE);
         let requests = Arc::clone(&self.requests);
         // Beside the reading: a relay that does not read must still be heard.
-        let writer = tokio::spawn(write(sink, to_write));
-        let why = loop {
+        let writer = AbortOnDropHandle::new(tokio::spawn(write(sink, to_write)));
+        let mut tick = interval(TICK);
+        self.heard_at = Instant::now();
+        let ended = loop {
+            let may_write = self.is_up && (!self.first.is_empty() || self.calls.has_unsent());
             tokio::select! {
-                heard = timeout(SILENCE_MAX, next(&mut stream)) => match heard {
-                    Err(_) => break Some("it is silent".to_owned()),
-                    Ok(Err(why)) => break Some(why),
-                    Ok(Ok(None)) => {}
-                    Ok(Ok(Some(hears))) if hears.news == AgentNews::Connected => {
-                        for text in self.restore() {
-                            drop(lines.send(text).await);
-                        }
-                        self.say_link(true).await;
-                    }
-                    Ok(Ok(Some(hears))) if hears.news == AgentNews::Reconnect => {
-                        break Some("the replica goes down".to_owned());
-                    }
-                    Ok(Ok(Some(hears))) => {
-                        match self.on_news(hears).await {
-                            Ok(None) => {}
-                            Ok(Some(text)) => drop(lines.send(text).await),
-                            Err(why) => break Some(why),
-                        }
-                    }
-                },
-                job = self.jobs.recv() => match job {
-                    Some(job) => {
-                        if let Some(text) = self.accept(job) && self.is_up {
-                            drop(lines.send(text).await);
-                        }
-                    }
-                    None => break None,
-                },
-                request = requests.next() => {
-                    if let Some(text) = self.on_request(request) && self.is_up {
-                        drop(lines.send(text).await);
+                heard = next(&mut stream) => {
+                    self.heard_at = Instant::now();
+                    let heard = match heard {
+                        Ok(heard) => heard,
+                        Err(why) => break Ended::Lost(why),
+                    };
+                    if let Some(message) = heard
+                        && let Err(why) = self.on_message(message).await
+                    {
+                        break Ended::Lost(why);
                     }
                 }
+                () = sleep_until(self.heard_at + SILENCE_MAX) => {
+                    break Ended::Lost("nothing was heard of it".to_owned());
+                }
+                slot = frames.reserve(), if may_write => {
+                    let Ok(slot) = slot else { break Ended::Lost("it cannot be written to".to_owned()) };
+                    if let Some(text) = self.first.pop_front().or_else(|| self.calls.next_to_send()) {
+                        slot.send(text);
+                    }
+                }
+                job = self.jobs.recv(), if self.calls.has_room() => match job {
+                    Some(job) => self.accept(job),
+                    None => break Ended::Unwanted,
+                },
+                request = requests.next() => self.on_request(request),
+                _ = tick.tick() => self.withdraw(),
             }
         };
         self.is_up = false;
-        drop(lines);
-        if why.is_none() {
+        self.first.clear();
+        drop(frames);
+        if matches!(ended, Ended::Unwanted) {
             // Give what was said last the time to go out.
             drop(timeout(CONNECT_TIMEOUT, writer).await);
         }
-        why
+        ended
     }
 
-    /// What must be said first on a new connection.
-    fn restore(&mut self) -> Vec<String> {
+    /// What must be said first on a new connection: the agent's own lease, the others, what is followed.
+    fn restore(&mut self) {
         self.is_up = true;
-        let mut texts = Vec::new();
         self.restoring.clear();
         let leases = self.leases.all().clone();
         for (channel, incarnation, _) in leases {
-            let body = body::LeaseCall { incarnation: Some(incarnation), parent: None };
-            let (id, text) = self.frame(AgentCall::Lease, &channel, None, raw(&body));
+            let call = LeaseCall { incarnation: Some(incarnation), parent: None };
+            let id = self.say_first(&channel, CallBody::Lease(call));
             self.restoring.insert(id, channel);
-            texts.push(text);
         }
-        let followed: Vec<Channel> = self.followed.keys().cloned().collect();
-        texts.extend(followed.iter().filter_map(|channel| self.follow(channel)));
-        // What nobody waits for any more would be had by nobody.
-        let is_unwanted = |pending: &Pending| {
-            let is_for_its_caller = matches!(pending.call, AgentCall::Lease | AgentCall::Take);
-            is_for_its_caller && pending.answer.is_closed()
-        };
-        self.pending.retain(|_, pending| !is_unwanted(pending));
-        texts.extend(self.pending.values().map(|pending| pending.text.clone()));
-        texts
+        for (channel, since) in self.followed.clone() {
+            self.say_first(&channel, CallBody::Follow(since));
+        }
     }
 
-    fn frame(
-        &mut self,
-        call: AgentCall,
-        channel: &Channel,
-        event: Option<Box<str>>,
-        data: Box<RawValue>,
-    ) -> (u64, String) {
-        self.last_id += 1;
-        let (id, channel, data) = (self.last_id, channel.clone(), Some(data));
-        let frame = AgentFrame { call, id, channel, event, data };
-        (id, serde_json::to_string(&frame).expect("plain data"))
+    /// Before every call that waits.
+    fn say_first(&mut self, channel: &Channel, body: CallBody) -> u64 {
+        let call = AgentCall { id: self.calls.next_id(), channel: channel.clone(), body };
+        self.first.push_back(call.to_text());
+        call.id
     }
 
-    /// What to send for it now, if anything.
-    fn accept(&mut self, job: Job) -> Option<String> {
+    fn accept(&mut self, job: Job) {
         match job {
-            Job::Call { call, channel, event, data, answer, room } => {
-                if call == AgentCall::Lease {
-                    // It is wanted again: on the next connection nobody releases it.
-                    let releases =
-                        |p: &Pending| p.call == AgentCall::Release && p.channel == channel;
-                    self.pending.retain(|_, pending| !releases(pending));
-                }
-                let (id, text) = self.frame(call, &channel, event, data);
-                let pending = Pending { text: text.clone(), call, channel, answer, _room: room };
-                self.pending.insert(id, pending);
-                Some(text)
-            }
-            Job::Ready(answer) => {
-                if self.is_up {
-                    drop(answer.send(Ok(())));
-                } else {
-                    self.waiting.push(answer);
-                }
-                None
-            }
+            Job::Call { channel, body, reply, room } => match &self.refused {
+                Some(why) => drop(reply.send(Err(LinkError::Refused(why.clone())))),
+                None => self.calls.add(channel, body, reply, room),
+            },
+            Job::Ready(answer) if self.is_up => drop(answer.send(Ok(()))),
+            Job::Ready(answer) => match &self.refused {
+                Some(why) => drop(answer.send(Err(LinkError::Refused(why.clone())))),
+                None => self.waiting.push(answer),
+            },
         }
     }
 
-    fn on_request(&mut self, request: FollowRequest) -> Option<String> {
+    fn on_request(&mut self, request: FollowRequest) {
         match request {
             FollowRequest::Follow(channel, since) => {
                 self.followed.insert(channel.clone(), since);
-                self.follow(&channel)
-            }
-            FollowRequest::Unfollow(channel) => {
-                self.followed.remove(&channel)?;
-                Some(self.frame(AgentCall::Unfollow, &channel, None, raw(&())).1)
-            }
-        }
-    }
-
-    fn follow(&mut self, channel: &Channel) -> Option<String> {
-        let since = match self.followed.get(channel)? {
-            Since::Start => "start".to_owned(),
-            Since::Offset(offset) => offset.to_string(),
-        };
-        let body = body::FollowCall { since: Some(since) };
-        Some(self.frame(AgentCall::Follow, channel, None, raw(&body)).1)
-    }
-
-    /// What to send for it now, if anything. An error says why this connection is of no use.
-    async fn on_news(&mut self, hears: AgentHears) -> Result<Option<String>, String> {
-        match hears.news {
-            AgentNews::Ack | AgentNews::Error => return self.on_answer(hears),
-            AgentNews::Fenced => {
-                if let Some(channel) = &hears.channel {
-                    self.leases.fenced(channel);
+                if self.is_up {
+                    self.say_first(&channel, CallBody::Follow(since));
                 }
             }
-            AgentNews::Command | AgentNews::Live | AgentNews::Reset => self.on_journal(hears).await,
-            AgentNews::Connected
-            | AgentNews::RelayStatus
-            | AgentNews::Reconnect
-            | AgentNews::Ping => {}
-        }
-        Ok(None)
-    }
-
-    fn on_answer(&mut self, hears: AgentHears) -> Result<Option<String>, String> {
-        let Some(id) = hears.id else { return Ok(None) };
-        let is_done = hears.news == AgentNews::Ack;
-        if let Some(channel) = self.restoring.remove(&id).filter(|_| !is_done) {
-            match LinkError::of(&hears) {
-                LinkError::Fenced => self.leases.fenced(&channel),
-                // Without it everything that follows would be refused: come back, and say all of it again.
-                _ => return Err(hears.message.unwrap_or_default()),
+            FollowRequest::Unfollow(channel) => {
+                if self.followed.remove(&channel).is_some() && self.is_up {
+                    self.say_first(&channel, CallBody::Unfollow);
+                }
             }
         }
-        if let Some(pending) = self.pending.remove(&id) {
-            let answer = if is_done { Ok(hears) } else { Err(LinkError::of(&hears)) };
-            if pending.answer.send(answer).is_err() && is_done && pending.call == AgentCall::Lease {
-                // Nobody waited so long: it is nobody's.
-                return Ok(Some(
-                    self.frame(AgentCall::Release, &pending.channel, None, raw(&())).1,
-                ));
-            }
-        }
-        Ok(None)
     }
 
-    async fn on_journal(&mut self, hears: AgentHears) {
-        let Some(channel) = hears.channel else { return };
-        let Some(since) = self.followed.get_mut(&channel) else { return };
-        let offset = hears.offset.as_deref().and_then(|offset| offset.parse::<Offset>().ok());
-        let name = Name::commands(channel);
-        let update = match (hears.news, offset) {
-            (AgentNews::Command, Some(offset)) => {
+    /// Takes back what was sent for callers who wait no more.
+    fn withdraw(&mut self) {
+        for (call, channel) in self.calls.given_up() {
+            self.say_first(&channel, CallBody::Withdraw(WithdrawCall { call }));
+        }
+    }
+
+    /// An error says why this connection is of no use.
+    async fn on_message(&mut self, message: AgentMessage) -> Result<(), String> {
+        match message {
+            AgentMessage::Connected => {
+                self.restore();
+                self.say_link(true).await;
+            }
+            AgentMessage::Reconnect => return Err("the replica goes down".to_owned()),
+            AgentMessage::Ack { id, .. } | AgentMessage::Error { id: Some(id), .. } => {
+                self.on_reply(id, message)?;
+            }
+            AgentMessage::Error { id: None, error } => {
+                tracing::warn!(code = &*error.code, error.message, "the relay refuses a frame");
+            }
+            AgentMessage::Fenced { channel } => self.leases.lost(&channel),
+            AgentMessage::Live { channel, offset } => {
+                let name = Name::commands(channel);
+                drop(self.updates.send(Update::Live { name, head: offset }).await);
+            }
+            AgentMessage::Reset { channel } => {
+                self.followed.insert(channel.clone(), Since::Start);
+                let (name, reason) = (Name::commands(channel), Reason::HistoryChanged);
+                drop(self.updates.send(Update::Reset { name, reason, head: None }).await);
+            }
+            AgentMessage::Command { channel, offset, name, time_us, data } => {
+                let Some(since) = self.followed.get_mut(&channel) else { return Ok(()) };
                 *since = Since::Offset(offset);
-                let data = hears.data.as_ref().map_or("null", |data| data.get()).into();
-                let time_us = hears.time_us.unwrap_or_default();
-                let entry = Entry { offset, time_us, name: hears.name.unwrap_or_default(), data };
-                Update::Entries { name, entries: vec![Arc::new(entry)] }
+                let entry = Entry { offset, time_us, name, data: data.get().into() };
+                let (name, entries) = (Name::commands(channel), vec![Arc::new(entry)]);
+                drop(self.updates.send(Update::Entries { name, entries }).await);
             }
-            (AgentNews::Reset, head) => {
-                *since = Since::Start;
-                Update::Reset { name, reason: Reason::HistoryChanged, head }
+        }
+        Ok(())
+    }
+
+    fn on_reply(&mut self, id: u64, message: AgentMessage) -> Result<(), String> {
+        let restoring = self.restoring.remove(&id);
+        match (restoring, &message) {
+            (Some(channel), AgentMessage::Error { error, .. }) => match LinkError::of(error) {
+                // Without it everything that follows would fail: come back, and say all of it again.
+                LinkError::Unavailable(why) => Err(why.to_string()),
+                why => {
+                    tracing::warn!(%channel, %why, "a lease is lost");
+                    self.leases.lost(&channel);
+                    Ok(())
+                }
+            },
+            (Some(_), _) => Ok(()),
+            (None, _) => {
+                if let Some(unwanted) = self.calls.on_reply(id, message) {
+                    // Its caller has given up waiting for it.
+                    self.say_first(&unwanted, CallBody::Release);
+                }
+                Ok(())
             }
-            (_, head) => Update::Live { name, head },
-        };
-        drop(self.updates.send(update).await);
+        }
     }
 
     async fn say_link(&mut self, up: bool) {
@@ -408,10 +403,6 @@ impl Client {
         }
         drop(self.updates.send(Update::Link { up }).await);
     }
-}
-
-fn raw(body: &impl serde::Serialize) -> Box<RawValue> {
-    serde_json::value::to_raw_value(body).expect("plain data")
 }
 
 async fn connect(request: Request<()>, pause: Duration) -> Result<Socket, LinkError> {
@@ -431,27 +422,30 @@ async fn connect(request: Request<()>, pause: Duration) -> Result<Socket, LinkEr
 }
 
 /// The next frame; `None` for one that says nothing.
-async fn next(stream: &mut SplitStream<Socket>) -> Result<Option<AgentHears>, String> {
+async fn next(stream: &mut SplitStream<Socket>) -> Result<Option<AgentMessage>, String> {
     match stream.next().await {
         None => Err("the relay closed it".to_owned()),
         Some(Err(error)) => Err(error.to_string()),
-        Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
-            Ok(hears) => Ok(Some(hears)),
+        Some(Ok(Message::Text(text))) => match AgentMessage::parse(&text) {
+            Ok(message) => Ok(message),
             Err(error) => {
-                tracing::debug!(%error, "a frame of the relay is not understood");
+                tracing::warn!(error, "a frame of the relay cannot be read");
                 Ok(None)
             }
         },
+        Some(Ok(Message::Close(Some(frame)))) => {
+            Err(format!("the relay closed it: {} {}", u16::from(frame.code), frame.reason))
+        }
         Some(Ok(_)) => Ok(None),
     }
 }
 
-async fn write(mut sink: SplitSink<Socket, Message>, mut texts: mpsc::Receiver<String>) {
-    while let Some(text) = texts.recv().await {
+async fn write(mut sink: SplitSink<Socket, Message>, mut frames: mpsc::Receiver<String>) {
+    while let Some(text) = frames.recv().await {
         if sink.feed(Message::text(text)).await.is_err() {
             return;
         }
-        if texts.is_empty() && sink.flush().await.is_err() {
+        if frames.is_empty() && sink.flush().await.is_err() {
             return;
         }
     }

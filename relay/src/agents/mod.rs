@@ -1,11 +1,14 @@
-//! Agents that have no Redis: they come in through [`route`], and [`session`] does what each asks.
+//! Agents that have no Redis: they come in through [`route`], [`calls`] keeps the order of what each asks, and
+//! [`session`] does it.
 //!
 //! ```text
-//!  ▼ down   agent ─► route ─► session ─► journal
-//!  ▲ up     journal ─► offers ─► route ─► agent
+//!  ▼ down   agent ─► route ─► calls ─► session ─► journal
+//!  ▲ up     journal ─► offers ─► outbox ─► route ─► agent
 //! ```
 
+mod calls;
 mod offers;
+mod outbox;
 mod route;
 mod session;
 

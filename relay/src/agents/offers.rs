@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use journal::{Follower, Journal, Name, Since, Update, Updates};
-use protocol::{AgentHears, AgentNews, Channel, Entry, Offset};
+use protocol::{AgentMessage, Channel, Entry, Offset};
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use super::outbox::Outbox;
 
 /// Who hears which commands.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct Offers {
 #[derive(Debug)]
 struct Listener {
     connection: u64,
-    says: mpsc::Sender<AgentHears>,
+    outbox: Outbox,
     /// It has heard everything up to here.
     heard: Option<Offset>,
     /// There was no room for more: what came since then is read again when there is.
@@ -33,10 +34,10 @@ struct Listener {
 
 /// One connection's share; what it follows ends with it.
 #[derive(Debug)]
-pub(crate) struct Offer {
+pub(super) struct Offer {
     offers: Arc<Offers>,
     connection: u64,
-    says: mpsc::Sender<AgentHears>,
+    outbox: Outbox,
     /// One of its listeners is behind.
     lags: Arc<AtomicBool>,
 }
@@ -49,19 +50,17 @@ impl Offers {
         offers
     }
 
-    /// For a connection that says what it hears through `says`.
-    pub(crate) fn open(self: &Arc<Self>, connection: u64, says: mpsc::Sender<AgentHears>) -> Offer {
-        Offer { offers: Arc::clone(self), connection, says, lags: Arc::default() }
+    /// For a connection that says what it hears through `outbox`.
+    pub(super) fn open(self: &Arc<Self>, connection: u64, outbox: Outbox) -> Offer {
+        Offer { offers: Arc::clone(self), connection, outbox, lags: Arc::default() }
     }
 
     async fn run(self: Arc<Self>, mut updates: Updates, shutdown: CancellationToken) {
         while let Some(Some(update)) = shutdown.run_until_cancelled(updates.next()).await {
             match update {
                 Update::Live { name, head } => self.tell(&name, |listener| {
-                    listener.say(AgentHears {
-                        offset: head.map(|head| head.to_string()),
-                        ..AgentHears::new(AgentNews::Live).about(&name.channel)
-                    });
+                    let channel = name.channel.clone();
+                    listener.say(&AgentMessage::Live { channel, offset: head });
                 }),
                 Update::Entries { name, entries } => self.tell(&name, |listener| {
                     for entry in &entries {
@@ -70,7 +69,7 @@ impl Offers {
                 }),
                 Update::Reset { name, .. } => self.tell(&name, |listener| {
                     listener.heard = None;
-                    listener.say(AgentHears::new(AgentNews::Reset).about(&name.channel));
+                    listener.say(&AgentMessage::Reset { channel: name.channel.clone() });
                 }),
                 Update::Link { .. } | Update::Notified { .. } => {}
             }
@@ -119,7 +118,7 @@ impl Offer {
         };
         let listener = Listener {
             connection: self.connection,
-            says: self.says.clone(),
+            outbox: self.outbox.clone(),
             heard,
             is_behind: false,
             lags: Arc::clone(&self.lags),
@@ -168,12 +167,12 @@ impl Listener {
         if is_heard || self.is_behind {
             return;
         }
-        let is_said = self.say(AgentHears {
-            offset: Some(entry.offset.to_string()),
-            name: Some(entry.name.clone()),
-            time_us: Some(entry.time_us),
-            data: Some(data),
-            ..AgentHears::new(AgentNews::Command).about(channel)
+        let is_said = self.say(&AgentMessage::Command {
+            channel: channel.clone(),
+            offset: entry.offset,
+            name: entry.name.clone(),
+            time_us: entry.time_us,
+            data,
         });
         if is_said {
             self.heard = Some(entry.offset);
@@ -181,8 +180,8 @@ impl Listener {
     }
 
     /// Never waits: one agent that does not read must not hold up the others.
-    fn say(&mut self, hears: AgentHears) -> bool {
-        let is_said = self.says.try_send(hears).is_ok();
+    fn say(&mut self, message: &AgentMessage) -> bool {
+        let is_said = self.outbox.try_say(message);
         if !is_said {
             self.is_behind = true;
             self.lags.store(true, Ordering::SeqCst);

@@ -1,0 +1,398 @@
+//! The calls of one agent's connection: checked, bounded, and done in order per channel.
+//!
+//! [`route`](super::route) → **calls** → [`session`](super::session), [`offers`](super::offers)
+//!
+//! Channels do not wait for each other, but for one thing: while the lease of the agent's own channel is being
+//! taken, everything else waits for it. On a channel, publishes are pipelined, and so are calls about different
+//! commands; any other call waits for those before it.
+
+use std::collections::hash_map::{DefaultHasher, Entry};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
+use futures_util::{FutureExt, StreamExt};
+use protocol::agent::body::{FinishCall, ProgressCall, TakeCall, WithdrawCall};
+use protocol::limits::{AGENT_CALLS_BYTES_MAX, AGENT_CALLS_MAX, AGENT_CHANNELS_MAX};
+use protocol::{AgentCall, AgentError, AgentMessage, CallBody, Channel, ErrorCode, Grant, Kind};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::offers::Offer;
+use super::outbox::Outbox;
+use super::session::AgentSession;
+
+/// Calls about different commands of one channel that are done at a time.
+const COMMANDS_AT_ONCE: usize = 16;
+
+/// The calls of one connection.
+#[derive(Debug)]
+pub(super) struct Calls {
+    grant: Grant,
+    offer: Offer,
+    shared: Arc<Shared>,
+    /// Channels that the agent serves.
+    served: HashMap<Channel, Served>,
+    workers: JoinSet<()>,
+}
+
+/// Why a channel counts as served.
+#[derive(Debug, Default)]
+struct Served {
+    is_leased: bool,
+    is_followed: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    session: AgentSession,
+    outbox: Outbox,
+    queues: Mutex<Queues>,
+    count: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    /// Calls wait for room: the connection is not read.
+    is_full: AtomicBool,
+    /// How many leases of the agent's own channel are being taken.
+    own_leases: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    /// A channel is here as long as a worker does its calls.
+    channels: HashMap<Channel, Queue>,
+    /// Calls without a reply, each with a digest of its content.
+    under_way: HashMap<u64, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    calls: VecDeque<QueuedCall>,
+    more: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct QueuedCall {
+    call: AgentCall,
+    room: Room,
+}
+
+/// Calls of a channel that are begun and not answered.
+#[derive(Default)]
+struct Begun<'a> {
+    published: FuturesOrdered<BoxFuture<'a, (AgentMessage, Room)>>,
+    /// `take`, `progress` and `finish`: those of one command wait for each other.
+    on_commands: FuturesUnordered<BoxFuture<'a, (Uuid, AgentMessage, Room)>>,
+    keys: HashSet<Uuid>,
+}
+
+impl Begun<'_> {
+    fn is_empty(&self) -> bool {
+        self.published.is_empty() && self.on_commands.is_empty()
+    }
+
+    /// Whether something that is begun must be over before this begins.
+    fn must_end_before(&self, body: &CallBody) -> bool {
+        match command_key(body) {
+            _ if matches!(body, CallBody::Publish(..)) => !self.on_commands.is_empty(),
+            Some(key) => {
+                let is_full = self.on_commands.len() >= COMMANDS_AT_ONCE;
+                !self.published.is_empty() || is_full || self.keys.contains(&key)
+            }
+            None => !self.is_empty(),
+        }
+    }
+
+    /// The next that is over. Cancel-safe.
+    async fn next(&mut self) -> Option<(AgentMessage, Room)> {
+        tokio::select! {
+            Some(done) = self.published.next() => Some(done),
+            Some((key, message, room)) = self.on_commands.next() => {
+                self.keys.remove(&key);
+                Some((message, room))
+            }
+            else => None,
+        }
+    }
+}
+
+/// The command that the call is about.
+fn command_key(body: &CallBody) -> Option<Uuid> {
+    match body {
+        CallBody::Take(TakeCall { key, .. })
+        | CallBody::Progress(ProgressCall { key, .. })
+        | CallBody::Finish(FinishCall { key, .. }) => Some(*key),
+        _ => None,
+    }
+}
+
+/// What a call takes of the bounds until it is answered.
+type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Calls {
+    pub(super) fn new(grant: Grant, offer: Offer, session: AgentSession, outbox: Outbox) -> Self {
+        let shared = Arc::new(Shared {
+            session,
+            outbox,
+            queues: Mutex::default(),
+            count: Arc::new(Semaphore::new(AGENT_CALLS_MAX)),
+            bytes: Arc::new(Semaphore::new(AGENT_CALLS_BYTES_MAX)),
+            is_full: AtomicBool::new(false),
+            own_leases: watch::Sender::new(0),
+        });
+        Self { grant, offer, shared, served: HashMap::new(), workers: JoinSet::new() }
+    }
+
+    /// Says whether the connection is not read because too many calls are under way.
+    pub(super) fn fullness(&self) -> impl Fn() -> bool + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.is_full.load(Ordering::SeqCst)
+    }
+
+    /// Takes a frame in. Waits for room, and for the agent to read its errors; never for a call.
+    ///
+    /// False where a worker has panicked: the connection is of no use any more.
+    pub(super) async fn on_text(&mut self, text: &str) -> bool {
+        while let Some(ended) = self.workers.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a worker of an agent's connection panicked");
+                return false;
+            }
+        }
+        let refused = match AgentCall::parse(text) {
+            Ok(call) => self.on_call(call, text).await,
+            Err(error) => Err(error.to_message()),
+        };
+        if let Err(message) = refused {
+            self.shared.outbox.say(&message).await;
+        }
+        true
+    }
+
+    async fn on_call(&mut self, call: AgentCall, text: &str) -> Result<(), AgentMessage> {
+        let (id, channel) = (call.id, call.channel.clone());
+        let refuse = |code, message: String| AgentMessage::Error {
+            id: Some(id),
+            error: AgentError::new(code, message),
+        };
+        if !self.may(&call) {
+            let message = format!("`{channel}` not found or not permitted");
+            return Err(refuse(ErrorCode::NotFound, message));
+        }
+        if matches!(call.body, CallBody::Lease(_) | CallBody::Follow(_))
+            && self.served.len() >= AGENT_CHANNELS_MAX
+            && !self.served.contains_key(&channel)
+        {
+            let message = format!("an agent serves at most {AGENT_CHANNELS_MAX} channels");
+            return Err(refuse(ErrorCode::LimitExceeded, message));
+        }
+        match &call.body {
+            CallBody::Follow(since) => {
+                self.served.entry(channel.clone()).or_default().is_followed = true;
+                self.offer.follow(&channel, *since);
+                return Ok(());
+            }
+            CallBody::Unfollow => {
+                self.leave(&channel, |served| served.is_followed = false);
+                self.offer.unfollow(&channel);
+                return Ok(());
+            }
+            CallBody::Withdraw(WithdrawCall { call }) => {
+                let data = self.shared.withdraw(&channel, *call);
+                let data = serde_json::value::to_raw_value(&data).ok();
+                self.shared.outbox.say(&AgentMessage::Ack { id, offset: None, data }).await;
+                return Ok(());
+            }
+            CallBody::Lease(_) => {
+                self.served.entry(channel.clone()).or_default().is_leased = true;
+            }
+            CallBody::Release => self.leave(&channel, |served| served.is_leased = false),
+            _ => {}
+        }
+        let digest = digest(text);
+        match self.shared.queues().under_way.entry(id) {
+            // The repetition: the reply to the first is the reply to both.
+            Entry::Occupied(before) if *before.get() == digest => return Ok(()),
+            Entry::Occupied(_) => {
+                let message = format!("another call with the id {id} is under way");
+                return Err(refuse(ErrorCode::Conflict, message));
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(digest);
+            }
+        }
+        let room = self.shared.room(text.len()).await;
+        if self.shared.enqueue(QueuedCall { call, room }) {
+            let shared = Arc::clone(&self.shared);
+            self.workers.spawn(async move { shared.work(&channel).await });
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, channel: &Channel, how: impl FnOnce(&mut Served)) {
+        if let Some(served) = self.served.get_mut(channel) {
+            how(served);
+            if !served.is_leased && !served.is_followed {
+                self.served.remove(channel);
+            }
+        }
+    }
+
+    /// Whether this agent's token permits the call.
+    fn may(&self, call: &AgentCall) -> bool {
+        let (grant, channel) = (&self.grant, &call.channel);
+        match &call.body {
+            CallBody::Publish(..) => channel.kind() != Kind::Service && grant.may_publish(channel),
+            CallBody::Ask(_) | CallBody::EndRun(_) => {
+                grant.may_publish(channel) && grant.may_serve(channel)
+            }
+            CallBody::Resolve(_) => grant.may_serve(channel) || grant.may_command(channel),
+            // A child hears of its parent's Cancels.
+            CallBody::Adopt(parent) => {
+                let parent = Channel::agent(&parent.agent_id);
+                let may = |at: &Channel| grant.may_serve(at) || grant.may_command(at);
+                grant.may_serve(channel) && parent.is_ok_and(|parent| may(&parent))
+            }
+            _ => grant.may_serve(channel),
+        }
+    }
+}
+
+impl Shared {
+    /// Room for a call of so many bytes. While there is none the connection is not read, and its silence does
+    /// not count.
+    async fn room(&self, bytes: usize) -> Room {
+        let cost = bytes.min(AGENT_CALLS_BYTES_MAX) as u32;
+        let (count, bytes) = (Arc::clone(&self.count), Arc::clone(&self.bytes));
+        let waiting = async move {
+            let count = count.acquire_owned().await.expect("it is never closed");
+            (count, bytes.acquire_many_owned(cost).await.expect("it is never closed"))
+        };
+        let mut waiting = std::pin::pin!(waiting);
+        if let Some(room) = waiting.as_mut().now_or_never() {
+            return room;
+        }
+        self.is_full.store(true, Ordering::SeqCst);
+        let room = waiting.await;
+        self.is_full.store(false, Ordering::SeqCst);
+        room
+    }
+
+    /// True where the channel needs a worker.
+    fn enqueue(&self, queued: QueuedCall) -> bool {
+        if self.is_own_lease(&queued.call) {
+            self.own_leases.send_modify(|leases| *leases += 1);
+        }
+        let mut queues = self.queues();
+        match queues.channels.entry(queued.call.channel.clone()) {
+            Entry::Occupied(mut queue) => {
+                queue.get_mut().calls.push_back(queued);
+                queue.get().more.notify_one();
+                false
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(Queue::default()).calls.push_back(queued);
+                true
+            }
+        }
+    }
+
+    /// Does the calls of a channel in their order, until there are none.
+    async fn work(&self, channel: &Channel) {
+        let more = self.queues().channels.get(channel).map(|queue| Arc::clone(&queue.more));
+        let Some(more) = more else { return };
+        let mut begun = Begun::default();
+        loop {
+            let next = {
+                let mut queues = self.queues();
+                let queue = queues.channels.get_mut(channel);
+                let next = queue.and_then(|queue| queue.calls.pop_front());
+                if next.is_none() && begun.is_empty() {
+                    queues.channels.remove(channel);
+                    return;
+                }
+                next
+            };
+            let Some(QueuedCall { call, room }) = next else {
+                tokio::select! {
+                    Some((message, room)) = begun.next() => self.answer(message, room).await,
+                    () = more.notified() => {}
+                }
+                continue;
+            };
+            if *channel.id() != *self.session.agent() || channel.kind() != Kind::Agent {
+                // What it may do elsewhere depends on who it is.
+                drop(self.own_leases.subscribe().wait_for(|leases| *leases == 0).await);
+            }
+            while begun.must_end_before(&call.body) {
+                let Some((message, room)) = begun.next().await else { break };
+                self.answer(message, room).await;
+            }
+            match command_key(&call.body) {
+                _ if matches!(call.body, CallBody::Publish(..)) => {
+                    let publishing = self.session.publish(call).await;
+                    begun.published.push_back(publishing.map(|message| (message, room)).boxed());
+                }
+                Some(key) => {
+                    let doing = self.session.perform(call, &self.outbox);
+                    begun.on_commands.push(doing.map(move |done| (key, done, room)).boxed());
+                    begun.keys.insert(key);
+                }
+                None => {
+                    let is_own_lease = self.is_own_lease(&call);
+                    let message = self.session.perform(call, &self.outbox).await;
+                    self.answer(message, room).await;
+                    // After its reply: whatever waited for it is answered later.
+                    if is_own_lease {
+                        self.own_leases.send_modify(|leases| *leases -= 1);
+                    }
+                }
+            }
+            while let Some(Some((message, room))) = begun.next().now_or_never() {
+                self.answer(message, room).await;
+            }
+        }
+    }
+
+    async fn answer(&self, message: AgentMessage, room: Room) {
+        if let AgentMessage::Ack { id, .. } | AgentMessage::Error { id: Some(id), .. } = &message {
+            self.queues().under_way.remove(id);
+        }
+        drop(room);
+        self.outbox.say(&message).await;
+    }
+
+    /// Takes a call back that is not begun; whether it was.
+    fn withdraw(&self, channel: &Channel, id: u64) -> serde_json::Value {
+        let mut queues = self.queues();
+        let queue = queues.channels.get_mut(channel);
+        let at = queue.as_ref().and_then(|queue| {
+            queue.calls.iter().position(|queued| {
+                queued.call.id == id && !matches!(queued.call.body, CallBody::Lease(_))
+            })
+        });
+        if let (Some(queue), Some(at)) = (queue, at) {
+            queue.calls.remove(at);
+            queues.under_way.remove(&id);
+        }
+        serde_json::json!({"withdrawn": at.is_some()})
+    }
+
+    fn is_own_lease(&self, call: &AgentCall) -> bool {
+        let is_own = *call.channel.id() == *self.session.agent();
+        is_own && call.channel.kind() == Kind::Agent && matches!(call.body, CallBody::Lease(_))
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().expect("no code panics with this lock held")
+    }
+}
+
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}

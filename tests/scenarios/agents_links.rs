@@ -1,0 +1,229 @@
+//! The connection of an agent that has no Redis: what it may say, in which order it is done, and when it is dead.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use publisher_sdk::{Agent, ConnectError, Link, PublishError};
+use serde_json::{Value, json};
+use tests::chaos::Chaos;
+use tests::wait::pause;
+use tests::{Browser, Cluster, PATIENCE, Token, until};
+
+/// An agent that speaks for itself, with the lease of its own channel.
+async fn raw_agent(cluster: &Cluster) -> Browser {
+    let mut agent = cluster.browser().path("/ws/agents/raw").connect().await;
+    agent.send(json!({"type": "lease", "id": 1, "channel": "agent:raw"})).await;
+    let leased = agent.wait_for("the lease", |frame| frame["id"] == 1).await;
+    assert_eq!(leased["type"], "ack", "{leased}");
+    agent
+}
+
+async fn reply(agent: &mut Browser, id: u64) -> Value {
+    agent.wait_for("the reply", |frame| frame["id"] == id).await
+}
+
+/// What is too large or malformed earns an error with its id and the right code, and the connection lives.
+#[tokio::test]
+async fn an_agents_wrong_frame_is_answered_with_its_id_and_code() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = raw_agent(&cluster).await;
+    let publish = |id: u64, more: Value| {
+        let mut frame = json!({"type": "publish", "id": id, "channel": "session:42"});
+        frame.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        frame
+    };
+    for (frame, code) in [
+        (publish(2, json!({"event": "x", "data": "x".repeat(80_000)})), "too_large"),
+        (publish(3, json!({"event": "x", "data": "x".repeat(66_000)})), "too_large"),
+        (publish(4, json!({"event": "ack", "data": {}})), "reserved_name"),
+        (publish(5, json!({"event": "x"})), "bad_request"),
+        (publish(6, json!({"data": {}})), "bad_request"),
+        (json!({"type": "release", "id": 7, "channel": "nowhere"}), "bad_request"),
+        (json!({"type": "dance", "id": 8, "channel": "session:42"}), "bad_request"),
+    ] {
+        let id = frame["id"].as_u64().unwrap();
+        agent.send(frame).await;
+        let error = reply(&mut agent, id).await;
+        assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!(code)), "{error}");
+    }
+    agent.send(publish(9, json!({"event": "x", "data": null}))).await;
+    assert!(reply(&mut agent, 9).await["offset"].is_string(), "null is data");
+
+    agent.send(publish(10, json!({"event": "x", "data": "x".repeat(1_200_000)}))).await;
+    assert_eq!(agent.wait_for_close().await.0, 1009);
+}
+
+/// An id that is in use for another call is refused; the same call again is the repetition.
+#[tokio::test]
+async fn an_agents_id_names_one_call() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = raw_agent(&cluster).await;
+    let publish = |n: u64| json!({"type": "publish", "id": 2, "channel": "session:42", "event": "x", "data": {"n": n}});
+
+    cluster.redis.freeze();
+    agent.send(publish(1)).await;
+    agent.send(publish(2)).await;
+    agent.send(publish(1)).await;
+    let refused = reply(&mut agent, 2).await;
+    cluster.redis.thaw();
+    let published = reply(&mut agent, 2).await;
+
+    assert_eq!(refused["code"], "conflict", "{refused}");
+    assert!(published["offset"].is_string(), "{published}");
+    let events = cluster.replicas[0].get("/api/v1/channels/session:42/events").await.json();
+    let data: Vec<&Value> =
+        events["events"].as_array().unwrap().iter().map(|e| &e["data"]).collect();
+    assert_eq!(data, [&json!({"n": 1})]);
+}
+
+/// Calls of a channel are done in their order, however quickly they come.
+#[tokio::test]
+async fn an_agents_calls_of_one_channel_do_not_overtake_each_other() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = raw_agent(&cluster).await;
+    agent.send(json!({"type": "lease", "id": 2, "channel": "session:42"})).await;
+    for n in 0..50_u64 {
+        let question = json!({"request": {}});
+        let ask = json!({"request_id": format!("q{n}"), "asks": "permission", "question": question, "expires_in_ms": 60_000});
+        let answer = json!({"allowed": true, "at": 1, "command_id": format!("c{n}")});
+        let resolve =
+            json!({"request_id": format!("q{n}"), "asks": "permission", "answer": answer});
+        let (id, channel) = (10 + 2 * n, "session:42");
+        agent.send(json!({"type": "ask", "id": id, "channel": channel, "data": ask})).await;
+        agent
+            .send(json!({"type": "resolve", "id": id + 1, "channel": channel, "data": resolve}))
+            .await;
+    }
+    for n in 0..50_u64 {
+        let resolved = reply(&mut agent, 11 + 2 * n).await;
+        assert_eq!(resolved["data"], "yours", "{resolved}");
+    }
+}
+
+/// A relay that does not read further because Redis is slow does not take that for the agent's silence.
+#[tokio::test]
+async fn an_agent_is_not_cut_off_because_its_relay_stopped_reading() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = raw_agent(&cluster).await;
+    cluster.redis.freeze();
+    let data = "x".repeat(4_000);
+    for id in 2..3_002_u64 {
+        agent.send(json!({"type": "publish", "id": id, "channel": "session:42", "event": "x", "data": data})).await;
+    }
+    pause(Duration::from_secs(16)).await;
+    cluster.redis.thaw();
+
+    let last = agent.wait_for("the last reply", |frame| frame["id"] == 3_001).await;
+    assert!(last["offset"].is_string(), "{last}");
+    let lost = cluster.replicas[0].get("/api/v1/channels/agent:raw").await.json();
+    assert_eq!(lost["agents"], json!(["raw"]), "it holds its lease: {lost}");
+}
+
+/// Whatever an agent sends, a relay of which nothing is heard is dead.
+#[tokio::test]
+async fn a_dead_relay_is_noticed_while_the_agent_talks() {
+    let cluster = Cluster::with_replicas(1).await;
+    let proxy = Chaos::in_front_of(cluster.replicas[0].address()).await;
+    let url = proxy.url().replace("redis://", "http://");
+    let agent = Agent::options().id("a").connect(&url).await.unwrap();
+    let session = agent.session("42").await.unwrap();
+
+    proxy.swallow_replies();
+    let talking = tokio::spawn(async move {
+        loop {
+            session.send("number", &json!({})).unwrap();
+            pause(Duration::from_millis(250)).await;
+        }
+    });
+    let came = || cluster.replicas[0].log().text().matches("an agent has connected").count();
+    until("it came again", async || (came() > 1).then_some(())).await;
+    talking.abort();
+}
+
+/// A process of many agents opens one link; each has a connection of its own.
+#[tokio::test]
+async fn many_agents_of_one_process_come_in_through_one_relay() {
+    let cluster = Cluster::with_replicas(1).await;
+    let link = Link::open(&format!("http://{}", cluster.replicas[0].address())).unwrap();
+    let agents: Vec<Agent> = (0..8)
+        .map(|n| Agent::options().id(format!("a{n}")).attach(link.clone()))
+        .collect::<FuturesUnordered<_>>()
+        .map(Result::unwrap)
+        .collect()
+        .await;
+    for agent in &agents {
+        let session = agent.session(agent.id()).await.unwrap();
+        session.publish("here", &json!({"id": agent.id()})).await.unwrap();
+    }
+    let known = cluster.replicas[0].get("/api/v1/agents").await.json();
+    assert_eq!(known["agents"].as_array().unwrap().len(), 8, "{known}");
+    assert!(agents.iter().all(|agent| !agent.is_fenced()));
+}
+
+/// What a relay refuses for good is said at once, as what it is.
+#[tokio::test]
+async fn a_permanent_refusal_is_said_at_once() {
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
+    let url = format!("http://{}", cluster.replicas[0].address());
+    let token = Token::of("w").allowing("serve", &["agent:mine"]).sign();
+    let began = Instant::now();
+    let child = Agent::options().id("mine").token(&token).child_of_agent("other");
+    let refused = child.connect(&url).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::Refused { .. }), "{refused}");
+    assert!(began.elapsed() < Duration::from_secs(5), "after {:?}", began.elapsed());
+}
+
+/// When its token has ended, an agent hears so from what it says, and does not hang.
+#[tokio::test]
+async fn an_agent_whose_token_has_ended_hears_so() {
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
+    let url = format!("http://{}", cluster.replicas[0].address());
+    let token =
+        Token::of("w").allowing("serve", &["agent:mine"]).allowing("publish", &["agent:mine"]);
+    let agent =
+        Agent::options().id("mine").token(token.ending_in(3).sign()).connect(&url).await.unwrap();
+    let own = agent.own_channel();
+    let talking = async {
+        loop {
+            if let Err(error) = own.publish("x", &json!({})).await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(PATIENCE, talking).await.expect("it hangs");
+    assert!(!error.is_retryable() || matches!(error, PublishError::Journal(_)), "{error}");
+    let next =
+        tokio::time::timeout(PATIENCE, own.publish("x", &json!({}))).await.expect("it hangs");
+    assert!(next.is_err_and(|error| !error.is_retryable()));
+}
+
+/// No frame grows with the number of sessions: an agent may have many, and all are known.
+#[tokio::test]
+async fn an_agent_behind_a_relay_may_have_very_many_sessions() {
+    let mut cluster = Cluster::with_replicas(2).await;
+    let url = format!("http://{}", cluster.replicas[1].address());
+    let agent = Agent::options().id("a").connect(&url).await.unwrap();
+    let id = |n: u32| format!("{n:0>100}");
+    let mut sessions = Vec::new();
+    for many in (0..1_500).collect::<Vec<u32>>().chunks(100) {
+        let opening = many.iter().map(|n| {
+            let (agent, id) = (agent.clone(), id(*n));
+            async move { agent.session(&id).await }
+        });
+        sessions.extend(futures_util::future::join_all(opening).await);
+    }
+    let opened: Vec<_> = sessions.into_iter().map(Result::unwrap).collect();
+    let known = async |cluster: &Cluster| {
+        let agents = cluster.replicas[0].get("/api/v1/agents").await.json();
+        let channels = agents["agents"][0]["channels"].as_array().map_or(0, Vec::len);
+        (channels == 1_501).then_some(())
+    };
+    until("all its channels are known", async || known(&cluster).await).await;
+
+    cluster.replicas[1].kill9();
+    cluster.replicas[1].restart().await;
+    opened[7].publish("back", &json!({})).await.unwrap();
+    until("they still are", async || known(&cluster).await).await;
+    assert!(!agent.is_fenced());
+}
