@@ -3,10 +3,14 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use protocol::Offset;
 use thiserror::Error;
 use tokio::sync::oneshot;
+
+/// How long a producer's newest sequence is remembered after the last keeping.
+pub(crate) const PRODUCER_RECORD_LIFETIME: Duration = Duration::from_secs(900);
 
 /// An entry on its way into a journal. Names and data are the caller's to check
 /// ([`protocol::check_event_name`], [`protocol::check_data`]).
@@ -40,8 +44,8 @@ impl NewEntry {
 /// Where an entry came to stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Its position.
-    pub offset: Offset,
+    /// Its position; `None` where it was appended before, and where it stands is no longer known.
+    pub offset: Option<Offset>,
     /// How many links followed the journal at that moment: replicas for events, agents for commands.
     pub listeners: u64,
 }

@@ -24,7 +24,7 @@
 //! let offset = journal.append(&name, vec![hello]).await.unwrap()[0].offset;
 //!
 //! let page = journal.read(&name, Since::Start, 100).await.unwrap();
-//! assert_eq!(page.entries[0].offset, offset);
+//! assert_eq!(Some(page.entries[0].offset), offset);
 //! let Some(Update::Entries { entries, .. }) = updates.next().await else { panic!() };
 //! assert_eq!(entries, page.entries);
 //! # });
@@ -75,7 +75,15 @@ pub struct Journal {
     /// How long a lease lasts that is not renewed.
     lease: Duration,
     /// As whom this clone appends; none: as the process.
-    producer: Option<Arc<str>>,
+    producer: Option<Producer>,
+}
+
+/// One incarnation of an agent, as the author of events.
+#[derive(Clone, Debug)]
+struct Producer {
+    /// No other incarnation has this name.
+    name: Arc<str>,
+    incarnation: u64,
 }
 
 /// Where journals live. The two keep the same promises; what differs is who shares them and for how
@@ -126,7 +134,8 @@ impl Journal {
     /// over a channel's lease, its appends there fail with [`AppendError::Fenced`].
     #[must_use]
     pub fn as_producer(&self, holder: &Holder) -> Self {
-        Self { producer: Some(holder.producer().into()), ..self.clone() }
+        let producer = Producer { name: holder.producer().into(), incarnation: holder.incarnation };
+        Self { producer: Some(producer), ..self.clone() }
     }
 
     /// Whether the journals live in this process only.
@@ -185,9 +194,9 @@ impl Journal {
     ) -> Result<Receipt, AppendError> {
         match &self.backend {
             Backend::Memory(memory) => {
-                Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
+                Ok(Receipt::done(memory.append(name, entries, self.producer_name())))
             }
-            Backend::Redis(redis) => redis.enqueue(name, entries, self.producer.clone()).await,
+            Backend::Redis(redis) => redis.enqueue(name, entries, self.producer_name()).await,
         }
     }
 
@@ -198,9 +207,37 @@ impl Journal {
     pub fn try_enqueue(&self, name: &Name, entries: Vec<NewEntry>) -> Result<Receipt, AppendError> {
         match &self.backend {
             Backend::Memory(memory) => {
-                Ok(Receipt::done(memory.append(name, entries, self.producer.as_deref())))
+                Ok(Receipt::done(memory.append(name, entries, self.producer_name())))
             }
-            Backend::Redis(redis) => redis.try_enqueue(name, entries, self.producer.clone()),
+            Backend::Redis(redis) => redis.try_enqueue(name, entries, self.producer_name()),
+        }
+    }
+
+    /// [`enqueue`](Self::enqueue) of an entry that its author has numbered, for an agent behind a relay. Only
+    /// a clone made by [`as_producer`](Self::as_producer) can do it, and it numbers all it appends.
+    ///
+    /// The ids of one incarnation and journal ascend in the author's order. Whichever clone or process appends
+    /// an id, also several at once, it is in the journal once: an id that is not above the newest one there is
+    /// the repetition, and acknowledged, without `offset` where that is no longer known. So an author that
+    /// comes back repeats, in order, everything that was not acknowledged; an id that was refused is not used
+    /// again.
+    ///
+    /// # Errors
+    /// Those of [`enqueue`](Self::enqueue).
+    pub async fn enqueue_numbered(
+        &self,
+        name: &Name,
+        id: u64,
+        entry: NewEntry,
+    ) -> Result<Receipt, AppendError> {
+        let Some(producer) = &self.producer else {
+            return Err(AppendError::Refused("only an agent's events are numbered".to_owned()));
+        };
+        match &self.backend {
+            Backend::Memory(memory) => {
+                Ok(Receipt::done(memory.append_numbered(name, id, entry, &producer.name)))
+            }
+            Backend::Redis(redis) => redis.enqueue_numbered(name, id, entry, producer).await,
         }
     }
 
@@ -259,6 +296,10 @@ impl Journal {
             Backend::Memory(memory) => Ok(memory.notify(address, text)),
             Backend::Redis(redis) => redis.notify(address, text).await,
         }
+    }
+
+    fn producer_name(&self) -> Option<&Arc<str>> {
+        self.producer.as_ref().map(|producer| &producer.name)
     }
 
     fn leases(&self) -> &Arc<Leases> {

@@ -11,7 +11,7 @@ use protocol::frame::Since;
 use protocol::limits::IDEMPOTENCY_KEY_LIFETIME;
 use protocol::{Entry, Offset};
 
-use crate::append::AppendOutcome;
+use crate::append::{AppendOutcome, PRODUCER_RECORD_LIFETIME};
 use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
 use crate::{AppendError, Appended, Name, NewEntry, Page, Retention, Side};
@@ -29,6 +29,8 @@ struct State {
     retention: Retention,
     journals: HashMap<Name, StoredStream>,
     idempotency_key: HashMap<(Name, Box<str>), (Offset, u64)>,
+    /// The newest number of each author that numbers its entries, and until when it is remembered.
+    numbers: HashMap<(Name, Arc<str>), (u64, u64)>,
     followers: HashMap<u64, (Deliver, HashSet<Name>)>,
     next_follower: u64,
     appends: u64,
@@ -53,6 +55,7 @@ impl Memory {
                 retention,
                 journals: HashMap::new(),
                 idempotency_key: HashMap::new(),
+                numbers: HashMap::new(),
                 followers: HashMap::new(),
                 next_follower: 0,
                 appends: 0,
@@ -72,23 +75,36 @@ impl Memory {
         &self,
         name: &Name,
         entries: Vec<NewEntry>,
-        producer: Option<&str>,
+        producer: Option<&Arc<str>>,
     ) -> AppendOutcome {
         let mut state = self.state();
         if let Some(producer) = producer
-            && state.records.is_fenced(&name.channel, producer.to_owned())
+            && state.records.is_fenced(&name.channel, producer.to_string())
         {
             return Err(AppendError::Fenced);
         }
-        let now = state.now_us();
-        state.sweep_sometimes(now);
-        state.expire(name, now);
-        let offsets: Vec<Offset> =
-            entries.into_iter().map(|entry| state.append_one(name, entry, now)).collect();
-        state.trim(name, now);
-        let listeners =
-            state.followers.values().filter(|(_, names)| names.contains(name)).count() as u64;
-        Ok(offsets.into_iter().map(|offset| Appended { offset, listeners }).collect())
+        Ok(state.append(name, entries))
+    }
+
+    /// An id that is not above the producer's newest one is the repetition.
+    pub(crate) fn append_numbered(
+        &self,
+        name: &Name,
+        id: u64,
+        entry: NewEntry,
+        producer: &Arc<str>,
+    ) -> AppendOutcome {
+        let mut state = self.state();
+        if state.records.is_fenced(&name.channel, producer.to_string()) {
+            return Err(AppendError::Fenced);
+        }
+        let until = state.now_us() + micros(PRODUCER_RECORD_LIFETIME);
+        let newest = state.numbers.entry((name.clone(), Arc::clone(producer))).or_default();
+        if id <= newest.0 {
+            return Ok(vec![Appended { offset: None, listeners: 0 }]);
+        }
+        *newest = (id, until);
+        Ok(state.append(name, vec![entry]))
     }
 
     pub(crate) fn read(&self, name: &Name, since: Since, entries_max: usize) -> Page {
@@ -174,6 +190,19 @@ impl State {
         self.last_time_us
     }
 
+    fn append(&mut self, name: &Name, entries: Vec<NewEntry>) -> Vec<Appended> {
+        let now = self.now_us();
+        self.sweep_sometimes(now);
+        self.expire(name, now);
+        let offsets: Vec<Offset> =
+            entries.into_iter().map(|entry| self.append_one(name, entry, now)).collect();
+        self.trim(name, now);
+        let listeners =
+            self.followers.values().filter(|(_, names)| names.contains(name)).count() as u64;
+        let appended = |offset| Appended { offset: Some(offset), listeners };
+        offsets.into_iter().map(appended).collect()
+    }
+
     fn append_one(&mut self, name: &Name, new: NewEntry, now: u64) -> Offset {
         if let Some(id) = &new.idempotency_key
             && let Some((offset, until)) = self.idempotency_key.get(&(name.clone(), id.clone()))
@@ -239,6 +268,7 @@ impl State {
             self.journals
                 .retain(|name, stored| stored.newest_us() + micros(retention.of(name).age) >= now);
             self.idempotency_key.retain(|_, (_, until)| *until > now);
+            self.numbers.retain(|_, (_, until)| *until > now);
             self.records.sweep(now);
         }
     }

@@ -51,7 +51,8 @@ impl Publisher {
     }
 
     /// Publishes an event of any name and waits until it is in the journal. Text deltas that came
-    /// before it are written before it.
+    /// before it are written before it. Behind a relay, the offset of an event that was sent again may not
+    /// be known.
     ///
     /// While Redis is away this waits, ten minutes at most; where an agent must not stand still, it
     /// [sends](Self::send).
@@ -62,7 +63,7 @@ impl Publisher {
         &self,
         name: &str,
         data: &T,
-    ) -> Result<Offset, PublishError> {
+    ) -> Result<Option<Offset>, PublishError> {
         self.agent.lifecycle.buffer.publish(&self.channel, entry(name, data)?).await
     }
 
@@ -70,7 +71,7 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError`].
-    pub async fn publish_event<E: Event>(&self, event: &E) -> Result<Offset, PublishError> {
+    pub async fn publish_event<E: Event>(&self, event: &E) -> Result<Option<Offset>, PublishError> {
         self.publish(E::NAME, event).await
     }
 

@@ -4,12 +4,14 @@
 -- KEYS  1 stream   2 producer's record   then those that are needed: retention settings (with options),
 --       idempotency key (only with a single entry)
 -- ARGV  1 notification     2 "<epoch>-*", the epoch that the producer last saw here, 0 for none
---       3 incarnation and sequence before   4 incarnation and sequence   (16 digits each)
+--       3 incarnation and sequence before   4 incarnation and sequence   (16 digits each); 3 is empty where
+--       the record of a producer that numbers its entries must be missing
 --       5 options, in the usual case empty:
 --         "k <lifetime of the record in ms> <retention field> <entries> <bytes> <age_ms>": keep the journal
 --         within retention now, within this one where no other is set, and the record for so long;
 --         "ok …": the same, and we begin, or our record may have expired: that it is missing is no gap;
---         "obk …": the same, and the epoch of argument 2 lost data: bury it first if it still stands
+--         "obk …", "bk …": the same as without b, and the epoch of argument 2 lost data: bury it first if it
+--         still stands
 --       6… entries, each "name idempotency-key data"; behind the single one of an idempotency key the id's lifetime in ms
 --
 -- Answers "ok <place> <listeners> <argument 4>" | "known " and the rest of what was answered then |
@@ -50,7 +52,7 @@ if before then
   answer = 'ok ' .. before .. ' ' .. call('PUBSUB', 'NUMSUB', notification)[2] .. ' ' .. ARGV[4]
 else
   local first = seconds .. us .. ' ' .. ARGV[6]
-  local buries = options ~= '' and sub(options, 2, 2) == 'b'
+  local buries = options ~= '' and string.find(options, '^o?b')
   local id = false
   if not buries and ARGV[2] ~= '0-*' then
     -- The usual case: the journal still is the one that we last wrote to.

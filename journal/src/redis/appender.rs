@@ -19,9 +19,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::keys::{self, Keys};
-use super::pipeline::{Answer, Call, Pipeline, RECORD_LIFETIME, Send};
+use super::pipeline::{Answer, Call, Pipeline, Send};
 use super::wire::{self, Place};
-use crate::append::AppendOutcome;
+use crate::append::{AppendOutcome, PRODUCER_RECORD_LIFETIME};
 use crate::{AppendError, Name, NewEntry, Receipt, Retention};
 
 /// What may wait to be appended, in bytes: 16 MiB, twice the largest publish.
@@ -44,13 +44,36 @@ pub(super) struct Appender {
     room: Arc<Semaphore>,
 }
 
-/// Whose appends to which journal: each has an order of its own. Without a producer: the process itself.
-pub(super) type Way = (Name, Option<Arc<str>>);
+/// Whose appends to which journal: each has an order of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Way {
+    name: Name,
+    /// Without one: the process itself.
+    producer: Option<Arc<str>>,
+    /// Of a producer that numbers its entries itself: its incarnation.
+    numbered: Option<u64>,
+}
+
+impl Way {
+    pub(super) fn new(name: &Name, producer: Option<&Arc<str>>) -> Self {
+        Self { name: name.clone(), producer: producer.cloned(), numbered: None }
+    }
+
+    pub(super) fn numbered(name: &Name, producer: &Arc<str>, incarnation: u64) -> Self {
+        Self {
+            name: name.clone(),
+            producer: Some(Arc::clone(producer)),
+            numbered: Some(incarnation),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Job {
     way: Way,
     entries: Vec<NewEntry>,
+    /// The author's number of the first entry.
+    id: Option<u64>,
     caller: Arc<std::sync::Mutex<Call>>,
 }
 
@@ -79,12 +102,13 @@ impl Appender {
         &self,
         way: Way,
         entries: Vec<NewEntry>,
+        id: Option<u64>,
     ) -> Result<Receipt, AppendError> {
         let cost = cost(&entries)?;
         let room = Arc::clone(&self.room).acquire_many_owned(cost).await;
         let room = room.map_err(|_| AppendError::Unavailable)?;
         let slot = self.jobs.reserve().await.map_err(|_| AppendError::Unavailable)?;
-        Ok(submit(slot, way, entries, room))
+        Ok(submit(slot, way, entries, id, room))
     }
 
     pub(super) fn try_enqueue(
@@ -96,7 +120,7 @@ impl Appender {
         let room =
             Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| AppendError::Full)?;
         let slot = self.jobs.try_reserve().map_err(|_| AppendError::Full)?;
-        Ok(submit(slot, way, entries, room))
+        Ok(submit(slot, way, entries, None, room))
     }
 }
 
@@ -112,6 +136,7 @@ fn submit(
     slot: mpsc::Permit<'_, Job>,
     way: Way,
     entries: Vec<NewEntry>,
+    id: Option<u64>,
     room: tokio::sync::OwnedSemaphorePermit,
 ) -> Receipt {
     if entries.is_empty() {
@@ -119,7 +144,7 @@ fn submit(
     }
     let (answer, outcome) = oneshot::channel::<AppendOutcome>();
     let caller = Call::new(answer, entries.len(), room);
-    slot.send(Job { way, entries, caller });
+    slot.send(Job { way, entries, id, caller });
     Receipt::waiting(outcome)
 }
 
@@ -185,13 +210,19 @@ impl Task {
         let pipeline = match self.pipelines.entry(job.way.clone()) {
             std::collections::hash_map::Entry::Occupied(pipeline) => pipeline.into_mut(),
             std::collections::hash_map::Entry::Vacant(vacant) => {
-                // A forgotten pipeline's sequences must not be taken for this one's.
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                self.incarnation = (now.as_millis() as u64 * 1_000).max(self.incarnation + 1);
-                vacant.insert(Pipeline::new(self.incarnation))
+                vacant.insert(match job.way.numbered {
+                    Some(incarnation) => Pipeline::numbered(incarnation),
+                    None => {
+                        // A forgotten pipeline's sequences must not be taken for this one's.
+                        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                        let now = now.as_millis() as u64 * 1_000;
+                        self.incarnation = now.max(self.incarnation + 1);
+                        Pipeline::new(self.incarnation)
+                    }
+                })
             }
         };
-        pipeline.push(job.entries, &job.caller);
+        pipeline.push(job.entries, job.id.unwrap_or_default(), &job.caller);
         self.pump(&job.way);
     }
 
@@ -223,8 +254,10 @@ impl Task {
         }
     }
 
-    fn command(&self, (name, producer): &Way, send: &Send) -> Cmd {
-        let producer = producer.as_deref().unwrap_or(&self.producer);
+    fn command(&self, way: &Way, send: &Send) -> Cmd {
+        let name = &way.name;
+        let producer = way.producer.as_deref().unwrap_or(&self.producer);
+        let sequence = |sequence: u64| format!("{:016}{sequence:016}", send.incarnation);
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(self.script.get_hash())
@@ -240,8 +273,8 @@ impl Task {
         command
             .arg(self.keys.notification(name))
             .arg(format!("{}-*", send.epoch))
-            .arg(format!("{:016}{:016}", send.incarnation, send.sequence - 1))
-            .arg(format!("{:016}{:016}", send.incarnation, send.sequence))
+            .arg(send.before.map_or(String::new(), sequence))
+            .arg(sequence(send.sequence))
             .arg(options(name, send));
         for row in send.rows.iter() {
             command.arg(row);
@@ -347,12 +380,17 @@ fn options(name: &Name, send: &Send) -> String {
         return String::new();
     }
     let flags = match (send.open, send.buries) {
-        (_, true) => "obk",
+        (true, true) => "obk",
+        (false, true) => "bk",
         (true, false) => "ok",
         (false, false) => "k",
     };
     let retention = keys::retention(Retention::default().of(name));
-    format!("{flags} {} {} {retention}", RECORD_LIFETIME.as_millis(), Retention::field(name))
+    format!(
+        "{flags} {} {} {retention}",
+        PRODUCER_RECORD_LIFETIME.as_millis(),
+        Retention::field(name)
+    )
 }
 
 enum Failure {

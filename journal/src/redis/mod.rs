@@ -28,8 +28,8 @@ use tokio::sync::Semaphore;
 
 use crate::link::Link;
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
-use crate::{AppendError, Name, NewEntry, Page, Receipt, Retention, Side, Unavailable};
-use appender::Appender;
+use crate::{AppendError, Name, NewEntry, Page, Producer, Receipt, Retention, Side, Unavailable};
+use appender::{Appender, Way};
 use keys::Keys;
 use shared::{Lent, Shared};
 
@@ -131,18 +131,29 @@ impl Redis {
         &self,
         name: &Name,
         entries: Vec<NewEntry>,
-        producer: Option<Arc<str>>,
+        producer: Option<&Arc<str>>,
     ) -> Result<Receipt, AppendError> {
-        self.appender.enqueue((name.clone(), producer), entries).await
+        self.appender.enqueue(Way::new(name, producer), entries, None).await
+    }
+
+    pub(crate) async fn enqueue_numbered(
+        &self,
+        name: &Name,
+        id: u64,
+        entry: NewEntry,
+        producer: &Producer,
+    ) -> Result<Receipt, AppendError> {
+        let way = Way::numbered(name, &producer.name, producer.incarnation);
+        self.appender.enqueue(way, vec![entry], Some(id)).await
     }
 
     pub(crate) fn try_enqueue(
         &self,
         name: &Name,
         entries: Vec<NewEntry>,
-        producer: Option<Arc<str>>,
+        producer: Option<&Arc<str>>,
     ) -> Result<Receipt, AppendError> {
-        self.appender.try_enqueue((name.clone(), producer), entries)
+        self.appender.try_enqueue(Way::new(name, producer), entries)
     }
 
     pub(crate) async fn read(

@@ -7,6 +7,11 @@
 //!
 //! Acknowledged batches are kept for a while: if Redis comes back without them, they are sent again;
 //! where that cannot close the hole, the journal is begun anew, so that every reader hears of the loss.
+//!
+//! An agent behind a relay numbers its entries itself, and two replicas may hold the same ones for a moment.
+//! Then a batch's sequence is the number of its last entry, and the sequence before it is what the record
+//! held when its sender last heard of it. So whoever comes second gets a `gap`: up to the stored
+//! sequence all is in the journal, and the rest is sent again from there.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -19,6 +24,8 @@ use super::wire::Place;
 use crate::append::AppendOutcome;
 use crate::{AppendError, Appended, NewEntry};
 
+mod recovery;
+
 /// Batches under way at a time: as many as the script's record remembers.
 const IN_FLIGHT: usize = 8;
 /// The bounds of one batch. Its notification is one message to every link, so it must stay small.
@@ -27,12 +34,10 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// How long, and how much, acknowledged batches are kept in case Redis loses them.
 const KEPT_FOR: Duration = Duration::from_secs(10);
 const KEPT_BYTES: usize = 1024 * 1024;
-/// How long Redis remembers a producer's sequences after the last keeping.
-pub(super) const RECORD_LIFETIME: Duration = Duration::from_secs(900);
 /// Nothing is retried longer than this, so Redis knows every sequence that is.
 const RETRY_FOR: Duration = Duration::from_secs(600);
 /// Within this time of the last acknowledgement the record must be there, or Redis lost it: it lives
-/// [`RECORD_LIFETIME`] from the last keeping, which may be [`KEEP_AFTER`] before the last append.
+/// [`PRODUCER_RECORD_LIFETIME`] from the last keeping, which may be [`KEEP_AFTER`] before the last append.
 const RECORD_FOR: Duration = Duration::from_secs(700);
 
 /// How often the script is told to keep the journal within its retention: every 64 entries, so that at most
@@ -86,29 +91,49 @@ impl Call {
 
 type Caller = Arc<Mutex<Call>>;
 
+/// What is said of an entry that was in the journal already, wherever.
+const REPEATED: Appended = Appended { offset: None, listeners: 0 };
+
 fn settle(caller: &Caller, with: impl FnOnce(&mut Call)) {
     with(&mut caller.lock().expect("no code panics with this lock held"));
+}
+
+/// An entry that no batch holds yet.
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    entry: NewEntry,
+    caller: Caller,
 }
 
 /// Entries that are appended by one run of the script.
 #[derive(Debug)]
 struct Batch {
     sequence: u64,
+    /// The author's numbers of its entries, where there are any.
+    ids: Vec<u64>,
+    /// The sequence that must be stored for it to be appended.
+    before: u64,
     /// `name idempotency key data`, as the script takes them.
     rows: Arc<[String]>,
     idempotency_key: Option<Box<str>>,
     bytes: usize,
     /// Who waits, entry by entry; nobody for batches sent again from what was kept.
     callers: Vec<Caller>,
+    /// Who waits for an entry that its author has given once more.
+    repeats: Vec<Caller>,
     first_sent: Option<Instant>,
     sent: bool,
-    done: Option<(Place, u64)>,
+    /// Where it stands, where that is known, and how many heard of it.
+    done: Option<(Option<Place>, u64)>,
 }
 
 /// One run of the script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Send {
     pub(super) incarnation: u64,
+    /// The sequence that must be stored; none: there must be no record.
+    pub(super) before: Option<u64>,
     pub(super) sequence: u64,
     /// Redis need have no record of us: we begin, or the record may have expired.
     pub(super) open: bool,
@@ -144,21 +169,25 @@ pub(super) enum Answer {
 enum Trouble {
     /// Send again what has no good answer.
     Resend,
+    /// The author's entries up to this number are in the journal, appended by another process.
+    Ahead { stored: u64 },
     /// Redis' record ends at this sequence, though more was acknowledged.
     Lost { stored: u64 },
     /// The producer was elsewhere in between, and is back: begin above that incarnation.
     Overtaken { by: u64 },
-    /// Redis has a lower n than it once acknowledged.
-    Regrown,
+    /// Redis has a lower n than it once acknowledged; its record ends at this sequence.
+    Regrown { stored: u64 },
 }
 
 #[derive(Debug)]
 pub(super) struct Pipeline {
     pub(super) incarnation: u64,
-    waiting: VecDeque<(NewEntry, Caller)>,
+    /// The author numbers the entries, and other processes may append the same.
+    is_numbered: bool,
+    waiting: VecDeque<Waiting>,
     batches: VecDeque<Batch>,
     kept: VecDeque<(Batch, Instant)>,
-    /// The newest sequence whose batch was acknowledged.
+    /// The newest sequence whose batch was acknowledged; 0 where none is known.
     acknowledged: u64,
     acknowledged_at: Instant,
     /// Epoch and n of the newest acknowledged entry.
@@ -179,8 +208,18 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     pub(super) fn new(incarnation: u64) -> Self {
+        Self::begin(incarnation, false)
+    }
+
+    /// For an author that numbers its entries, under this incarnation in every process.
+    pub(super) fn numbered(incarnation: u64) -> Self {
+        Self::begin(incarnation, true)
+    }
+
+    fn begin(incarnation: u64, is_numbered: bool) -> Self {
         Self {
             incarnation,
+            is_numbered,
             waiting: VecDeque::new(),
             batches: VecDeque::new(),
             kept: VecDeque::new(),
@@ -199,11 +238,14 @@ impl Pipeline {
         }
     }
 
-    pub(super) fn push(&mut self, entries: Vec<NewEntry>, caller: &Caller) {
+    /// `id` is the author's number of the first entry, where it numbers them.
+    pub(super) fn push(&mut self, entries: Vec<NewEntry>, id: u64, caller: &Caller) {
         if self.is_done() {
             self.progress_at = Instant::now();
         }
-        self.waiting.extend(entries.into_iter().map(|entry| (entry, Arc::clone(caller))));
+        let waiting = (id..).zip(entries);
+        let waiting = waiting.map(|(id, entry)| Waiting { id, entry, caller: Arc::clone(caller) });
+        self.waiting.extend(waiting);
     }
 
     /// Whether nothing waits for an answer.
@@ -233,11 +275,18 @@ impl Pipeline {
         // Said without need, it would hide that Redis came back without our record.
         let open = self.outstanding == 0
             && (self.acknowledged == 0 || now.duration_since(self.acknowledged_at) > RECORD_FOR);
-        let batch = self.batches.iter_mut().find(|batch| !batch.sent)?;
+        if open && self.is_numbered {
+            self.acknowledged = 0;
+        }
+        let at = self.batches.iter().position(|batch| !batch.sent)?;
+        let before =
+            at.checked_sub(1).map_or(self.acknowledged, |before| self.batches[before].sequence);
+        let batch = &mut self.batches[at];
         batch.sent = true;
+        batch.before = before;
         batch.first_sent.get_or_insert(now);
         self.outstanding += 1;
-        self.alone = open;
+        self.alone = open || self.buries;
         self.unkept_entries += batch.rows.len();
         self.unkept_bytes += batch.bytes;
         let keeps = open
@@ -249,8 +298,9 @@ impl Pipeline {
         }
         Some(Send {
             incarnation: self.incarnation,
+            before: (!self.is_numbered || before > 0).then_some(before),
             sequence: batch.sequence,
-            open,
+            open: open && !self.is_numbered,
             epoch: self.epoch,
             buries: self.buries,
             keeps,
@@ -260,9 +310,20 @@ impl Pipeline {
     }
 
     fn form_batch(&mut self) -> Option<Batch> {
-        let (mut rows, mut callers, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut rows, mut ids, mut callers, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut idempotency_key = None;
-        while let Some((entry, _)) = self.waiting.front() {
+        let before = self.batches.back().map_or(self.acknowledged, |batch| batch.sequence);
+        let mut repeats = Vec::new();
+        while let Some(Waiting { id, entry, .. }) = self.waiting.front() {
+            if self.is_numbered && *id <= ids.last().copied().unwrap_or(before) {
+                let Some(repeated) = self.waiting.pop_front() else { break };
+                match self.batches.back_mut() {
+                    _ if !ids.is_empty() => repeats.push(repeated.caller),
+                    Some(batch) => batch.repeats.push(repeated.caller),
+                    None => settle(&repeated.caller, |call| call.appended(REPEATED)),
+                }
+                continue;
+            }
             let full = rows.len() >= BATCH_ENTRIES || bytes + entry.cost() > BATCH_BYTES;
             // An idempotency key stands alone: whether its entry is new is known only to the script.
             if !rows.is_empty()
@@ -270,7 +331,7 @@ impl Pipeline {
             {
                 break;
             }
-            let Some((entry, caller)) = self.waiting.pop_front() else { break };
+            let Some(Waiting { id, entry, caller }) = self.waiting.pop_front() else { break };
             bytes += entry.cost();
             rows.push(format!(
                 "{} {} {}",
@@ -279,19 +340,23 @@ impl Pipeline {
                 entry.data
             ));
             callers.push(caller);
+            if self.is_numbered {
+                ids.push(id);
+            }
             idempotency_key = entry.idempotency_key;
         }
         if rows.is_empty() {
             return None;
         }
-        let sequence = self.batches.back().map_or(self.acknowledged, |batch| batch.sequence) + 1;
-        let rows = rows.into();
         Some(Batch {
-            sequence,
-            rows,
+            sequence: ids.last().copied().unwrap_or(before + 1),
+            ids,
+            before,
+            rows: rows.into(),
             idempotency_key,
             bytes,
             callers,
+            repeats,
             first_sent: None,
             sent: false,
             done: None,
@@ -309,11 +374,14 @@ impl Pipeline {
                 if let Some(batch) =
                     self.batches.iter_mut().find(|batch| batch.sequence == sequence)
                 {
-                    batch.done = Some((place, listeners));
+                    // Another process may have put the author's entries into other batches.
+                    let is_ours = !(known && self.is_numbered);
+                    batch.done = Some((is_ours.then_some(place), listeners));
                     let is_below =
                         self.newest.is_some_and(|(epoch, n)| epoch == place.epoch && place.n <= n);
                     if is_below && !known && batch.idempotency_key.is_none() {
-                        self.trouble = self.trouble.max(Some(Trouble::Regrown));
+                        let trouble = Trouble::Regrown { stored: sequence };
+                        self.trouble = self.trouble.max(Some(trouble));
                     }
                 }
                 self.acknowledge(now);
@@ -322,11 +390,14 @@ impl Pipeline {
                 let stored = stored.unwrap_or(0);
                 let trouble = if stored < self.acknowledged {
                     Trouble::Lost { stored }
+                } else if self.is_numbered {
+                    Trouble::Ahead { stored }
                 } else {
                     Trouble::Resend
                 };
                 self.trouble = self.trouble.max(Some(trouble));
             }
+            Answer::Overtaken(_) if self.is_numbered => self.refuse(sequence, AppendError::Fenced),
             Answer::Overtaken(by) => {
                 self.trouble = self.trouble.max(Some(Trouble::Overtaken { by }));
             }
@@ -345,13 +416,18 @@ impl Pipeline {
             && let Some(mut batch) = self.batches.pop_front()
         {
             for (index, caller) in batch.callers.drain(..).enumerate() {
-                let offset = place.offset(index as u64);
+                let offset = place.map(|place| place.offset(index as u64));
                 settle(&caller, |call| call.appended(Appended { offset, listeners }));
+            }
+            for caller in batch.repeats.drain(..) {
+                settle(&caller, |call| call.appended(REPEATED));
             }
             self.acknowledged = batch.sequence;
             self.acknowledged_at = now;
             self.progress_at = now;
-            if batch.idempotency_key.is_none() {
+            if let Some(place) = place
+                && batch.idempotency_key.is_none()
+            {
                 self.newest = Some((place.epoch, place.n + batch.rows.len() as u64 - 1));
             }
             self.kept.push_back((batch, now));
@@ -367,96 +443,6 @@ impl Pipeline {
             bytes -= batch.bytes;
             self.kept.pop_front();
         }
-    }
-
-    /// The batch fails for good; those behind it close ranks.
-    fn refuse(&mut self, sequence: u64, error: AppendError) {
-        if let Some(at) = self.batches.iter().position(|batch| batch.sequence == sequence)
-            && let Some(batch) = self.batches.remove(at)
-        {
-            for caller in batch.callers {
-                settle(&caller, |call| call.settle(Err(error.clone())));
-            }
-        }
-        self.trouble = self.trouble.max(Some(Trouble::Resend));
-    }
-
-    /// Every answer is in: make ready to send again.
-    fn recover(&mut self, now: Instant) {
-        self.give_up_if_too_old(now);
-        let Some(trouble) = self.trouble.take() else { return };
-        match trouble {
-            Trouble::Resend => {}
-            Trouble::Overtaken { by } => {
-                self.kept.clear();
-                self.newest = None;
-                self.incarnation = self.incarnation.max(by) + 1;
-                self.acknowledged = 0;
-                // Only an idempotency key makes sure that what may have arrived is not doubled now.
-                for mut batch in std::mem::take(&mut self.batches) {
-                    if batch.idempotency_key.is_some() || batch.first_sent.is_none() {
-                        batch.done = None;
-                        self.batches.push_back(batch);
-                        continue;
-                    }
-                    for caller in batch.callers {
-                        settle(&caller, |call| call.settle(Err(AppendError::Unavailable)));
-                    }
-                }
-            }
-            Trouble::Lost { stored }
-                if self.kept.front().is_some_and(|(batch, _)| batch.sequence <= stored + 1) =>
-            {
-                // What is kept closes the hole.
-                self.kept.retain(|(batch, _)| batch.sequence > stored);
-                self.return_kept();
-                self.acknowledged = stored;
-                self.newest = None;
-            }
-            Trouble::Lost { .. } | Trouble::Regrown => {
-                // The loss must be visible to everybody: a new epoch, beginning with what is kept.
-                tracing::warn!("redis lost acknowledged entries; the journal begins a new epoch");
-                self.return_kept();
-                self.newest = None;
-                self.buries = true;
-                self.incarnation += 1;
-                self.acknowledged = 0;
-            }
-        }
-        let first = self.acknowledged + 1;
-        for (sequence, batch) in (first..).zip(self.batches.iter_mut()) {
-            // A done batch in the middle keeps its sequence: those before it are known to Redis.
-            batch.sequence = sequence;
-            batch.sent = batch.done.is_some();
-        }
-    }
-
-    fn return_kept(&mut self) {
-        while let Some((mut batch, _)) = self.kept.pop_back() {
-            batch.done = None;
-            batch.first_sent = None;
-            self.batches.push_front(batch);
-        }
-        for batch in &mut self.batches {
-            batch.done = None;
-        }
-    }
-
-    /// Nothing is retried for ever: whoever waits hears that the outcome is unknown, and what may still
-    /// be on its way to Redis is fenced off by the next incarnation.
-    pub(super) fn give_up_if_too_old(&mut self, now: Instant) {
-        let is_stuck = self.outstanding == 0 && !self.is_done();
-        if !is_stuck || now.duration_since(self.progress_at) <= RETRY_FOR {
-            return;
-        }
-        let sent = self.batches.drain(..).flat_map(|batch| batch.callers);
-        for caller in sent.chain(self.waiting.drain(..).map(|(_, caller)| caller)) {
-            settle(&caller, |call| call.settle(Err(AppendError::Unavailable)));
-        }
-        self.trouble = None;
-        self.incarnation += 1;
-        self.acknowledged = 0;
-        self.newest = None;
     }
 }
 

@@ -7,7 +7,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Duration, Instant};
 
 use crate::Server;
 
@@ -79,6 +80,39 @@ pub(crate) async fn black_hole(server: &Server, generation: Arc<AtomicU16>) -> u
         (target, Box::new(pass))
     })
     .await
+}
+
+/// Every answer comes so much later than it would.
+pub(crate) async fn slow(server: &Server, delay: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, target) = (listener.local_addr().unwrap().port(), server.port);
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(("127.0.0.1", target)).await.unwrap();
+            let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+                (near.into_split(), far.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut near_read, &mut far_write).await });
+            let (late, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 65536];
+                while let Ok(n @ 1..) = far_read.read(&mut bytes).await {
+                    let chunk = (Instant::now() + delay, bytes[..n].to_vec());
+                    if late.send(chunk).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            tokio::spawn(async move {
+                while let Some((at, bytes)) = due.recv().await {
+                    tokio::time::sleep_until(at).await;
+                    if near_write.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
 }
 
 async fn listen(connect: impl Fn() -> (u16, Pass) + Send + 'static) -> u16 {

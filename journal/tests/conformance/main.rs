@@ -21,6 +21,7 @@ mod failover;
 mod gate;
 mod leases;
 mod model;
+mod numbered;
 mod promises;
 mod reaper;
 mod redis_only;
@@ -104,7 +105,7 @@ pub fn keeping(entries: u64) -> Retention {
 
 /// Appends one entry and returns where it stands.
 pub async fn append(journal: &Journal, name: &Name, text: &str) -> Offset {
-    journal.append(name, vec![entry(text)]).await.unwrap()[0].offset
+    journal.append(name, vec![entry(text)]).await.unwrap()[0].offset.unwrap()
 }
 
 /// The next update, or a failure that says what was waited for.

@@ -23,7 +23,7 @@ use super::coalescer::{self, Coalescer, Ticket, delta_cost, event_cost};
 use crate::{FlushError, PublishError};
 
 /// Who waits for an event's offset.
-pub(crate) type Answer = oneshot::Sender<Result<Offset, PublishError>>;
+pub(crate) type Answer = oneshot::Sender<Result<Option<Offset>, PublishError>>;
 
 /// The length of a tick where deltas are not batched: turns still go cold.
 const UNBATCHED_TICK: Duration = Duration::from_millis(50);
@@ -114,7 +114,7 @@ impl Buffer {
         &self,
         channel: &Channel,
         entry: NewEntry,
-    ) -> Result<oneshot::Receiver<Result<Offset, PublishError>>, PublishError> {
+    ) -> Result<oneshot::Receiver<Result<Option<Offset>, PublishError>>, PublishError> {
         let cost = event_cost(&entry);
         let cost = if self.take_room(cost).is_ok() { cost } else { 0 };
         let (answer, answered) = oneshot::channel();
@@ -127,7 +127,7 @@ impl Buffer {
         &self,
         channel: &Channel,
         entry: NewEntry,
-    ) -> Result<Offset, PublishError> {
+    ) -> Result<Option<Offset>, PublishError> {
         let cost = event_cost(&entry);
         let room = self.room.acquire_many(cost as u32).await;
         room.map_err(|_| self.refusal())?.forget();

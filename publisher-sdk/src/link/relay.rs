@@ -120,7 +120,8 @@ impl RelayLink {
             let mut appended = Vec::with_capacity(replies.len());
             for replied in replies {
                 let reply = replied.await.map_err(|_| AppendError::Unavailable)??;
-                let AgentMessage::Ack { offset: Some(offset), .. } = reply else {
+                // Absent where it is a repetition of something that stands somewhere before.
+                let AgentMessage::Ack { offset, .. } = reply else {
                     return Err(AppendError::Unavailable);
                 };
                 appended.push(Appended { offset, listeners: 0 });

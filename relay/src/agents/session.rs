@@ -88,12 +88,11 @@ impl AgentSession {
         };
         let placed = async {
             let holder = self.holder()?;
-            // Repeated on another connection, it is the same.
-            let key = format!("{}.{}.{id}", self.agent, holder.incarnation);
-            let entry = NewEntry::new(event, data).with_key(key);
+            let entry = NewEntry::new(event, data);
             let journal = self.journal.as_producer(&holder);
+            // Repeated on another connection, it is the same: the id is its number in the journal's order.
             let name = Name::events(channel);
-            journal.enqueue(&name, vec![entry]).await.map_err(append_error)
+            journal.enqueue_numbered(&name, id, entry).await.map_err(append_error)
         };
         let receipt = match placed.await {
             Ok(receipt) => receipt,
@@ -101,7 +100,7 @@ impl AgentSession {
         };
         let replying = receipt.map(move |done| match done {
             Ok(appended) => {
-                let offset = appended.first().map(|appended| appended.offset);
+                let offset = appended.first().and_then(|one| one.offset);
                 AgentMessage::Ack { id, offset, data: None }
             }
             Err(error) => reply(id, Err(append_error(error))),

@@ -255,7 +255,7 @@ mod tests {
         let data = format!("\"{}\"", "x".repeat(bytes));
         let entries = (0..count).map(|_| NewEntry::new("x", data.clone())).collect();
         let appended = journal.append(&name, entries).await.unwrap();
-        (Pages::new(journal), name, appended.iter().map(|one| one.offset).collect())
+        (Pages::new(journal), name, appended.iter().filter_map(|one| one.offset).collect())
     }
 
     fn request(name: &Name, since: Since, all: &[Offset]) -> Request {

@@ -7,13 +7,13 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
-use journal::{AppendError, Appended, Name, NewEntry, Since};
+use journal::{AppendError, Name, NewEntry, Since};
 use protocol::frame::{ErrorBody, parse_since};
 use protocol::limits::{
     PUBLISH_BODY_BYTES_MAX, PUBLISH_EVENTS_MAX, READ_EVENTS_DEFAULT, READ_EVENTS_MAX,
 };
 use protocol::{
-    Channel, DataError, ErrorCode, Format, Kind, NameError, check_data, check_event_name,
+    Channel, DataError, ErrorCode, Format, Kind, NameError, Offset, check_data, check_event_name,
     check_idempotency_key, encode,
 };
 use serde::{Deserialize, Serialize};
@@ -69,8 +69,8 @@ async fn publish_body(app: &AppState, request: Request) -> Result<Response, Refu
             bad(format!("the body is no event {{channel, event, data, id?}}: {error}"))
         })?;
         let outcome = append(app, &principal, vec![event]).await.pop();
-        let appended = outcome.unwrap_or_else(|| Err(bad("nothing to publish".to_owned())))?;
-        return Ok(Json(Published::Offset(appended.offset.to_string())).into_response());
+        let offset = outcome.unwrap_or_else(|| Err(bad("nothing to publish".to_owned())))?;
+        return Ok(Json(Published::Offset(offset.to_string())).into_response());
     }
     let events: Vec<&RawValue> = serde_json::from_str(&body)
         .map_err(|error| bad(format!("the body is no list of events: {error}")))?;
@@ -81,7 +81,7 @@ async fn publish_body(app: &AppState, request: Request) -> Result<Response, Refu
     }
     let outcomes = append_each(app, &principal, &events).await;
     let results = outcomes.iter().map(|outcome| match outcome {
-        Ok(appended) => Published::Offset(appended.offset.to_string()),
+        Ok(offset) => Published::Offset(offset.to_string()),
         Err(refused) => Published::Error(refused.body()),
     });
     Ok(Json(Results { results: results.collect() }).into_response())
@@ -92,7 +92,7 @@ async fn append_each(
     app: &AppState,
     principal: &Principal,
     raw: &[&RawValue],
-) -> Vec<Result<Appended, Refused>> {
+) -> Vec<Result<Offset, Refused>> {
     let parsed: Vec<Result<Publish<'_>, serde_json::Error>> =
         raw.iter().map(|raw| serde_json::from_str(raw.get())).collect();
     let (mut events, mut errors) = (Vec::new(), Vec::new());
@@ -121,7 +121,7 @@ async fn append(
     app: &AppState,
     principal: &Principal,
     events: Vec<Publish<'_>>,
-) -> Vec<Result<Appended, Refused>> {
+) -> Vec<Result<Offset, Refused>> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let mut receipts = Vec::with_capacity(events.len());
     for event in events {
@@ -142,7 +142,8 @@ async fn append(
         outcomes.push(match receipt {
             Ok(receipt) => match tokio::time::timeout_at(deadline, receipt).await {
                 Ok(Ok(appended)) => {
-                    appended.first().copied().ok_or_else(|| refuse(&AppendError::Unavailable))
+                    let offset = appended.first().and_then(|appended| appended.offset);
+                    offset.ok_or_else(|| refuse(&AppendError::Unavailable))
                 }
                 Ok(Err(error)) => Err(refuse(&error)),
                 Err(_) => Err(refuse(&AppendError::Unavailable)),

@@ -25,7 +25,7 @@ impl Rig {
         let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         // An idempotency key, so that every entry is a batch of its own.
         let entry = NewEntry::new("e", index.to_string()).with_key(index.to_string());
-        self.pipeline.push(vec![entry], &Call::new(answer, 1, room));
+        self.pipeline.push(vec![entry], 0, &Call::new(answer, 1, room));
         self.outcomes.push(outcome);
     }
 
@@ -41,7 +41,7 @@ impl Rig {
 
     fn settled(&mut self) -> Vec<u64> {
         let outcomes = self.outcomes.iter_mut();
-        outcomes.filter_map(|o| Some(o.try_recv().ok()?.unwrap()[0].offset.n)).collect()
+        outcomes.filter_map(|o| Some(o.try_recv().ok()?.unwrap()[0].offset?.n)).collect()
     }
 }
 
@@ -143,7 +143,7 @@ fn what_redis_lost_is_sent_again_from_what_is_kept() {
 fn a_loss_that_nothing_closes_begins_a_new_epoch() {
     let mut rig = Rig::with(1);
     // Without an idempotency key, so that its n counts.
-    rig.pipeline.waiting[0].0.idempotency_key = None;
+    rig.pipeline.waiting[0].entry.idempotency_key = None;
     let sent = rig.send();
     rig.answer(&sent[0], 1);
     rig.now += KEPT_FOR + Duration::from_secs(1);
@@ -198,4 +198,177 @@ fn what_never_found_a_connection_fails_after_ten_minutes_too() {
     for outcome in &mut rig.outcomes {
         assert_eq!(outcome.try_recv(), Ok(Err(AppendError::Unavailable)));
     }
+}
+
+/// A producer that numbers its entries; Redis' record, and the numbers that were appended, as the script
+/// keeps them.
+struct Numbered {
+    pipeline: Pipeline,
+    outcomes: Vec<oneshot::Receiver<AppendOutcome>>,
+}
+
+/// Redis' side of it: the stored sequence, and every number appended.
+#[derive(Default)]
+struct Stored {
+    sequence: Option<u64>,
+    appended: Vec<u64>,
+    sequences: Vec<u64>,
+}
+
+impl Stored {
+    fn run(&mut self, send: &Send) -> Answer {
+        let place = Place { epoch: 7, n: self.appended.len() as u64 + 1, time_us: 1 };
+        if self.sequence == send.before {
+            let numbers = send.rows.iter().map(|row| row.rsplit(' ').next().unwrap());
+            self.appended.extend(numbers.map(|number| number.parse::<u64>().unwrap()));
+            self.sequence = Some(send.sequence);
+            self.sequences.push(send.sequence);
+            Answer::Appended { place, listeners: 0, known: false }
+        } else if self.sequences.contains(&send.sequence) {
+            Answer::Appended { place, listeners: 0, known: true }
+        } else {
+            Answer::Gap(self.sequence)
+        }
+    }
+}
+
+impl Numbered {
+    fn with(ids: impl IntoIterator<Item = u64>) -> Self {
+        let mut numbered = Self { pipeline: Pipeline::numbered(100), outcomes: Vec::new() };
+        for id in ids {
+            numbered.push(id);
+        }
+        numbered
+    }
+
+    fn push(&mut self, id: u64) {
+        let (answer, outcome) = oneshot::channel();
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let entry = NewEntry::new("e", id.to_string());
+        self.pipeline.push(vec![entry], id, &Call::new(answer, 1, room));
+        self.outcomes.push(outcome);
+    }
+
+    /// Sends what may be sent; of every answer `lost` says whether it gets lost.
+    fn exchange(&mut self, stored: &mut Stored, mut lost: impl FnMut(usize) -> bool) {
+        let now = Instant::now();
+        let sends: Vec<Send> = std::iter::from_fn(|| self.pipeline.next(now)).collect();
+        for (index, send) in sends.iter().enumerate() {
+            let answer = stored.run(send);
+            let answer = if lost(index) { Answer::Failed } else { answer };
+            self.pipeline.answered(send.sequence, answer, now);
+        }
+    }
+
+    fn all_acknowledged(&mut self) -> bool {
+        self.outcomes.iter_mut().all(|outcome| matches!(outcome.try_recv(), Ok(Ok(_))))
+    }
+}
+
+#[test]
+fn numbered_entries_travel_together() {
+    let (mut numbered, mut stored) = (Numbered::with(0..0), Stored::default());
+    for id in 1..=300 {
+        numbered.push(id * 3);
+    }
+    numbered.exchange(&mut stored, |_| false);
+    numbered.exchange(&mut stored, |_| false);
+    assert!(numbered.all_acknowledged(), "in two round trips");
+    assert_eq!(stored.sequences, [384, 768, 900]);
+}
+
+#[test]
+fn who_takes_over_sends_what_is_not_stored() {
+    for first in 0..=9 {
+        let mut stored = Stored::default();
+        if first > 0 {
+            Numbered::with(1..=first).exchange(&mut stored, |_| true);
+        }
+        let mut second = Numbered::with(1..=9);
+        for _ in 0..2 {
+            second.exchange(&mut stored, |_| false);
+        }
+        assert!(second.all_acknowledged(), "after {first}");
+        assert_eq!(stored.appended, (1..=9).collect::<Vec<_>>(), "after {first}");
+    }
+}
+
+/// Two replicas hold the same calls, and each loses answers.
+#[test]
+fn two_at_once_append_each_number_once() {
+    for seed in 0..500_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        let mut stored = Stored::default();
+        let mut both = [Numbered::with(0..0), Numbered::with(0..0)];
+        let mut pushed = [0, 0];
+        for _ in 0..60 {
+            let who = next(2) as usize;
+            for _ in 0..next(4) {
+                if pushed[who] < 30 {
+                    pushed[who] += 1;
+                    both[who].push(pushed[who]);
+                }
+            }
+            let losing = next(3) == 0;
+            both[who].exchange(&mut stored, |index| losing && index % 2 == 0);
+        }
+        for (numbered, pushed) in both.iter_mut().zip(&mut pushed) {
+            while *pushed < 30 {
+                *pushed += 1;
+                numbered.push(*pushed);
+            }
+            for _ in 0..10 {
+                numbered.exchange(&mut stored, |_| false);
+            }
+            assert!(numbered.all_acknowledged(), "seed {seed}: {:?}", numbered.pipeline);
+        }
+        assert_eq!(stored.appended, (1..=30).collect::<Vec<_>>(), "seed {seed}");
+    }
+}
+
+#[test]
+fn numbered_entries_that_redis_lost_are_sent_again_from_what_is_kept() {
+    let (mut numbered, mut stored) = (Numbered::with(1..=3), Stored::default());
+    numbered.exchange(&mut stored, |_| false);
+    stored = Stored::default();
+    numbered.push(4);
+    for _ in 0..3 {
+        numbered.exchange(&mut stored, |_| false);
+    }
+    assert_eq!(stored.appended, [1, 2, 3, 4]);
+    assert!(numbered.all_acknowledged());
+}
+
+#[test]
+fn a_loss_that_nobody_can_close_begins_a_new_epoch() {
+    let mut stored = Stored::default();
+    Numbered::with(1..=3).exchange(&mut stored, |_| false);
+    let mut numbered = Numbered::with(1..=4);
+    numbered.exchange(&mut stored, |_| false);
+    numbered.exchange(&mut stored, |_| false);
+    stored = Stored::default();
+    numbered.push(5);
+    numbered.exchange(&mut stored, |_| false);
+
+    let send = numbered.pipeline.next(Instant::now()).expect("what is kept");
+
+    assert_eq!((send.buries, send.before, send.open), (true, None, false));
+}
+
+/// The agent comes back to the same replica, which still holds its calls.
+#[test]
+fn a_number_given_once_more_is_the_same_entry() {
+    let (mut numbered, mut stored) = (Numbered::with((1..=4).chain(2..=6)), Stored::default());
+    for _ in 0..3 {
+        numbered.exchange(&mut stored, |_| false);
+    }
+    numbered.push(3);
+    numbered.exchange(&mut stored, |_| false);
+
+    assert!(numbered.all_acknowledged());
+    assert_eq!(stored.appended, (1..=6).collect::<Vec<_>>());
 }

@@ -35,7 +35,7 @@ fn taken(buffer: &Buffer) -> Option<(Vec<String>, Vec<Ticket>)> {
 }
 
 fn answer(buffer: &Buffer, tickets: Vec<Ticket>) {
-    let offset = Offset { epoch: 1, n: 1, check: 1 };
+    let offset = Some(Offset { epoch: 1, n: 1, check: 1 });
     let appended = vec![Appended { offset, listeners: 0 }; tickets.len()];
     buffer.settled(&session(), tickets, Ok(appended));
 }
@@ -150,7 +150,7 @@ async fn whoever_awaits_waits_for_room() {
         tokio::task::yield_now().await;
     }
 
-    assert_eq!(publishing.await.unwrap().unwrap().n, 1);
+    assert_eq!(publishing.await.unwrap().unwrap().unwrap().n, 1);
 }
 
 #[tokio::test]
