@@ -108,11 +108,16 @@ async fn an_agent_is_not_cut_off_because_its_relay_stopped_reading() {
     let mut agent = raw_agent(&cluster).await;
     cluster.redis.freeze();
     let data = "x".repeat(4_000);
-    for id in 2..3_002_u64 {
-        agent.send(json!({"type": "publish", "id": id, "channel": "session:42", "event": "x", "data": data})).await;
-    }
-    pause(Duration::from_secs(16)).await;
-    cluster.redis.thaw();
+    let sending = async {
+        for id in 2..3_002_u64 {
+            agent.send(json!({"type": "publish", "id": id, "channel": "session:42", "event": "x", "data": data})).await;
+        }
+    };
+    let waiting = async {
+        pause(Duration::from_secs(16)).await;
+        cluster.redis.thaw();
+    };
+    tokio::join!(sending, waiting);
 
     let last = agent.wait_for("the last reply", |frame| frame["id"] == 3_001).await;
     assert!(last["offset"].is_string(), "{last}");
