@@ -4,6 +4,8 @@ use crate::cluster::{Way, event, events, said};
 use journal::{ApprovalAnswer, Asks, Journal, Resolved};
 use publisher_sdk::{Agent, AskError, Budget, BudgetRequest, PermissionRequest, Reason};
 use serde_json::{Value, json};
+use std::time::Duration;
+use tests::{Persistence, Redis};
 use uuid::Uuid;
 
 on_every_way! {
@@ -107,6 +109,32 @@ async fn a_question_asked_within_a_run_ends_with_it(way: Way) {
     assert_eq!(resolved["allowed"], json!(false));
     assert_eq!(resolved["reason"], json!("the run was cancelled"));
     assert!(journal.pending(session.channel()).await.unwrap().1.is_empty());
+}
+
+/// The answer cannot be written, and nobody waits for it any more.
+#[tokio::test]
+async fn a_cancelled_question_ends_with_its_agent_also_while_redis_is_away() {
+    let mut redis = Redis::start(Persistence::None).await;
+    let journal = Journal::open(&redis.url()).unwrap();
+    let agent = Agent::options().id("a").connect(&redis.url()).await.unwrap();
+    let session = agent.session("s").await.unwrap();
+    let run = session.begin_run("r1");
+    let (asker, ask) = (session.clone(), request().for_run(&run));
+    let asking = tokio::spawn(async move { asker.ask_permission(ask).await });
+    event(&journal, "session:s", "permission_request").await;
+
+    redis.kill9();
+    run.cancel(Reason::User);
+    for _ in 0..10 {
+        // It begins to say no.
+        tokio::task::yield_now().await;
+    }
+    let closing = tokio::spawn(agent.close());
+
+    let asked = tokio::time::timeout(Duration::from_secs(5), asking).await;
+    closing.abort();
+    let asked = asked.expect("it ends").unwrap();
+    assert!(matches!(asked, Err(AskError::Cancelled)), "{asked:?}");
 }
 
 /// The crash between resolving an approval and the agent's hearing of it.
