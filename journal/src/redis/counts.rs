@@ -1,5 +1,7 @@
 //! Counts in Redis: one lease per replica, one field per replica and channel.
 
+use std::time::Duration;
+
 use protocol::Channel;
 use redis::Script;
 
@@ -7,13 +9,14 @@ use super::{Redis, unavailable};
 use crate::Unavailable;
 use crate::counts::{COUNTS_LIFETIME, ReplicaCounts};
 
-/// A channel's counts go when nobody has touched them for so long.
-const COUNTS_FOR: i64 = 24 * 3_600;
+/// A replica's count of a channel goes when it was not said for so long. Replicas say all anew every 30 s.
+const COUNTS_FOR: Duration = Duration::from_secs(120);
 
 /// The scripts.
 #[derive(Debug)]
 pub(super) struct Scripts {
     counts: Script,
+    count: Script,
     replicas: Script,
 }
 
@@ -21,6 +24,7 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             counts: Script::new(include_str!("counts.lua")),
+            count: Script::new(include_str!("count.lua")),
             replicas: Script::new(include_str!("replicas.lua")),
         }
     }
@@ -36,12 +40,11 @@ impl Redis {
         let mut connection = self.lend().await?;
         if !changed.is_empty() {
             let mut pipe = redis::pipe();
+            pipe.load_script(&self.counts.count).ignore();
             for (channel, count) in changed {
-                let key = self.keys.counts(channel);
-                match count {
-                    0 => pipe.hdel(&key, replica).ignore(),
-                    _ => pipe.hset(&key, replica, count).ignore().expire(&key, COUNTS_FOR).ignore(),
-                };
+                let mut invocation = self.counts.count.key(self.keys.counts(channel));
+                invocation.arg(replica).arg(count).arg(COUNTS_FOR.as_millis() as u64);
+                pipe.invoke_script(&invocation).ignore();
             }
             pipe.query_async::<()>(&mut connection).await.map_err(unavailable)?;
         }
@@ -76,12 +79,14 @@ impl Redis {
     pub(crate) async fn subscribers(&self, channel: &Channel) -> Result<u64, Unavailable> {
         let there = self.replicas().await?;
         let mut connection = self.connection().await?;
-        let counts: Vec<(String, u64)> = redis::cmd("HGETALL")
+        let counts: Vec<(String, String)> = redis::cmd("HGETALL")
             .arg(self.keys.counts(channel))
             .query_async(&mut connection)
             .await
             .map_err(unavailable)?;
         let is_there = |replica: &str| there.iter().any(|counts| *counts.replica == *replica);
-        Ok(counts.iter().filter(|(replica, _)| is_there(replica)).map(|(_, count)| count).sum())
+        let counts = counts.iter().filter(|(replica, _)| is_there(replica));
+        let count = |said: &str| said.split(' ').next().and_then(|count| count.parse::<u64>().ok());
+        Ok(counts.filter_map(|(_, said)| count(said)).sum())
     }
 }

@@ -196,6 +196,32 @@ on_both! {
     }
 }
 
+/// A replica that is killed cannot take its counts back.
+#[tokio::test]
+async fn the_counts_of_a_dead_replica_do_not_stay_in_redis() {
+    let server = crate::Server::start().await;
+    let journal = Journal::open(&server.url()).unwrap();
+    let mut redis = server.connection().await;
+    let session = channel("session:1");
+    let counts = format!("relay:{{{}}}:counts:{session}", session.partition());
+    let (dead, gone): (&str, u64) = ("dead", 1_000);
+    let _: () = redis::cmd("HSET")
+        .arg(&counts)
+        .arg(dead)
+        .arg(format!("3 {gone}"))
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+
+    journal.report_counts("alive", 1, &[(session.clone(), 2)]).await.unwrap();
+
+    let said: Vec<String> = redis::cmd("HKEYS").arg(&counts).query_async(&mut redis).await.unwrap();
+    assert_eq!(said, ["alive"]);
+    assert_eq!(journal.subscribers(&session).await, Ok(2));
+    let lives: i64 = redis::cmd("PTTL").arg(&counts).query_async(&mut redis).await.unwrap();
+    assert!((1..=120_000).contains(&lives), "{lives}");
+}
+
 on_both! {
     async fn children_are_found_by_their_parent(backend) {
         let session = channel("session:s");
