@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use journal::{ApprovalAnswer, Asks, Journal, Name, NewCommand, Since};
+use journal::{ApprovalAnswer, Asks, Journal, Name, NewCommand, Since, WaitingClass};
 use publisher_sdk::Agent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -72,6 +72,8 @@ impl Show {
             data: data.to_string().into(),
             command_id: Uuid::from_u128(7),
             by: Some("ann".into()),
+            sender: "ann".into(),
+            class: WaitingClass::Ordinary,
             expires_in: Duration::from_secs(60),
             may_wait: false,
             answer_to: None,

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::link::{Link, Request, Signal};
-use crate::{Journal, Name, Page, Reason, Unavailable};
+use crate::{Journal, Name, Page, Reason, Side, Unavailable, Waiting};
 use state::{FollowState, Next, Ticket};
 
 /// How many updates may wait for the consumer. A consumer that stands still makes the link overflow,
@@ -95,7 +95,8 @@ enum Change {
 }
 
 impl Follower {
-    /// Follows `name` from `since`, or from its head. Following it already, this starts over.
+    /// Follows `name` from `since`, or from its head. Following it already, this starts over. Of commands, the
+    /// start is what waits to be taken, and then whatever comes after the head.
     pub fn follow(&self, name: &Name, since: Option<Since>) {
         self.push(Change::Follow(name.clone(), since));
     }
@@ -156,6 +157,8 @@ pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
 enum Answer {
     Heads(Vec<(Name, Ticket)>, Result<Vec<Option<Offset>>, Unavailable>),
     Page(Name, Ticket, Result<Page, Unavailable>),
+    /// What waits on a channel whose commands are followed from the start, or anew for this reason.
+    Waiting(Name, Ticket, Option<Reason>, Result<Waiting, Unavailable>),
 }
 
 /// The consumer is gone.
@@ -312,6 +315,10 @@ impl Follow {
                     follow_state.read_failed();
                     return Ok(());
                 };
+                if let (Some(reason), Side::Commands) = (page.reset, name.side) {
+                    self.read_waiting(name, ticket, Some(reason));
+                    return Ok(());
+                }
                 let (head, reset) = (page.head, page.reset);
                 let (entries, next) = follow_state.continue_with(page, Instant::now());
                 if let Some(reason) = reset {
@@ -323,7 +330,43 @@ impl Follow {
                 }
                 self.go_on(name, next).await
             }
+            Answer::Waiting(name, ticket, reset, waiting) => {
+                self.on_waiting(name, ticket, reset, waiting).await
+            }
         }
+    }
+
+    async fn on_waiting(
+        &mut self,
+        name: Name,
+        ticket: Ticket,
+        reset: Option<Reason>,
+        waiting: Result<Waiting, Unavailable>,
+    ) -> Result<(), Gone> {
+        self.pages_reading -= 1;
+        let Some(follow_state) = self.follow_state(&name, ticket) else { return Ok(()) };
+        let Ok(Waiting { head, entries }) = waiting else {
+            follow_state.read_failed();
+            return Ok(());
+        };
+        let next = follow_state.continue_at(head, Instant::now());
+        if let Some(reason) = reset {
+            tracing::info!(journal = %name, reason = reason.as_str(), "followed commands were lost or trimmed");
+            self.emit(Update::Reset { name: name.clone(), reason, head }).await?;
+        }
+        if !entries.is_empty() {
+            self.emit(Update::Entries { name: name.clone(), entries }).await?;
+        }
+        self.go_on(name, next).await
+    }
+
+    fn read_waiting(&mut self, name: Name, ticket: Ticket, reset: Option<Reason>) {
+        let journal = self.journal.clone();
+        self.pages_reading += 1;
+        self.reads.push(Box::pin(async move {
+            let waiting = journal.waiting(&name.channel).await;
+            Answer::Waiting(name, ticket, reset, waiting)
+        }));
     }
 
     /// The follow_state, if the question is still open.
@@ -380,6 +423,10 @@ impl Follow {
             else {
                 continue;
             };
+            if (name.side, since) == (Side::Commands, Since::Start) {
+                self.read_waiting(name, ticket, None);
+                continue;
+            }
             let journal = self.journal.clone();
             self.pages_reading += 1;
             self.reads.push(Box::pin(async move {

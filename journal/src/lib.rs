@@ -50,7 +50,7 @@ pub use name::{Name, Side};
 use protocol::Channel;
 pub use protocol::frame::Since;
 pub use protocol::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
-pub use read::{Page, Reason, Unavailable};
+pub use read::{Page, Reason, Unavailable, Waiting};
 pub use redis::OpenError;
 pub use retention::{Keep, Retention};
 pub use state::Holder;
@@ -58,6 +58,7 @@ pub use state::approval::{AskError, Asked, NewApproval, Pending};
 pub use state::command::{Command, CommandOutcome, NewCommand, SendError, Sent};
 pub use state::lease::{Alive, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Lease, LeaseError};
 pub use state::reaper::Reaper;
+pub use state::waiting::WaitingClass;
 
 pub use counts::{COUNTS_LIFETIME, ReplicaCounts};
 
@@ -266,6 +267,18 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.read(name, since, entries_max)),
             Backend::Redis(redis) => redis.read(name, since, entries_max).await,
+        }
+    }
+
+    /// The newest command of `channel`, and what waits to be taken up to there, oldest first: with this begins
+    /// whoever serves the channel, and follows from that head.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where Redis does not answer.
+    pub async fn waiting(&self, channel: &Channel) -> Result<Waiting, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.waiting(channel)),
+            Backend::Redis(redis) => redis.waiting(channel).await,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod counts;
 mod state;
+mod waiting;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +15,7 @@ use protocol::{Entry, Offset};
 use crate::append::{AppendOutcome, PRODUCER_RECORD_LIFETIME};
 use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
-use crate::{AppendError, Appended, Name, NewEntry, Page, Retention, Side};
+use crate::{AppendError, Appended, Name, NewEntry, Page, Retention};
 
 /// How often, in appends, journals and idempotency keys that nobody touches are looked through.
 const SWEEP_EVERY: u64 = 1024;
@@ -245,7 +246,7 @@ impl State {
         while let Some(oldest) = stored.entries.front()
             && stored.entries.len() > 1
             && (stored.entries.len() as u64 > keep.entries
-                || (stored.bytes as u64 > keep.bytes && name.side == Side::Events)
+                || stored.bytes as u64 > keep.bytes
                 || oldest.time_us < cutoff)
         {
             stored.bytes -= oldest.bytes();

@@ -40,6 +40,25 @@ impl Page {
     }
 }
 
+/// Where a channel's commands stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The newest; `None` where there is none.
+    pub head: Option<Offset>,
+    /// What waits to be taken up to there, oldest first.
+    pub entries: Vec<Arc<Entry>>,
+}
+
+impl Waiting {
+    /// Without what stands after the head: who follows from there gets it.
+    pub(crate) fn up_to(head: Option<Offset>, mut entries: Vec<Arc<Entry>>) -> Self {
+        let is_after =
+            |at: &Offset| head.is_some_and(|head| head.epoch == at.epoch && at.n > head.n);
+        entries.retain(|entry| !is_after(&entry.offset));
+        Self { head, entries }
+    }
+}
+
 /// Why a position cannot be continued: something that was or could have been seen is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {

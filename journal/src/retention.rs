@@ -15,10 +15,9 @@ pub struct Retention {
     pub global: Keep,
     /// Events of all other channels: 1,000 entries, 2 MiB, 24 h.
     pub other: Keep,
-    /// Commands to agents: 512 entries, 24 h. Twice what may wait, and never trimmed by bytes: what nobody has
-    /// taken stands.
+    /// Commands to agents: 4,096 entries, 16 MiB, 24 h. What waits is kept beside them, whatever is trimmed.
     pub commands: Keep,
-    /// Requests to services: 20,000 entries, 24 h. Likewise.
+    /// Requests to services: 20,000 entries, 64 MiB, 24 h. Likewise.
     pub service: Keep,
 }
 
@@ -43,7 +42,7 @@ impl Default for Retention {
             session: Keep { entries: 10_000, bytes: 8 * MIB, age: 24 * HOUR },
             global: Keep { entries: 10_000, bytes: 8 * MIB, age: HOUR },
             other: Keep { entries: 1_000, bytes: 2 * MIB, age: 24 * HOUR },
-            commands: Keep { entries: 512, bytes: 16 * MIB, age: 24 * HOUR },
+            commands: Keep { entries: 4_096, bytes: 16 * MIB, age: 24 * HOUR },
             service: Keep { entries: 20_000, bytes: 64 * MIB, age: 24 * HOUR },
         }
     }

@@ -42,6 +42,17 @@ pub const REQUESTS_MAX: usize = 64;
 pub const COMMANDS_PER_SECOND: usize = 100;
 /// How many of them may come at once.
 pub const COMMANDS_BURST: usize = 200;
+/// Commands of one sender that wait on a channel: one page that goes wild does not fill it for the others.
+pub const WAITING_PER_SENDER_MAX: usize = 256;
+/// Commands of all senders that wait on the channel of an agent or a session.
+pub const WAITING_MAX: usize = 1_024;
+/// Requests of all senders that wait on the channel of a service, which many workers serve.
+pub const WAITING_SERVICE_MAX: usize = 10_000;
+/// The same in bytes, on any channel: what waits stands in Redis, whole.
+pub const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Cancels of one sender that wait on a channel beside all that: so many with `run_id`, and so many without.
+/// Nobody else can take these places, so a full list never refuses the Cancel that would empty it.
+pub const WAITING_CANCELS_MAX: usize = 16;
 /// Agents that one Cancel reaches, the agent's own children and theirs.
 pub const CANCELLED_MAX: usize = 256;
 /// One frame from an agent behind a relay, in bytes: an event and what stands around it.

@@ -47,6 +47,9 @@ impl fmt::Debug for Key {
 pub(crate) struct Principal {
     /// The token's `sub`; absent where no key is configured.
     pub(crate) user: Option<Box<str>>,
+    /// Whose places its commands take while they wait: the user's; without users the connection's, or those
+    /// that all who come by HTTP share.
+    pub(crate) sender: Box<str>,
     pub(crate) grant: Grant,
     /// When the grant ends, as time since the Unix epoch.
     expires_at: Option<Duration>,
@@ -81,7 +84,8 @@ pub(crate) fn authenticate(
     }
 
     let Some(key) = key else {
-        return Ok(Principal { user: None, grant: Grant::everything(), expires_at: None });
+        let (sender, grant) = ("http".into(), Grant::everything());
+        return Ok(Principal { user: None, sender, grant, expires_at: None });
     };
     let token = token.ok_or_else(|| Unauthorized("no token".to_owned()))?;
     if token.len() > TOKEN_BYTES_MAX {
@@ -99,7 +103,8 @@ pub(crate) fn authenticate(
         .claims;
     claims.relay.check().map_err(|error| Unauthorized(error.to_string()))?;
     let expires_at = Some(Duration::from_secs(claims.exp));
-    Ok(Principal { user: Some(claims.sub), grant: claims.relay, expires_at })
+    let (sender, user) = (claims.sub.clone(), Some(claims.sub));
+    Ok(Principal { user, sender, grant: claims.relay, expires_at })
 }
 
 fn now() -> Duration {

@@ -163,8 +163,12 @@ async fn a_storm_of_commands_is_limited_and_hinders_nobody() {
     assert!((200..=most).contains(&admitted), "{admitted}, at most {most}");
     assert!(delivered.len() <= admitted + 22, "the agent sees no more than was admitted");
     for error in errors {
-        assert_eq!((&error["code"], &error["retryable"]), (&json!("rate_limited"), &json!(true)));
-        assert!(error["retry_after_ms"].as_u64().is_some_and(|ms| (1..=10).contains(&ms)));
+        assert_eq!(error["retryable"], true, "{error}");
+        // The agent takes nothing, so 256 of the storm's own may come to wait.
+        if error["code"] != "busy" || admitted < 256 {
+            assert_eq!(error["code"], "rate_limited", "{error}");
+            assert!(error["retry_after_ms"].as_u64().is_some_and(|ms| (1..=10).contains(&ms)));
+        }
     }
 }
 
@@ -234,11 +238,11 @@ async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {
 
     let mut quick = cluster.actor("quick").await;
 
-    let mut answer = json!(null);
-    for n in 0..257 {
-        let browser = if n % 2 == 0 { &mut here } else { &mut there };
-        answer = browser.ask(command("slow", "step")).await;
+    for _ in 0..256 {
+        here.ask(command("slow", "step")).await;
     }
+    let answer = here.ask(command("slow", "step")).await;
+    assert_eq!(there.ask(command("slow", "step")).await["type"], "ack", "its places are its own");
     assert_eq!(here.ask(command("quick", "go")).await["listeners"], 1);
     assert_eq!(&*quick.next().await.name, "go");
 
@@ -246,7 +250,7 @@ async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {
     let mut agent = cluster.actor("slow").await;
     let first = agent.next().await;
     assert!(agent.takes(&first).await);
-    assert_eq!(there.ask(command("slow", "step")).await["type"], "ack", "one was taken");
+    assert_eq!(here.ask(command("slow", "step")).await["type"], "ack", "one was taken");
 }
 
 /// The same by HTTP, for those who hold no socket.

@@ -153,6 +153,12 @@ impl FollowState {
         (page.entries, next)
     }
 
+    /// What came before `head` is known: goes on after it.
+    pub(super) fn continue_at(&mut self, head: Option<Offset>, now: Instant) -> Next {
+        self.position = Some(head.map_or(Since::Start, Since::Offset));
+        self.drain(now)
+    }
+
     /// Live entries came in; none where they could not be read off the link.
     pub(super) fn take(&mut self, entries: Vec<Arc<Entry>>, now: Instant) -> Next {
         if entries.is_empty() {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use protocol::{Channel, Offset};
 
+use super::waiting::WaitingList;
 use super::{Memory, State, StoredStream, micros};
 use crate::Name;
 use crate::state::{
     Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
-    RecordKind, Snapshot,
+    RecordKind, Snapshot, WaitingLimits,
 };
 
 /// Everything that has a state. Times are microseconds.
@@ -22,6 +23,7 @@ pub(super) struct Records {
     /// Producers that append to a channel no more.
     fences: HashSet<(Channel, String)>,
     places: HashMap<Box<str>, (Channel, u64)>,
+    pub(super) waiting: HashMap<Channel, WaitingList>,
 }
 
 impl Records {
@@ -47,6 +49,7 @@ impl Records {
         self.states.retain(|_, (_, until)| until.is_none_or(|until| until > now));
         self.places.retain(|_, (_, until)| *until > now);
         self.indexes.retain(|_, members| !members.is_empty());
+        self.waiting.retain(|_, list| !list.is_empty());
     }
 }
 
@@ -108,7 +111,15 @@ impl Memory {
                 (state.records.index(&record.channel, list).len() as u64) < *most
             }
         };
-        if !is_met {
+        let has_room = |effect: &Effect| match effect {
+            Effect::Wait(waits) => {
+                let limits = WaitingLimits::of(&record.channel);
+                let list = state.records.waiting.get(&record.channel);
+                list.is_none_or(|list| list.has_room(waits, &limits))
+            }
+            _ => true,
+        };
+        if !is_met || !change.effects.iter().all(has_room) {
             return Committed::Unmet;
         }
         let until = change.lifetime.map(|lifetime| now + micros(lifetime));
@@ -228,6 +239,20 @@ impl State {
         match effect {
             Effect::Event(entry) => append(Name::events(channel.clone()), entry),
             Effect::Command(entry) => append(Name::commands(channel.clone()), entry),
+            Effect::Wait(waits) => {
+                let name = Name::commands(channel.clone());
+                append(name.clone(), &waits.entry);
+                let newest = self.journals.get(&name).and_then(|stored| stored.entries.back());
+                if let Some(entry) = newest.cloned() {
+                    let list = self.records.waiting.entry(channel.clone()).or_default();
+                    list.add(&record.id, waits, entry);
+                }
+            }
+            Effect::WaitNoMore => {
+                if let Some(list) = self.records.waiting.get_mut(channel) {
+                    list.remove(&record.id);
+                }
+            }
             Effect::Put(index, id, value) => {
                 let key = (channel.clone(), index.clone());
                 self.records.indexes.entry(key).or_default().insert(id.clone(), value.clone());

@@ -6,6 +6,8 @@
 --       4… parts:
 --   conditions  fenced <producer's record> | is-due <deadlines> <member> | room <index> <most>
 --   effects     append <stream> <notification> <settings> <retention field> <its default> <row> |
+--               wait <those six> <list> <entries> <counts> <member> <class> <sender> <limits> |
+--               wait-no-more <list> <entries> <counts> <member> |
 --               put <index> <member> <value> | remove <index> <member> |
 --               due <deadlines> <member> <ms from now> | never <deadlines> <member> |
 --               fence <producer's record> <lifetime ms> | notify <address> <text>
@@ -40,8 +42,45 @@ local function keep(setting)
   end
 end
 
+-- What waits: a list of members, by when they came; their entries, each "<class> <bytes> <length of sender> <id>
+-- <sender> <entry>"; and how many wait of each class and sender, and in all. Nothing here is taken for a number
+-- that is none: another writer must not make a later step fail in its middle.
+local function count(counts, field) return tonumber(call('HGET', counts, field) or 0) or 0 end
+
+local function add(counts, field, number)
+  local sum = count(counts, field) + number
+  if sum > 0 then
+    call('HSET', counts, field, string.format('%.0f', sum))
+  else
+    call('HDEL', counts, field)
+  end
+end
+
+local function wait_no_more(list, entries, counts, member)
+  local class, bytes, length, rest =
+    string.match(call('HGET', entries, member) or '', '^(%a) (%d+) (%d+) %S+ (.*)$')
+  if class then
+    add(counts, class .. ' ' .. sub(rest, 1, tonumber(length)), -1)
+    if class == 'o' then
+      add(counts, 'all', -1)
+      add(counts, 'bytes', -tonumber(bytes))
+    end
+  end
+  call('HDEL', entries, member)
+  call('ZREM', list, member)
+end
+
+local function check_types(list, entries, counts)
+  call('ZCARD', key(list))
+  call('HLEN', key(entries))
+  call('HLEN', key(counts))
+end
+
+local parts
+local function append(...) return parts['append'][3](...) end
+
 -- Each part: how many arguments it has, its check, which answers why the step is refused, and what it does.
-local parts = {
+parts = {
   ['fenced'] = {1, function(record)
     if call('GET', key(record)) == FENCE then return 'fenced' end
   end},
@@ -69,7 +108,45 @@ local parts = {
     -- As in append.lua, whose writers look at the age every 100 s.
     call('PEXPIRE', name, string.format('%.0f', kept[stream].age + 100000))
     call('XTRIM', name, 'MAXLEN', kept[stream].entries)
+    -- Now and then: it costs more than all else here.
+    if tonumber(string.match(id, '%d+$')) % 16 == 0 then
+      local used, most = call('MEMORY', 'USAGE', name, 'SAMPLES', '0'), kept[stream].bytes
+      if used > most + 8192 then
+        call('XTRIM', name, 'MAXLEN', math.max(1, math.floor(call('XLEN', name) * most / used)))
+      end
+    end
     call('PUBLISH', notification, id .. ' :' .. entry)
+  end},
+  ['wait'] = {13, function(stream, notification, settings, field, default, row, list, entries, counts, _, class, sender, limits)
+    parts['append'][2](stream, notification, settings, field, default)
+    check_types(list, entries, counts)
+    local per_sender, all, bytes, cancels = string.match(limits, '^(%d+) (%d+) (%d+) (%d+)$')
+    if not per_sender then return end
+    local mine = count(key(counts), class .. ' ' .. sender)
+    if class ~= 'o' then
+      if mine >= tonumber(cancels) then return 'unmet' end
+    elseif mine >= tonumber(per_sender) or count(key(counts), 'all') >= tonumber(all)
+      or count(key(counts), 'bytes') + #row > tonumber(bytes) then
+      return 'unmet'
+    end
+  end, function(stream, notification, settings, field, default, row, list, entries, counts, member, class, sender)
+    append(stream, notification, settings, field, default, row)
+    list, entries, counts = key(list), key(entries), key(counts)
+    wait_no_more(list, entries, counts, member)
+    local newest = call('ZREVRANGE', list, '0', '0', 'WITHSCORES')[2] or '0'
+    call('ZADD', list, string.format('%.0f', math.max(tonumber(time), tonumber(newest) + 1)), member)
+    call('HSET', entries, member,
+      class .. ' ' .. #row .. ' ' .. #sender .. ' ' .. last[stream] .. ' ' .. sender .. ' ' .. time .. ' ' .. row)
+    add(counts, class .. ' ' .. sender, 1)
+    if class == 'o' then
+      add(counts, 'all', 1)
+      add(counts, 'bytes', #row)
+    end
+    -- Longer than anything may wait: nothing stays for ever, whatever is lost.
+    for _, name in ipairs({list, entries, counts}) do call('PEXPIRE', name, '172800000') end
+  end},
+  ['wait-no-more'] = {4, check_types, function(list, entries, counts, member)
+    wait_no_more(key(list), key(entries), key(counts), member)
   end},
   ['put'] = {3, function(index) call('HLEN', key(index)) end,
     function(index, member, value) call('HSET', key(index), member, value) end},

@@ -90,6 +90,11 @@ impl Keys {
         }
     }
 
+    /// What waits on a channel: the list, the entries, and how many there are.
+    pub(crate) fn waiting(&self, channel: &Channel) -> [String; 3] {
+        ["waiting", "waiting-entries", "waiting-counts"].map(|what| channel_key(channel, what))
+    }
+
     /// When what falls due in a partition.
     pub(crate) fn deadlines(&self, partition: u8) -> String {
         format!("{PREFIX}:{{{partition}}}:deadlines")

@@ -1,6 +1,7 @@
 //! States in Redis: [`state`](crate::state)'s steps as one script, and what is read around them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Channel, Offset};
@@ -12,14 +13,16 @@ use super::{Redis, keys, unavailable, wire};
 use crate::retention::Retention;
 use crate::state::{
     Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
-    RecordKind, Snapshot,
+    RecordKind, Snapshot, WaitingLimits, Waits,
 };
-use crate::{Name, NewEntry, Unavailable};
+use crate::{Name, NewEntry, Side, Unavailable, Waiting};
 
 /// How long a step is tried while Redis is away. Trying it again is harmless.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the fence of an agent lasts: longer than any journal, and than a process sleeps with its machine.
 pub(super) const FENCE_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// About how many bytes of what waits are read in one step: others use that Redis meanwhile.
+const WAITING_PAGE_BYTES: usize = 256 * 1024;
 /// How many deadlines of one partition are taken up at a time.
 const DUE_MAX: usize = 200;
 
@@ -29,6 +32,7 @@ pub(super) struct Scripts {
     change: Script,
     snapshot: Script,
     live: Script,
+    waiting: Script,
     renew: Script,
     approvals: Script,
     forget: Script,
@@ -40,6 +44,7 @@ impl Scripts {
             change: Script::new(include_str!("change.lua")),
             snapshot: Script::new(include_str!("snapshot.lua")),
             live: Script::new(include_str!("live.lua")),
+            waiting: Script::new(include_str!("waiting.lua")),
             renew: Script::new(include_str!("renew.lua")),
             approvals: Script::new(include_str!("approvals.lua")),
             forget: Script::new(include_str!("forget_deadline.lua")),
@@ -51,6 +56,32 @@ impl Redis {
     pub(crate) async fn snapshot(&self, record: &Record) -> Result<Snapshot, Unavailable> {
         let invocation = self.state.snapshot.key(self.keys.state(record));
         snapshot(self.patiently(&invocation).await?).map_err(unavailable)
+    }
+
+    /// The newest command of the channel, and what waits up to there, read page by page.
+    pub(crate) async fn waiting(&self, channel: &Channel) -> Result<Waiting, Unavailable> {
+        let closing = |_| Unavailable("the journal is closed".to_owned());
+        let _turn = self.pages.acquire().await.map_err(closing)?;
+        let mut connection = self.connection().await?;
+        let [list, entries, _] = self.keys.waiting(channel);
+        let stream = self.keys.stream(&Name::commands(channel.clone()));
+        let mut all: Option<Waiting> = None;
+        let mut after = "0".to_owned();
+        loop {
+            let mut invocation = self.state.waiting.key(&stream);
+            invocation.key(&list).key(&entries).arg(&after).arg(WAITING_PAGE_BYTES);
+            let answer: Vec<Value> =
+                invocation.invoke_async(&mut connection).await.map_err(unavailable)?;
+            let (page, last) = waiting(answer).map_err(unavailable)?;
+            match &mut all {
+                Some(all) => all.entries.extend(page.entries),
+                None => all = Some(page),
+            }
+            let Some(last) = last else { break };
+            after = last;
+        }
+        let Waiting { head, entries } = all.unwrap_or_default();
+        Ok(Waiting::up_to(head, entries))
     }
 
     /// Which agents' leases on the channel last.
@@ -95,8 +126,8 @@ impl Redis {
                 step.arg("room").key(keys.index(channel, index)).arg(*most);
             }
         }
-        let append = |step: &mut Step<'_>, name: &Name, entry: &NewEntry| {
-            step.arg("append")
+        let append = |step: &mut Step<'_>, part: &str, name: &Name, entry: &NewEntry| {
+            step.arg(part)
                 .key(keys.stream(name))
                 .arg(keys.notification(name))
                 .key(keys.settings(channel.partition()))
@@ -106,8 +137,19 @@ impl Redis {
         };
         for effect in &change.effects {
             match effect {
-                Effect::Event(entry) => append(&mut step, &events, entry),
-                Effect::Command(entry) => append(&mut step, &commands, entry),
+                Effect::Event(entry) => append(&mut step, "append", &events, entry),
+                Effect::Command(entry) => append(&mut step, "append", &commands, entry),
+                Effect::Wait(Waits { entry, sender, class, is_limited }) => {
+                    append(&mut step, "wait", &commands, entry);
+                    let [list, entries, counts] = keys.waiting(channel);
+                    step.key(list).key(entries).key(counts).arg(&*record.id);
+                    let limits = is_limited.then(|| limits(WaitingLimits::of(channel)));
+                    step.arg(class.letter()).arg(&**sender).arg(limits.unwrap_or_default());
+                }
+                Effect::WaitNoMore => {
+                    let [list, entries, counts] = keys.waiting(channel);
+                    step.arg("wait-no-more").key(list).key(entries).key(counts).arg(&*record.id);
+                }
                 Effect::Put(index, id, value) => {
                     step.arg("put").key(keys.index(channel, index)).arg(&**id).arg(&**value);
                 }
@@ -408,6 +450,26 @@ fn live(answer: Vec<Value>) -> Result<Live, RedisError> {
     let (now_ms, count) = (next()?, next()?);
     let agents = answer.map(|agent| String::from_redis_value(agent).map(Into::into));
     Ok(Live { now_ms, count, agents: agents.collect::<Result<_, _>>()? })
+}
+
+/// What `waiting.lua` answers, and the place after which more follows.
+fn waiting(answer: Vec<Value>) -> Result<(Waiting, Option<String>), RedisError> {
+    let mut answer = answer.into_iter();
+    let mut next = || String::from_redis_value(answer.next().unwrap_or(Value::Nil));
+    let (head, time, last) = (next()?, next()?, next()?);
+    let head = if head.is_empty() { None } else { Some(wire::position(&head, &time)?) };
+    let mut entries = Vec::new();
+    while let (Some(id), Some(entry)) = (answer.next(), answer.next()) {
+        let (epoch, n) = wire::id(&String::from_redis_value(id)?)?;
+        let entry = Vec::<u8>::from_redis_value(entry)?;
+        entries.push(Arc::new(wire::entry(Side::Commands, epoch, n, &entry)));
+    }
+    Ok((Waiting { head, entries }, Some(last).filter(|last| !last.is_empty())))
+}
+
+fn limits(limits: WaitingLimits) -> String {
+    let WaitingLimits { per_sender, all, bytes, cancels } = limits;
+    format!("{per_sender} {all} {bytes} {cancels}")
 }
 
 /// What `change.lua` answers.

@@ -389,3 +389,6 @@ fn answered(record: &Record, mut state: State, answer: &ApprovalAnswer) -> Chang
     ];
     change
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,20 +13,16 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::waiting::{WaitingClass, Waits};
 use super::{
-    Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot,
-    Transacted,
+    Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot, Transacted,
 };
 use crate::{Journal, NewEntry, Unavailable};
 
-/// How long a outcome is remembered.
+/// How long an outcome is remembered.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(600);
 /// How long a command may be worked on.
 pub(super) const WORK_MAX: Duration = Duration::from_secs(24 * 3_600);
-/// Commands that wait for an agent; then the channel is busy.
-const WAITING_MAX: u64 = 256;
-/// The same for a service, which many workers serve.
-const WAITING_MAX_SERVICE: u64 = 10_000;
 
 /// A command on its way.
 #[derive(Clone, Debug)]
@@ -41,6 +37,10 @@ pub struct NewCommand {
     pub command_id: Uuid,
     /// Who asks: the relay's word.
     pub by: Option<Box<str>>,
+    /// Whose places it takes while it waits.
+    pub sender: Box<str>,
+    /// Which of them.
+    pub class: WaitingClass,
     /// Until when it may be taken.
     pub expires_in: Duration,
     /// Whether it may wait for an agent that is not there now.
@@ -84,12 +84,9 @@ pub enum SendError {
     /// No agent is there, and the command does not wait for one.
     #[error("no agent is there")]
     NoAgent,
-    /// Too many commands wait.
-    #[error("{limit} commands wait already")]
-    Busy {
-        /// How many may.
-        limit: u64,
-    },
+    /// No place is left for the command.
+    #[error("{}", .0.busy())]
+    Busy(WaitingClass),
     /// The journal could not be reached. The outcome is unknown.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -163,6 +160,8 @@ pub(super) struct State {
     pub(super) name: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) entry: Option<Box<str>>,
+    #[serde(default)]
+    pub(super) sender: Box<str>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     request: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,10 +223,7 @@ impl State {
         status: Status,
         detail: Option<Box<RawValue>>,
     ) -> Change {
-        let mut effects = vec![
-            Effect::Remove(Index::Waiting, record.id.clone()),
-            Effect::Due(Deadline::Expire, None),
-        ];
+        let mut effects = vec![Effect::WaitNoMore, Effect::Due(Deadline::Expire, None)];
         if let Some(taker) = &self.taker {
             let open = Index::Open(taker.holder.agent.clone());
             effects.push(Effect::Remove(open, record.id.clone()));
@@ -251,10 +247,6 @@ pub(super) fn record(channel: &Channel, key: Uuid) -> Record {
     Record { kind: RecordKind::Command, channel: channel.clone(), id: key.to_string().into() }
 }
 
-fn waiting_max(channel: &Channel) -> u64 {
-    if channel.kind() == Kind::Service { WAITING_MAX_SERVICE } else { WAITING_MAX }
-}
-
 /// A reason, as JSON.
 pub(super) fn reason(text: &str) -> Box<RawValue> {
     raw(&serde_json::Value::String(text.to_owned()).to_string())
@@ -266,19 +258,14 @@ pub(super) fn raw(json: &str) -> Box<RawValue> {
 }
 
 /// What becomes of sending a command.
+#[derive(Debug, PartialEq)]
 enum Sending {
     Stands(CommandOutcome),
     NoAgent,
 }
 
 /// The first is sent. A repetition waits with the first, or learns its outcome.
-fn sent(
-    found: Option<State>,
-    now_ms: u64,
-    record: &Record,
-    new: &NewCommand,
-    is_heard: bool,
-) -> Decision<Sending> {
+fn sent(found: Option<State>, now_ms: u64, new: &NewCommand, is_heard: bool) -> Decision<Sending> {
     if let Some(mut state) = found {
         let outcome = state.outcome();
         return match &new.answer_to {
@@ -312,6 +299,7 @@ fn sent(
         command_id: new.command_id,
         name: new.name.clone(),
         entry: is_request.then(|| entry.clone().into()),
+        sender: new.sender.clone(),
         request: is_request,
         taker: None,
         detail: None,
@@ -319,11 +307,14 @@ fn sent(
     };
     let mut change = Change::new(&state);
     change.lifetime = Some(new.expires_in + REMEMBERED);
-    change.condition = Condition::Room(Index::Waiting, waiting_max(&new.channel));
     change.effects = vec![
-        Effect::Put(Index::Waiting, record.id.clone(), "".into()),
         Effect::Due(Deadline::Expire, Some(new.expires_in)),
-        Effect::Command(NewEntry::new(new.name.clone(), entry)),
+        Effect::Wait(Waits {
+            entry: NewEntry::new(new.name.clone(), entry),
+            sender: new.sender.clone(),
+            class: new.class,
+            is_limited: true,
+        }),
     ];
     Decision::Set(change, Sending::Stands(state.outcome()))
 }
@@ -344,13 +335,11 @@ impl Journal {
             // It may be a repetition of what was sent while an agent was there.
             false => self.snapshot(&record).await?,
         };
-        let rule = |found, now_ms| sent(found, now_ms, &record, new, listeners > 0);
+        let rule = |found, now_ms| sent(found, now_ms, new, listeners > 0);
         match self.transact_from(&record, found, rule).await? {
             Transacted::Done(Sending::Stands(outcome)) => Ok(Sent { key, listeners, outcome }),
             Transacted::Done(Sending::NoAgent) => Err(SendError::NoAgent),
-            Transacted::Unmet | Transacted::Fenced => {
-                Err(SendError::Busy { limit: waiting_max(&new.channel) })
-            }
+            Transacted::Unmet | Transacted::Fenced => Err(SendError::Busy(new.class)),
         }
     }
 
@@ -365,5 +354,58 @@ impl Journal {
     ) -> Result<Option<CommandOutcome>, Unavailable> {
         let state = self.state::<State>(&record(channel, key)).await?;
         Ok(state.map(|state| state.outcome()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(may_wait: bool, answer_to: Option<&str>) -> NewCommand {
+        NewCommand {
+            channel: Channel::agent("a").expect("an id"),
+            name: "do_it".into(),
+            data: "null".into(),
+            command_id: Uuid::from_u128(1),
+            by: None,
+            sender: "ann".into(),
+            class: WaitingClass::Ordinary,
+            expires_in: Duration::from_secs(60),
+            may_wait,
+            answer_to: answer_to.map(Into::into),
+        }
+    }
+
+    /// The state that a decision leaves.
+    fn state<A>(decision: &Decision<A>) -> Option<State> {
+        let Decision::Set(change, _) = decision else { return None };
+        change.state.as_deref().and_then(|state| serde_json::from_str(state).ok())
+    }
+
+    #[test]
+    fn the_first_waits_and_a_repetition_changes_nothing() {
+        let first = sent(None, 5, &new(true, None), false);
+        let Decision::Set(change, _) = &first else { panic!("{first:?}") };
+        assert!(
+            change
+                .effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Wait(waits) if waits.is_limited))
+        );
+        let found = state(&first);
+        assert_eq!(found.as_ref().map(|state| state.expires_at), Some(60_005));
+        assert!(matches!(
+            sent(found, 9, &new(true, None), true),
+            Decision::Keep(Sending::Stands(_))
+        ));
+    }
+
+    #[test]
+    fn what_must_not_wait_is_refused_unless_it_was_sent_before() {
+        let refused = sent(None, 5, &new(false, None), false);
+        assert!(matches!(refused, Decision::Keep(Sending::NoAgent)));
+        let found = state(&sent(None, 5, &new(false, Some("x")), true));
+        let joined = state(&sent(found, 6, &new(false, Some("y")), false));
+        assert_eq!(joined.map(|state| state.waiting.concat()), Some("xy".to_owned()));
     }
 }

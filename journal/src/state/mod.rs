@@ -4,7 +4,7 @@
 //! by compare-and-set. What everybody shall hear of it is appended in the same atomic step. So the rules are
 //! written once for both backends of a journal, and Redis needs one script ([`change.lua`](super::redis)).
 //!
-//! ▲ [`command`]: sent; [`work`]: taken by one agent, finished, or expired
+//! ▲ [`command`]: sent; [`waiting`]: until somebody takes it; [`work`]: taken by one agent, finished, or expired
 //! ▲ [`approval`]: asked, answered once
 //! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom
 //! ◆ [`reaper`]: what falls due while nobody acts, for whichever replica comes first; [`continuity`]: since
@@ -19,6 +19,7 @@ mod loss;
 pub(crate) mod reaper;
 pub(crate) mod renewal;
 mod transact;
+pub(crate) mod waiting;
 mod work;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use protocol::Channel;
 use crate::NewEntry;
 use transact::Decision;
 pub(crate) use transact::{Change, Committed, Condition, Snapshot, Transacted};
+pub(crate) use waiting::{WaitingLimits, Waits};
 
 /// What kind of record has the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,8 +104,6 @@ pub(crate) enum Index {
     Agents,
     /// Agents that were spawned under this one, with the run of it they belong to.
     Children,
-    /// Commands that nobody has taken.
-    Waiting,
     /// Commands that this agent has taken and not finished.
     Open(Box<str>),
     /// Approvals that nobody has answered, each with its question.
@@ -115,7 +115,6 @@ impl Index {
         match self {
             Self::Agents => ("agents", ""),
             Self::Children => ("children", ""),
-            Self::Waiting => ("waiting", ""),
             Self::Open(agent) => ("open", agent),
             Self::Approvals => ("approvals", ""),
         }
@@ -163,8 +162,12 @@ pub struct Holder {
 pub(crate) enum Effect {
     /// Appended to the channel's events.
     Event(NewEntry),
-    /// Appended to the channel's commands.
+    /// Appended to the channel's commands, for everybody who follows them now.
     Command(NewEntry),
+    /// The same, and it waits until somebody takes it.
+    Wait(Waits),
+    /// The record's command waits no more.
+    WaitNoMore,
     Put(Index, Box<str>, Box<str>),
     Remove(Index, Box<str>),
     /// The deadline falls due after this time; `None`: never.

@@ -4,6 +4,7 @@ use protocol::{Channel, Status, Take};
 use uuid::Uuid;
 
 use super::command::{CommandOutcome, REMEMBERED, State, Taker, WORK_MAX, raw, reason, record};
+use super::waiting::{WaitingClass, Waits};
 use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted};
 use crate::{Journal, NewEntry, Unavailable};
 
@@ -128,7 +129,7 @@ fn taken(found: Option<State>, now_ms: u64, record: &Record, taker: &Taker) -> D
     change.lifetime = Some(WORK_MAX);
     change.holder = Some(taker.holder.clone());
     change.effects = vec![
-        Effect::Remove(Index::Waiting, record.id.clone()),
+        Effect::WaitNoMore,
         Effect::Put(Index::Open(taker.holder.agent.clone()), record.id.clone(), "".into()),
         Effect::Due(Deadline::Expire, None),
     ];
@@ -166,7 +167,10 @@ fn given_up(found: Option<State>, record: &Record) -> Decision<CommandOutcome> {
 /// Its time is over; false where it waits no longer, or may wait on.
 fn expired(found: Option<State>, now_ms: u64, record: &Record) -> Decision<bool> {
     match found {
-        None => Decision::Set(Change::forgotten(record, Deadline::Expire, Index::Waiting), true),
+        None => {
+            let effects = vec![Effect::WaitNoMore, Effect::Due(Deadline::Expire, None)];
+            Decision::Set(Change { effects, ..Change::removal() }, true)
+        }
         Some(state) if state.status == Status::Accepted && now_ms >= state.expires_at => {
             Decision::Set(state.ended(record, Status::Expired, None), true)
         }
@@ -198,9 +202,94 @@ fn settled(found: Option<State>, now_ms: u64, record: &Record, lost: &Holder) ->
     change.lifetime = Some(WORK_MAX);
     change.effects = vec![
         Effect::Remove(open, record.id.clone()),
-        Effect::Put(Index::Waiting, record.id.clone(), "".into()),
         Effect::Due(Deadline::Expire, Some(REMEMBERED)),
-        Effect::Command(NewEntry::new(state.name, entry)),
+        Effect::Wait(Waits {
+            entry: NewEntry::new(state.name, entry),
+            sender: state.sender,
+            class: WaitingClass::Ordinary,
+            is_limited: false,
+        }),
     ];
     Decision::Set(change, ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(incarnation: u64) -> Holder {
+        Holder { agent: "a".into(), incarnation }
+    }
+
+    fn command() -> Record {
+        record(&Channel::agent("a").expect("an id"), Uuid::from_u128(1))
+    }
+
+    /// As it is written: it expires at 100.
+    fn state(status: &str, taker: Option<(u64, bool)>) -> Option<State> {
+        let taker = taker.map(|(incarnation, idempotent)| {
+            serde_json::json!({"agent_id": "a", "incarnation": incarnation, "idempotent": idempotent})
+        });
+        let state = serde_json::json!({
+            "status": status, "expires_at": 100, "command_id": Uuid::nil(), "name": "x", "entry": "{}", "taker": taker,
+        });
+        serde_json::from_value(state).ok()
+    }
+
+    /// The status that a decision leaves, with its answer; `None`: it changes nothing.
+    fn after<A>(decision: Decision<A>) -> (Option<Status>, A) {
+        match decision {
+            Decision::Keep(answer) => (None, answer),
+            Decision::Set(change, answer) => {
+                let state =
+                    change.state.and_then(|state| serde_json::from_str::<State>(&state).ok());
+                (state.map(|state| state.status), answer)
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_is_taken_once_and_in_time() {
+        let take = |found, now| {
+            let taker = Taker { holder: holder(2), idempotent: false };
+            after(taken(found, now, &command(), &taker))
+        };
+        assert_eq!(take(state("accepted", None), 99), (Some(Status::Delivered), Take::Yours));
+        assert_eq!(take(state("accepted", None), 100), (Some(Status::Expired), Take::Gone));
+        assert_eq!(take(state("delivered", Some((2, false))), 99), (None, Take::Yours), "a retry");
+        assert_eq!(take(state("delivered", Some((1, false))), 99), (None, Take::Gone));
+        assert_eq!(take(None, 99), (None, Take::Gone));
+    }
+
+    #[test]
+    fn only_its_taker_says_how_it_ended_and_once() {
+        let applied = CommandOutcome { status: Status::Applied, detail: None };
+        let finish = |found, by| after(finished(found, &command(), &holder(by), &applied));
+        assert_eq!(finish(state("delivered", Some((2, false))), 2), (Some(Status::Applied), true));
+        assert_eq!(finish(state("delivered", Some((2, false))), 3), (None, false));
+        assert_eq!(finish(state("applied", Some((2, false))), 2), (None, true), "a retry");
+        assert_eq!(finish(state("rejected", Some((2, false))), 2), (None, false));
+    }
+
+    #[test]
+    fn what_a_lost_agent_had_taken_fails_or_is_offered_again() {
+        let settle =
+            |taker, lost| after(settled(state("delivered", taker), 5, &command(), &holder(lost))).0;
+        assert_eq!(settle(Some((2, false)), 2), Some(Status::Rejected));
+        assert_eq!(settle(Some((2, true)), 2), Some(Status::Accepted));
+        assert_eq!(settle(Some((3, false)), 2), None, "its successor's");
+    }
+
+    #[test]
+    fn what_nobody_took_expires_in_its_time() {
+        assert_eq!(after(expired(state("accepted", None), 99, &command())), (None, false));
+        assert_eq!(
+            after(expired(state("accepted", None), 100, &command())),
+            (Some(Status::Expired), true)
+        );
+        assert_eq!(
+            after(expired(state("delivered", Some((2, false))), 100, &command())),
+            (None, false)
+        );
+    }
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use journal::{CommandOutcome, Lease, Reaper, SendError, Status, Take, Update};
+use journal::{
+    CommandOutcome, Journal, Keep, Lease, Name, NewCommand, NewEntry, Reaper, Retention, SendError,
+    Since, Status, Take, Update, WaitingClass,
+};
 use uuid::Uuid;
 
 use crate::states::{agent, applied, channel, command, commands, statuses, told};
@@ -75,19 +78,114 @@ on_both! {
     }
 }
 
-on_both! {
-    async fn what_nobody_takes_fills_the_channel_and_is_never_trimmed(backend) {
-        let to = channel("agent:slow");
-        for _ in 0..256 {
-            backend.journal.send(&command(&to)).await.unwrap();
-        }
-        assert_eq!(backend.journal.send(&command(&to)).await, Err(SendError::Busy { limit: 256 }));
+fn of(sender: &str, class: WaitingClass) -> NewCommand {
+    NewCommand { sender: sender.into(), class, ..command(&channel("agent:slow")) }
+}
 
-        let lease = agent(&backend.journal, "slow").await;
-        let waiting = commands(&backend.journal, &to).await;
-        assert_eq!(waiting.len(), 256);
-        backend.journal.take(&to, waiting[0].key.unwrap(), lease.holder(), false).await.unwrap();
-        assert!(backend.journal.send(&command(&to)).await.is_ok(), "one was taken");
+/// So many of these are sent until there is no place left; not more than `most`.
+async fn fill(journal: &Journal, new: &NewCommand, most: usize) -> usize {
+    for sent in 0..most {
+        match journal.send(&NewCommand { command_id: Uuid::new_v4(), ..new.clone() }).await {
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error, SendError::Busy(new.class));
+                return sent;
+            }
+        }
+    }
+    most
+}
+
+on_both! {
+    async fn each_sender_has_places_that_no_other_can_take(backend) {
+        let journal = &backend.journal;
+        let cancel = |sender| of(sender, WaitingClass::Cancel);
+        assert_eq!(fill(journal, &of("ada", WaitingClass::Ordinary), 300).await, 256);
+        assert_eq!(fill(journal, &cancel("ada"), 20).await, 16, "full as it is");
+        assert_eq!(fill(journal, &of("ada", WaitingClass::CancelRun), 20).await, 16);
+        for sender in ["ben", "cem", "dan"] {
+            assert_eq!(fill(journal, &of(sender, WaitingClass::Ordinary), 256).await, 256, "{sender}");
+        }
+        assert_eq!(fill(journal, &of("eve", WaitingClass::Ordinary), 1).await, 0, "1,024 in all");
+        assert_eq!(fill(journal, &cancel("eve"), 1).await, 1, "a Cancel finds room");
+
+        let lease = agent(journal, "slow").await;
+        let to = lease.channel().clone();
+        let waiting = journal.waiting(&to).await.unwrap().entries;
+        assert_eq!(waiting.len(), 1_024 + 33);
+        let first = journal::Command::read(&to, &waiting[0]).unwrap();
+        journal.take(&to, first.key.unwrap(), lease.holder(), false).await.unwrap();
+        assert_eq!(journal.waiting(&to).await.unwrap().entries[..], waiting[1..]);
+        assert_eq!(fill(journal, &of("ada", WaitingClass::Ordinary), 2).await, 1, "one was taken");
+    }
+}
+
+on_both! {
+    async fn what_waits_is_bounded_in_bytes(backend) {
+        let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(60 * 1024));
+        let new = |sender| NewCommand { data: large.as_str().into(), ..of(sender, WaitingClass::Ordinary) };
+        let (ada, ben) = (fill(&backend.journal, &new("ada"), 100).await, fill(&backend.journal, &new("ben"), 100).await);
+        assert_eq!(ada, 100);
+        assert!((30..40).contains(&ben), "8 MiB in all, with {ben} of the second");
+        let waiting = backend.journal.waiting(&channel("agent:slow")).await.unwrap();
+        assert_eq!(waiting.entries.len(), ada + ben, "read in several pages");
+        assert!(waiting.entries.is_sorted_by_key(|entry| entry.offset.n));
+    }
+}
+
+on_both! {
+    /// An agent restarts after many Cancels were applied: the oldest command waits for it all the same.
+    async fn what_waits_is_there_whatever_is_trimmed(backend) keeping(few_commands()) {
+        let (journal, lease) = (&backend.journal, agent(&backend.journal, "slow").await);
+        let to = lease.channel().clone();
+        assert_eq!(fill(journal, &of("ada", WaitingClass::Ordinary), 200).await, 200);
+        for _ in 0..313 {
+            let sent = journal.send(&NewCommand { command_id: Uuid::new_v4(), ..of("ada", WaitingClass::Cancel) }).await.unwrap();
+            journal.take(&to, sent.key, lease.holder(), false).await.unwrap();
+            journal.finish(&to, sent.key, lease.holder(), &applied()).await.unwrap();
+        }
+        let waiting = journal.waiting(&to).await.unwrap();
+        assert_eq!(waiting.entries.len(), 200);
+        assert_eq!((waiting.entries[0].offset.n, waiting.head.unwrap().n), (1, 513));
+        assert!(commands(journal, &to).await.len() < 100, "the journal was trimmed");
+    }
+}
+
+fn few_commands() -> Retention {
+    let commands = Keep { entries: 50, ..Retention::default().commands };
+    Retention { commands, ..Retention::default() }
+}
+
+on_both! {
+    /// Who begins to serve a channel is given what waits, in its order, and then what is sent; not the answers
+    /// to questions of long ago.
+    async fn a_follower_begins_with_what_waits_and_goes_on_from_the_head(backend) {
+        let (journal, lease) = (&backend.journal, agent(&backend.journal, "slow").await);
+        let to = lease.channel().clone();
+        let send = async |name: &str| {
+            let new = NewCommand { name: name.into(), ..of("ada", WaitingClass::Ordinary) };
+            journal.send(&new).await.unwrap().key
+        };
+        let done = send("done").await;
+        journal.take(&to, done, lease.holder(), false).await.unwrap();
+        send("first").await;
+        journal.append(&Name::commands(to.clone()), vec![NewEntry::new("permission_response", "{}")]).await.unwrap();
+        send("second").await;
+
+        let (follower, mut updates) = journal.follow();
+        follower.follow(&Name::commands(to.clone()), Some(Since::Start));
+        let mut heard = Vec::new();
+        while heard.len() < 3 {
+            match next(&mut updates, "what waits").await {
+                Update::Entries { entries, .. } => heard.extend(entries.iter().map(|e| e.name.to_string())),
+                Update::Reset { reason, .. } => panic!("{reason:?}"),
+                _ => {}
+            }
+            if heard.len() == 2 {
+                send("third").await;
+            }
+        }
+        assert_eq!(heard, ["first", "second", "third"]);
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use journal::{Command, CommandOutcome, Journal, Lease, Name, NewCommand, Since, Status};
+use journal::{
+    Command, CommandOutcome, Journal, Lease, Name, NewCommand, Since, Status, WaitingClass,
+};
 use protocol::Channel;
 use uuid::Uuid;
 
@@ -17,6 +19,8 @@ pub(crate) fn command(to: &Channel) -> NewCommand {
         data: r#"{"a":1}"#.into(),
         command_id: Uuid::new_v4(),
         by: Some("ada".into()),
+        sender: "ann".into(),
+        class: WaitingClass::Ordinary,
         expires_in: Duration::from_secs(60),
         may_wait: true,
         answer_to: None,

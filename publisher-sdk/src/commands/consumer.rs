@@ -20,8 +20,8 @@ use super::report::Report;
 use super::seen::Seen;
 use crate::service::{Pool, Worker};
 
-/// How many commands wait here; more stay in their journal and are read later. Four times what a
-/// channel lets wait, so this is met on services and where much has expired.
+/// How many commands wait here; more stay in the channel's waiting list and are read when these are done.
+/// As many as wait on an agent's channel, so this is met on services only.
 const PENDING_MAX: usize = 1_024;
 
 #[derive(Debug)]
@@ -45,8 +45,8 @@ struct State {
     known: HashSet<Uuid>,
     /// What needs no taking.
     seen: Seen,
-    /// Commands after this one were not kept.
-    skipped_after: Option<Offset>,
+    /// There was no room for a command: it and all that come after it are read later, in their order.
+    is_behind: bool,
 }
 
 /// The newest command when following began.
@@ -100,17 +100,16 @@ impl Consumer {
     pub(super) fn admit(&self, command: journal::Command) {
         let mut state = self.state();
         let Some(key) = command.key else { return };
-        if state.skipped_after.is_some() {
+        if state.is_behind || state.known.contains(&key) {
             return;
         }
         if state.pending.len() >= PENDING_MAX {
-            state.skipped_after = state.pending.back().map(|last| last.offset);
+            state.is_behind = true;
             return;
         }
-        if state.known.insert(key) {
-            state.pending.push_back(command);
-            self.wakeup.notify_one();
-        }
+        state.known.insert(key);
+        state.pending.push_back(command);
+        self.wakeup.notify_one();
     }
 
     /// The command is over: read again, it is found out to be.
@@ -133,8 +132,8 @@ impl Consumer {
                 Some(Take::Gone) => self.forget(key),
                 Some(Take::Fenced) | None => return,
             }
-            if let Some(since) = self.all_is_done() {
-                inbox.follow_since(&self.channel, since);
+            if self.has_room_again() {
+                inbox.follow_again(&self.channel);
             }
         }
     }
@@ -158,10 +157,15 @@ impl Consumer {
         self.state().pending.pop_front()
     }
 
-    /// With nothing pending: after which command the rest is to be read.
-    fn all_is_done(&self) -> Option<Offset> {
-        let mut state = self.state();
-        if state.pending.is_empty() { state.skipped_after.take() } else { None }
+    /// What waits is about to be read, and comes in.
+    pub(super) fn reads_on(&self) {
+        self.state().is_behind = false;
+    }
+
+    /// With nothing pending, where commands were passed over.
+    fn has_room_again(&self) -> bool {
+        let state = self.state();
+        state.pending.is_empty() && state.is_behind
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -3,8 +3,8 @@
 //! [`listener`](super::listener) → **inbox** → [`consumer`](super::consumer), [`cancel`](super::cancel),
 //! [`approvals`](crate::approvals)
 //!
-//! A channel is followed from the start of its commands: what was sent while no agent was there is
-//! found, and whether it was done already is asked of its state, never guessed.
+//! A channel is followed from its waiting list: first comes what waits to be taken, then what is sent. Whether
+//! a command was taken by another is asked of its state, never guessed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -205,10 +205,11 @@ impl Inbox {
         }
     }
 
-    pub(super) fn follow_since(&self, channel: &Channel, since: Offset) {
+    /// What waits there comes again.
+    pub(super) fn follow_again(&self, channel: &Channel) {
         let consumers = self.consumers();
         if consumers.contains_key(channel) {
-            self.follower.follow(channel, Since::Offset(since));
+            self.follower.follow(channel, Since::Start);
         }
     }
 
@@ -232,9 +233,10 @@ impl Inbox {
         }
     }
 
-    /// The channel is followed; `head` is its newest command.
+    /// The channel is followed; `head` is its newest command. What waits up to there comes next.
     pub(super) fn went_live(&self, channel: &Channel, head: Option<Offset>) {
         if let Some((_, consumer)) = self.consumers().get(channel) {
+            consumer.reads_on();
             consumer.head.send_if_modified(|known| {
                 let first = matches!(known, Head::Unknown);
                 if first {

@@ -24,11 +24,11 @@ pub(crate) async fn listen(mut updates: LinkUpdates, inbox: Arc<Inbox>) {
             }
             // Agents wait for no answers.
             Update::Notified { .. } => {}
-            // Everything retained follows; whether it was done is asked of its state.
+            // What waits follows. Answers may have been lost; whoever waits for one asks again.
             Update::Reset { name, reason, .. } => tracing::warn!(
                 channel = %name.channel,
                 reason = reason.as_str(),
-                "commands may have been lost"
+                "commands were lost or trimmed: reading what waits"
             ),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-/// How many ids are remembered: four times what a commands journal retains.
+/// How many ids are remembered: what a journal repeats after it was lost.
 const REMEMBERED: usize = 1_024;
 
 #[derive(Debug, Default)]

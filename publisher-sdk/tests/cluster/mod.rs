@@ -8,7 +8,7 @@ mod way;
 
 use std::time::Duration;
 
-use journal::{Journal, Name, NewCommand, Since, Status};
+use journal::{Journal, Name, NewCommand, Since, Status, WaitingClass};
 use protocol::Channel;
 use publisher_sdk::{Command, Commands};
 use serde_json::{Value, json};
@@ -70,6 +70,8 @@ pub(crate) fn new_command(channel: &str, name: &str, data: &Value) -> NewCommand
         data: data.to_string().into(),
         command_id: Uuid::new_v4(),
         by: Some("ann".into()),
+        sender: "ann".into(),
+        class: WaitingClass::Ordinary,
         expires_in: Duration::from_secs(60),
         may_wait: true,
         answer_to: None,

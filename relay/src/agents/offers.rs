@@ -1,13 +1,13 @@
 //! ▲ Commands on their way to agents that have no Redis: one follower for all of them on this replica.
 //!
 //! Down to [`route`](super::route): each connection hears the commands of the channels it follows, each
-//! since where it was. Nothing is taken here: the agent takes what it begins.
+//! since where it was, or what waits and then what is sent. Nothing is taken here: the agent takes what it begins.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use journal::{Follower, Journal, Name, Since, Update, Updates};
+use journal::{Follower, Journal, Name, Reason, Since, Update, Updates};
 use protocol::{AgentMessage, Channel, Entry, Offset};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,8 @@ impl Offers {
                         listener.offer(&name.channel, entry);
                     }
                 }),
+                // What waits comes, and what was heard of it is passed over.
+                Update::Reset { reason: Reason::Retention, .. } => {}
                 Update::Reset { name, .. } => self.tell(&name, |listener| {
                     listener.heard = None;
                     listener.say(&AgentMessage::Reset { channel: name.channel.clone() });
@@ -82,9 +84,18 @@ impl Offers {
             let mine = listeners.iter_mut().find(|listener| listener.connection == connection);
             if let Some(listener) = mine.filter(|listener| listener.is_behind) {
                 listener.is_behind = false;
-                self.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
+                self.follow(channel, listeners);
             }
         }
+    }
+
+    /// Follows for all of a channel's listeners: from the one that has heard least, and from what waits where
+    /// one has heard nothing. Each passes over what it has heard.
+    fn follow(&self, channel: &Channel, listeners: &[Listener]) {
+        let heard: Option<Vec<Offset>> = listeners.iter().map(|listener| listener.heard).collect();
+        let least = heard.and_then(|heard| heard.into_iter().min_by_key(|at| (at.epoch, at.n)));
+        let since = least.map_or(Since::Start, Since::Offset);
+        self.follower.follow(&Name::commands(channel.clone()), Some(since));
     }
 
     fn tell(&self, name: &Name, what: impl FnMut(&mut Listener)) {
@@ -127,9 +138,7 @@ impl Offer {
         let listeners = all.entry(channel.clone()).or_default();
         listeners.retain(|listener| listener.connection != self.connection);
         listeners.push(listener);
-        // From the start for everybody: each passes over what it has heard. Few agents share a channel, and
-        // what waits there is bounded.
-        self.offers.follower.follow(&Name::commands(channel.clone()), Some(Since::Start));
+        self.offers.follow(channel, listeners);
     }
 
     /// To be called when all that was said has been taken: what there was no room for comes anew.

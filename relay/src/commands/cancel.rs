@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use futures_util::{StreamExt, stream};
-use journal::{NewCommand, SendError, Unavailable};
+use journal::{NewCommand, SendError, Unavailable, WaitingClass};
 use protocol::frame::Cancels;
 use protocol::limits::{CANCEL_WAIT, CANCELLED_MAX};
 use protocol::{Channel, Kind};
@@ -72,6 +72,7 @@ impl Commands {
             channel,
             data: data.to_string().into(),
             command_id: Uuid::new_v5(&cancel.command_id, child.as_bytes()),
+            class: WaitingClass::Cancel,
             expires_in: CANCEL_WAIT,
             may_wait: false,
             ..cancel.clone()

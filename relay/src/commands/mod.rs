@@ -17,8 +17,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use journal::{CommandOutcome, Journal, NewCommand, SendError, Sent, Status, Unavailable};
-use protocol::frame::{Command, Refusal, RelayFrame};
+use journal::{
+    CommandOutcome, Journal, NewCommand, SendError, Sent, Status, Unavailable, WaitingClass,
+};
+use protocol::frame::{Cancels, Command, Refusal, RelayFrame};
 use protocol::{Channel, DataError, ErrorCode, Kind, check_data};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
@@ -116,6 +118,12 @@ impl Commands {
             data,
             command_id,
             by,
+            sender: principal.sender.clone(),
+            class: match &cancels {
+                None => WaitingClass::Ordinary,
+                Some(Cancels { run_id: None, .. }) => WaitingClass::Cancel,
+                Some(_) => WaitingClass::CancelRun,
+            },
             expires_in,
             may_wait,
             answer_to: None,
@@ -138,7 +146,7 @@ impl Commands {
                 Accepted { command_id, status, detail, listeners, is_queued }
             }
             // Itself it is gone; those that it spawned are not.
-            Err(SendError::NoAgent | SendError::Busy { .. }) if reached > 0 => {
+            Err(SendError::NoAgent | SendError::Busy(_)) if reached > 0 => {
                 let (status, listeners) = (Status::Accepted, reached);
                 Accepted { command_id, status, detail: None, listeners, is_queued: false }
             }
@@ -190,7 +198,7 @@ fn not_sent(error: &SendError, channel: &Channel) -> Refusal {
             let message = format!("no agent is there to hear `{channel}`: nothing was done");
             Refusal::new(ErrorCode::AgentUnavailable, message)
         }
-        SendError::Busy { .. } => {
+        SendError::Busy(_) => {
             Refusal::new(ErrorCode::Busy, format!("`{channel}` is busy: {error}"))
         }
         SendError::Unavailable(error) => unavailable(error),

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use journal::{CommandOutcome, NewCommand, SendError, Sent, Status};
+use journal::{CommandOutcome, NewCommand, SendError, Sent, Status, WaitingClass};
 use protocol::frame::{ErrorBody, Outcome, Refusal, RelayFrame, Request};
 use protocol::{Channel, ErrorCode, Kind};
 use serde::Deserialize;
@@ -112,6 +112,8 @@ impl Commands {
             data: data.into(),
             command_id: *command_id,
             by: principal.user.clone(),
+            sender: principal.sender.clone(),
+            class: WaitingClass::Ordinary,
             expires_in: *timeout,
             may_wait: false,
             answer_to: Some(self.replies.address().into()),

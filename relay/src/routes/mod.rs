@@ -121,7 +121,12 @@ pub(crate) fn authenticate(
     let subprotocol = offered.split(',').find_map(|one| one.trim().strip_prefix("bearer."));
     let token = bearer.or(subprotocol).or(query.get("token"));
     match auth::authenticate(app.key.as_ref(), token) {
-        Ok(principal) => Ok(Arc::new(principal)),
+        Ok(mut principal) => {
+            if principal.user.is_none() && headers.contains_key("sec-websocket-version") {
+                principal.sender = uuid::Uuid::new_v4().to_string().into();
+            }
+            Ok(Arc::new(principal))
+        }
         Err(why) => {
             tracing::info!(%why, "a token was refused");
             Err(Refused::new(ErrorCode::Unauthorized, "a valid token is needed"))

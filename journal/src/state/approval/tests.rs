@@ -1,0 +1,57 @@
+//! The rules of approvals, without a journal.
+
+use super::*;
+
+fn approval() -> Record {
+    record(&Channel::agent("a").expect("an id"), "q1")
+}
+
+/// As it is written: it expires at 100.
+fn state(answer: Option<&ApprovalAnswer>) -> Option<State> {
+    let state = serde_json::json!({
+        "asks": "permission", "agent_id": "a", "default": true, "expires_at": 100, "digest": "d1", "answer": answer,
+    });
+    serde_json::from_value(state).ok()
+}
+
+fn no(command_id: &str) -> ApprovalAnswer {
+    ApprovalAnswer {
+        allowed: false,
+        always: false,
+        reason: None,
+        by: Some("ann".into()),
+        at: 1,
+        timed_out: false,
+        command_id: command_id.into(),
+    }
+}
+
+fn resolve(found: Option<State>, now_ms: u64, digest: Option<&str>) -> (bool, Resolved) {
+    match resolved(found, now_ms, &approval(), Asks::Permission, &no("c1"), digest) {
+        Decision::Keep((resolved, _)) => (false, resolved),
+        Decision::Set(_, (resolved, _)) => (true, resolved),
+    }
+}
+
+#[test]
+fn the_first_answer_in_time_holds() {
+    assert_eq!(resolve(state(None), 99, Some("d1")), (true, Resolved::Yours));
+    assert_eq!(resolve(state(Some(&no("c1"))), 99, None), (false, Resolved::Yours), "a retry");
+    let other = no("c2");
+    assert_eq!(resolve(state(Some(&other)), 99, None), (false, Resolved::Already(other.clone())));
+    assert_eq!(resolve(state(None), 99, Some("d2")), (false, Resolved::OtherDigest));
+    assert_eq!(resolve(None, 99, None), (false, Resolved::Unknown));
+}
+
+#[test]
+fn after_its_time_the_default_holds() {
+    let (changes, late) = resolve(state(None), 100, None);
+    let Resolved::Already(answer) = late else { panic!("{late:?}") };
+    assert!(changes && answer.allowed && answer.timed_out);
+    let early = timed_out(state(None), 99, &approval());
+    assert!(matches!(early, Decision::Keep(Timeout::No)));
+    let due = timed_out(state(None), 100, &approval());
+    assert!(matches!(due, Decision::Set(_, Timeout::Now(..))));
+    let answered = timed_out(state(Some(&no("c1"))), 100, &approval());
+    assert!(matches!(answered, Decision::Keep(Timeout::No)));
+}
