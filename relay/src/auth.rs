@@ -1,4 +1,4 @@
-//! Who may: a token becomes a [`Principal`] once, at the route. Nothing behind it ever sees a token.
+//! Authentication: a token becomes a [`Principal`] once, at the route. Nothing behind it ever sees a token.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,7 +16,7 @@ const SECRET_BYTES_MIN: usize = 32;
 #[derive(Clone)]
 pub struct Key(DecodingKey);
 
-/// The secret is no key.
+/// The secret is too short for a key.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "the secret has {0} bytes, HS256 needs at least {SECRET_BYTES_MIN}: `openssl rand -hex 32` makes one"
@@ -32,7 +32,7 @@ impl Key {
         if secret.len() < SECRET_BYTES_MIN {
             return Err(KeyError(secret.len()));
         }
-        Ok(Self(DecodingKey::from_secret(secret)))
+        DecodingKey::from_secret(secret).map(Self).map_err(|_| KeyError(secret.len()))
     }
 }
 
@@ -42,7 +42,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Who is at the route, and what they may.
+/// Who makes a call or a connection, and what is permitted to them.
 #[derive(Clone, Debug)]
 pub(crate) struct Principal {
     /// The token's `sub`; absent where no key is configured.
@@ -62,12 +62,12 @@ impl Principal {
     }
 }
 
-/// The token is missing or invalid. Why is nobody's business but the log's.
+/// The token is missing or invalid. The reason is for the log only.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub(crate) struct Unauthorized(String);
 
-/// Who comes with `token`, where `key` is what tokens must be signed with.
+/// Who presents `token`, where `key` is what tokens must be signed with.
 pub(crate) fn authenticate(
     key: Option<&Key>,
     token: Option<&str>,
@@ -96,7 +96,7 @@ pub(crate) fn authenticate(
     validation.validate_nbf = true;
     // `aud` is not ours to judge: one relay serves one issuer's key.
     validation.validate_aud = false;
-    // A grant's end closes the connection, so a leeway would only admit whoever is cut at once.
+    // A grant's end closes the connection, so a leeway would only admit a connection that is closed at once.
     validation.leeway = 0;
     let claims = jsonwebtoken::decode::<Claims>(token, &key.0, &validation)
         .map_err(|error| Unauthorized(error.to_string()))?
@@ -120,7 +120,7 @@ mod tests {
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
     fn sign(claims: &Value, secret: &[u8], algorithm: Algorithm) -> String {
-        let key = EncodingKey::from_secret(secret);
+        let key = EncodingKey::from_secret(secret).unwrap();
         jsonwebtoken::encode(&Header::new(algorithm), claims, &key).unwrap()
     }
 
