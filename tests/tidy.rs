@@ -152,6 +152,24 @@ fn everything_is_imported_only_where_it_belongs() {
                 "bench/",
             ])),
         ),
+        // Agents have a socket of their own.
+        (
+            &["tokio_tungstenite", "tungstenite", "axum::extract::ws"],
+            Box::new(|path| {
+                let transports = [
+                    "relay/src/routes/websocket.rs",
+                    "relay/src/routes/agents.rs",
+                    "relay/src/agents/",
+                ];
+                path.starts_with("relay/src/")
+                    && !transports.iter().any(|one| path.starts_with(one))
+            }),
+        ),
+        // A conversation is a state machine: what it needs done, others do.
+        (
+            &["axum", "hyper", "hyper_util", "tokio::net", "tokio::sync", "futures_util"],
+            Box::new(within("relay/src/conversation/")),
+        ),
         (&["publisher_sdk"], Box::new(within("relay/src/"))),
         (&["relay"], Box::new(within("publisher-sdk/src/"))),
         (&["relay", "publisher_sdk", "journal", "tokio", "redis"], Box::new(within("protocol/"))),
@@ -178,6 +196,36 @@ fn everything_is_imported_only_where_it_belongs() {
         }
     }
     assert_none("imported where it does not belong", found);
+}
+
+/// The part of a file that is shipped: without its tests, which stand at its end or in files of their own.
+fn shipped(file: &File) -> &str {
+    if file.path.ends_with("/tests.rs") {
+        return "";
+    }
+    file.text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default()
+}
+
+/// A task that nobody owns can die unseen, and outlive what it works for.
+#[test]
+fn every_task_of_a_replica_has_an_owner() {
+    let relay = files(".rs").into_iter().filter(|file| file.path.starts_with("relay/src/"));
+    let bare = relay.filter(|file| {
+        let spawns = ["tokio::spawn(", "task::spawn(", "use tokio::spawn"];
+        let is_owned = file.text.contains("AbortOnDropHandle::new(");
+        !is_owned && spawns.iter().any(|spawn| shipped(file).contains(spawn))
+    });
+    let bare = bare.map(|file| file.path).collect();
+    assert_none("a task is owned: by the supervisor, a `JoinSet` or an `AbortOnDropHandle`", bare);
+}
+
+/// What waits cannot be tested without what it waits for.
+#[test]
+fn a_conversation_waits_for_nothing() {
+    let conversation =
+        files(".rs").into_iter().filter(|file| file.path.starts_with("relay/src/conversation/"));
+    let waits = conversation.filter(|file| shipped(file).contains(".await"));
+    assert_none("a conversation does no I/O", waits.map(|file| file.path).collect());
 }
 
 /// The same, said by the manifests: what a crate does not depend on it cannot use. Its tests may.

@@ -114,7 +114,7 @@ pub(crate) const AGENT_ID: Flag = Flag {
     help: "The id under which commands reach the demo agent",
 };
 
-/// What is logged, a level or directives; no flag, because it is for whoever searches a fault.
+/// What is logged, a level or directives; no flag, because it is for diagnosis.
 pub(crate) const LOG_VARIABLE: &str = "RELAY_LOG";
 
 const SERVING: &[&Flag] = &[

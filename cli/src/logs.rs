@@ -24,7 +24,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// What suits whoever reads stderr.
+    /// What suits the reader of stderr.
     pub(crate) fn of_stderr() -> Self {
         if io::stderr().is_terminal() { Self::Text } else { Self::Json }
     }
@@ -45,7 +45,7 @@ pub(crate) fn start(format: Format, filter: EnvFilter) {
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
         let backtrace = backtrace.as_ref().map(tracing::field::display);
-        tracing::error!(%panic, backtrace, "a bug: please report it");
+        tracing::error!(%panic, backtrace, "panicked: this is a bug, please report it");
     }));
 }
 

@@ -21,7 +21,7 @@ impl Problem {
         Self { what: what.into(), instead: instead.into() }
     }
 
-    /// `value` is none for `flag`.
+    /// `value` is invalid for `flag`.
     pub(crate) fn value(flag: &Flag, value: &str, why: &str, instead: impl Into<String>) -> Self {
         Self::new(format!("{} is `{}`: {why}", named(flag), shown(value)), instead)
     }

@@ -19,7 +19,7 @@ const DURATION_MAX: Duration = Duration::from_secs(600);
 /// More is no secret but some other file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
-/// Why a value is none, and what to write instead.
+/// Why a value is invalid, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) why: String,

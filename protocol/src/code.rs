@@ -108,6 +108,8 @@ close_codes! {
     InvalidText = 1007, "invalid UTF-8", "Send UTF-8.";
     /// A frame beyond the limit.
     TooLarge = 1009, "frame too large", "Keep each frame within 64 KiB.";
+    /// A bug on our side has ended this connection alone.
+    InternalError = 1011, "internal error", "Come back with `since`, with backoff.";
     /// The replica goes down; another one takes over.
     Restart = 1012, "restarting", "Come back at once, with `since`; another replica serves you.";
     /// The token's end has come.

@@ -1,4 +1,4 @@
-//! ◆ Says how many connections and subscribers this replica has, so that any replica can tell the sum.
+//! ◆ Reports how many connections and subscribers this replica has, so that any replica can tell the sum.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,6 @@ use std::time::Duration;
 use journal::Journal;
 use protocol::Channel;
 use tokio::time::{Instant, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -18,23 +17,15 @@ const PACE: Duration = Duration::from_secs(1);
 /// Everything is said anew this often: Redis may have lost it.
 const ANEW: Duration = Duration::from_secs(30);
 
-/// Counts, until `shutdown`.
-pub(crate) async fn report(
-    journal: Journal,
-    events: Arc<Events>,
-    connections: TaskTracker,
-    shutdown: CancellationToken,
-) {
+/// Reports the counts, for ever.
+pub(crate) async fn report(journal: Journal, events: Arc<Events>, connections: TaskTracker) {
     let replica = Uuid::new_v4().simple().to_string();
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said: HashMap<Channel, u64> = HashMap::new();
     let mut anew_at = Instant::now() + ANEW;
     loop {
-        tokio::select! {
-            _ = pace.tick() => {}
-            () = shutdown.cancelled() => return,
-        }
+        pace.tick().await;
         let counts = events.subscribers();
         if Instant::now() >= anew_at {
             anew_at = Instant::now() + ANEW;
@@ -44,7 +35,7 @@ pub(crate) async fn report(
         match journal.report_counts(&replica, connections.len() as u64, &changed).await {
             Ok(()) => said = counts,
             Err(error) => {
-                tracing::debug!(%error, "the counts cannot be told");
+                tracing::debug!(%error, "reporting the counts to redis has failed");
                 // What of it arrived is unknown.
                 anew_at = Instant::now();
             }
@@ -52,7 +43,7 @@ pub(crate) async fn report(
     }
 }
 
-/// What must be said of `counts` to whoever heard `said`.
+/// What has changed in `counts` since `said` was reported.
 fn changes(said: &HashMap<Channel, u64>, counts: &HashMap<Channel, u64>) -> Vec<(Channel, u64)> {
     let changed = counts.iter().filter(|(channel, count)| said.get(channel) != Some(count));
     let gone = said.keys().filter(|channel| !counts.contains_key(channel));

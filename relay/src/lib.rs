@@ -1,8 +1,8 @@
 //! The middle: a replica of the relay, as a library.
 //!
 //! ```text
-//!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► routes ─► browser
-//!  ▲ up     browser ─► routes ─► commands ─► journal
+//!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► conversation ─► browser
+//!  ▲ up     browser ─► conversation ─► commands ─► journal
 //!  agents  without Redis ─► agents ─► journal
 //!  ◆ due    journal ─► reaper ─► journal
 //! ```
@@ -14,12 +14,16 @@ mod agents;
 mod auth;
 mod commands;
 mod config;
+mod connections;
+mod conversation;
 mod counts;
 mod events;
 mod reaper;
 mod routes;
 mod server;
+mod supervisor;
 
 pub use auth::{Key, KeyError};
 pub use config::{Config, ConfigError};
 pub use server::{Running, StartError, start};
+pub use supervisor::TaskFailure;

@@ -1,4 +1,4 @@
-//! The composition root: builds the parts, binds, serves, drains. Owns every task.
+//! The composition root: builds the parts, binds, serves, drains.
 //!
 //! The accept loop is our own: `axum::serve` has no header timeout, so a peer that sends one byte now and
 //! then would hold a socket for ever.
@@ -24,6 +24,7 @@ use crate::commands::Commands;
 use crate::events::Events;
 use crate::routes::traffic::Counted;
 use crate::routes::{self, AppState};
+use crate::supervisor::{Supervisor, TaskFailure};
 use crate::{Config, ConfigError, counts, reaper};
 
 /// A request's head must be there within this time (F58).
@@ -55,14 +56,14 @@ pub enum StartError {
     },
 }
 
-/// A replica that serves. Dropping it stops at once; [`drain`](Self::drain) lets nobody fall.
+/// A replica that serves. Dropping it stops at once, its connections too; [`drain`](Self::drain) sends them
+/// elsewhere first.
 #[derive(Debug)]
 pub struct Running {
     addr: SocketAddr,
     admin_addr: Option<SocketAddr>,
     app: Arc<AppState>,
-    /// Ends the accept loops and what follows the journals.
-    stop: CancellationToken,
+    /// Ends the accepting on the main listener.
     accepting: CancellationToken,
     requests: TaskTracker,
 }
@@ -71,7 +72,7 @@ pub struct Running {
 /// is. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// [`StartError`] where the configuration or an address is no good.
+/// [`StartError`] where the configuration is contradictory or an address cannot be listened on.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     config.check()?;
     let (listener, addr) = bind(config.listen).await?;
@@ -79,14 +80,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Some(addr) => Some(bind(addr).await?),
         None => None,
     };
-    let stop = CancellationToken::new();
-    let accepting = stop.child_token();
-    let requests = TaskTracker::new();
+    let supervisor = Supervisor::new();
+    let (accepting, requests) = (CancellationToken::new(), TaskTracker::new());
     let (messages, mut for_connections) = mpsc::channel(MESSAGES);
     let app = Arc::new(AppState {
-        events: Events::start(&config.journal, stop.clone()),
-        commands: Commands::start(&config.journal, messages, stop.clone()),
-        offers: Offers::start(&config.journal, stop.clone()),
+        events: Events::start(&config.journal, &supervisor),
+        commands: Commands::start(&config.journal, messages, &supervisor),
+        offers: Offers::start(&config.journal, &supervisor),
         journal: config.journal,
         key: config.key,
         allow_anonymous: config.allow_anonymous,
@@ -94,29 +94,50 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         drain_over: config.drain,
         connections: TaskTracker::new(),
         registry: Arc::default(),
+        supervisor: supervisor.clone(),
     });
-    let registry = Arc::clone(&app.registry);
-    tokio::spawn(async move {
-        while let Some((number, frame)) = for_connections.recv().await {
-            registry.hand_over(number, frame);
+    let (registry, leaving) = (Arc::clone(&app.registry), app.leaving.clone());
+    let mut status = app.events.status();
+    supervisor.run("connection news", async move {
+        let mut is_leaving = false;
+        loop {
+            tokio::select! {
+                Some((number, frame)) = for_connections.recv() => registry.hand_over(number, frame),
+                Ok(()) = status.changed() => registry.news(),
+                () = leaving.cancelled(), if !is_leaving => {
+                    is_leaving = true;
+                    registry.news();
+                }
+                else => return,
+            }
         }
     });
-    tokio::spawn(reaper::run(app.journal.clone(), stop.clone()));
-    tokio::spawn(counts::report(
-        app.journal.clone(),
-        Arc::clone(&app.events),
-        app.connections.clone(),
-        stop.clone(),
-    ));
+    let journal = app.journal.clone();
+    supervisor.restart("reaper", move || reaper::run(journal.clone(), CancellationToken::new()));
+    let (journal, events) = (app.journal.clone(), Arc::clone(&app.events));
+    let connections = app.connections.clone();
+    supervisor.restart("counts", move || {
+        counts::report(journal.clone(), Arc::clone(&events), connections.clone())
+    });
     let routes = routes::main(&app, admin.is_none(), config.page);
-    tokio::spawn(accept(listener, routes, accepting.clone(), requests.clone()));
+    let peers = Peers {
+        supervisor: supervisor.clone(),
+        accepting: accepting.clone(),
+        tasks: requests.clone(),
+    };
+    supervisor.run("accept loop", accept(listener, routes, peers));
     let mut admin_addr = None;
     if let Some((listener, addr)) = admin {
         admin_addr = Some(addr);
         // Health is asked for until the very end.
-        tokio::spawn(accept(listener, routes::admin(&app), stop.clone(), TaskTracker::new()));
+        let peers = Peers {
+            supervisor: supervisor.clone(),
+            accepting: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        supervisor.run("admin accept loop", accept(listener, routes::admin(&app), peers));
     }
-    Ok(Running { addr, admin_addr, app, stop, accepting, requests })
+    Ok(Running { addr, admin_addr, app, accepting, requests })
 }
 
 impl Running {
@@ -128,6 +149,12 @@ impl Running {
     /// Where it answers about its health, if not on the main listener.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin_addr
+    }
+
+    /// Waits until a task has failed that the replica cannot serve without. It is not ready from then on; what
+    /// is left to do is to [drain](Self::drain) it.
+    pub async fn failed(&self) -> TaskFailure {
+        self.app.supervisor.failed().await
     }
 
     /// Leaves: accepts nobody new, tells every connection to come back elsewhere, spread over the drain
@@ -142,17 +169,15 @@ impl Running {
             self.requests.wait().await;
         };
         if tokio::time::timeout(self.app.drain_over + DRAIN_GRACE, gone).await.is_err() {
-            tracing::warn!(
-                left = self.app.connections.len(),
-                "some connections did not leave in time"
-            );
+            let left = self.app.connections.len();
+            tracing::warn!(left, "some connections did not leave in time");
         }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.app.supervisor.stop();
     }
 }
 
@@ -165,20 +190,25 @@ async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError>
     bound.await.map_err(|source| StartError::Bind { addr, source })
 }
 
-async fn accept(
-    listener: TcpListener,
-    routes: Router,
-    stop: CancellationToken,
-    requests: TaskTracker,
-) {
+/// Who has come in through one listener.
+#[derive(Clone, Debug)]
+struct Peers {
+    supervisor: Supervisor,
+    /// Cancelled: nobody new, and each request under way is the last of its socket.
+    accepting: CancellationToken,
+    tasks: TaskTracker,
+}
+
+async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = peers.accepting.cancelled() => break,
         };
         match accepted {
             Ok((socket, _)) => {
-                requests.spawn(serve(socket, routes.clone(), stop.clone()));
+                let served = serve(socket, routes.clone(), peers.accepting.clone());
+                peers.supervisor.serve(&peers.tasks, served);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -186,9 +216,12 @@ async fn accept(
             }
         }
     }
+    drop(listener);
+    // That it accepts no more is no failure.
+    std::future::pending().await
 }
 
-async fn serve(socket: TcpStream, routes: Router, stop: CancellationToken) {
+async fn serve(socket: TcpStream, routes: Router, accepting: CancellationToken) {
     // A delta waits for no other.
     if socket.set_nodelay(true).is_err() {
         return;
@@ -209,12 +242,15 @@ async fn serve(socket: TcpStream, routes: Router, stop: CancellationToken) {
     );
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = stop.cancelled() => {
+        () = accepting.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = served {
-        tracing::debug!(%error, "a peer's connection ended badly");
+        tracing::debug!(%error, "an http connection has failed");
     }
 }
+
+#[cfg(test)]
+mod tests;

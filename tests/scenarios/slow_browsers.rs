@@ -1,7 +1,11 @@
 //! A browser that does not read costs nobody anything, and is not lost.
 
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tests::{Browser, Cluster};
+use tests::{Browser, Cluster, until};
+use tokio_tungstenite::tungstenite::Message;
 
 /// `number` events of some size each.
 fn padded(channel: &str, numbers: std::ops::Range<u64>, bytes: usize) -> Vec<Value> {
@@ -108,4 +112,82 @@ async fn a_busy_channel_does_not_starve_a_quiet_one_of_the_same_browser() {
     slow.expect_numbers("session:quiet", 0..1).await;
 
     slow.expect_numbers("session:loud", 0..700).await;
+}
+
+/// Sends what is answered, and reads none of the answers, until the relay can write no more of them.
+async fn clog(browser: &mut Browser) {
+    let strangers: Vec<String> = (0..250).map(|i| format!("session:stranger-{i}")).collect();
+    let frame = json!({"type": "unsubscribe", "channels": strangers}).to_string();
+    for _ in 0..300 {
+        let sent = browser.send_message(Message::text(frame.clone()));
+        // The relay reads no more from it: it is as clogged as can be.
+        if tokio::time::timeout(Duration::from_millis(300), sent).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// While Redis pauses, three browsers want to catch up on one channel. The second reads nothing any more: the
+/// third gets what it asked for all the same, and so it is for each kind of read.
+#[tokio::test]
+async fn a_browser_that_does_not_read_holds_up_nobodys_catch_up() {
+    for (what, since) in [("a page", Some("start")), ("what waits for an answer", None)] {
+        let cluster = Cluster::with_replicas(1).await;
+        cluster.replicas[0].publish_numbers("session:42", 0..10).await;
+        let mut first = cluster.browser().connect().await;
+        let mut slow = cluster.browser().holding_little().connect().await;
+        let mut last = cluster.browser().connect().await;
+        // Followed from here on: what is asked for while Redis pauses is read at once.
+        first.subscribe("session:42").await;
+        let subscribe = json!({"type": "subscribe", "channel": "session:42", "since": since});
+
+        let () = cluster.redis.run(&["CLIENT", "PAUSE", "4000"]).await;
+        first.send(subscribe.clone()).await;
+        slow.stop_reading();
+        slow.send(subscribe.clone()).await;
+        clog(&mut slow).await;
+        let asked = Instant::now();
+        last.send(subscribe.clone()).await;
+
+        first.wait_for_type("caught_up").await;
+        last.wait_for_type("caught_up").await;
+        assert!(asked.elapsed() < Duration::from_secs(15), "{what}: {:?}", asked.elapsed());
+    }
+}
+
+/// Of pings whose pong cannot be written only the last is answered: they cost no memory, and whoever sends them is
+/// heard all the same.
+#[tokio::test]
+async fn pings_whose_pongs_nobody_reads_cost_a_bounded_amount_of_memory() {
+    const MIB: u64 = 1024 * 1024;
+    const PINGS: usize = 120_000;
+    let cluster = Cluster::with_replicas(1).await;
+    let replica = &cluster.replicas[0];
+    let mut sockets = Vec::new();
+    for _ in 0..4 {
+        sockets.push(cluster.browser().holding_little().connect_raw().await);
+    }
+    let before = replica.resident_bytes();
+
+    let last = format!("{:0125}", PINGS - 1);
+    for socket in &mut sockets {
+        for i in 0..PINGS {
+            socket.feed(Message::Ping(format!("{i:0125}").into())).await.unwrap();
+        }
+        let subscribe = json!({"type": "subscribe", "channel": "session:42"});
+        socket.send(Message::text(subscribe.to_string())).await.unwrap();
+    }
+    until("the relay has read it all", async || {
+        let channel = replica.get("/api/v1/channels/session:42").await.json();
+        (channel["subscribers"] == 4).then_some(())
+    })
+    .await;
+
+    let grown = replica.resident_bytes().saturating_sub(before);
+    assert!(grown < 12 * MIB, "60 MB of pings, no pong was read: {} MiB grown", grown / MIB);
+    for socket in &mut sockets {
+        let is_last = |message: &Message| matches!(message, Message::Pong(text) if **text == *last.as_bytes());
+        let reading = async { while !is_last(&socket.next().await.unwrap().unwrap()) {} };
+        tokio::time::timeout(tests::PATIENCE, reading).await.expect("the last ping is answered");
+    }
 }

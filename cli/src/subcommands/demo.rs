@@ -23,10 +23,12 @@ pub(crate) async fn run(config: Config, log_format: Format) -> anyhow::Result<()
     let shutdown = CancellationToken::new();
     let mut performance = Box::pin(demo::run_agent(agent, ID, shutdown.clone()));
     invite(running.addr(), log_format);
-    let mut ended = tokio::select! {
-        ended = &mut performance => Some(ended),
-        () = signals.next() => None,
-    };
+    let (mut ended, mut failure) = (None, None);
+    tokio::select! {
+        of_itself = &mut performance => ended = Some(of_itself),
+        () = signals.next() => {}
+        task = running.failed() => failure = Some(task),
+    }
     let leaving = async {
         if ended.is_none() {
             shutdown.cancel();
@@ -36,7 +38,7 @@ pub(crate) async fn run(config: Config, log_format: Format) -> anyhow::Result<()
     };
     signals.unless_again(leaving).await?;
     ended.transpose().context("the demo agent ended")?;
-    Ok(())
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
 /// Where to look.

@@ -25,10 +25,19 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     }
     let running = start(config).await?;
     let retention = tokio::spawn(write_retention(journal));
-    signals.next().await;
-    tracing::info!("asked to end: connections are sent elsewhere");
+    let failure = tokio::select! {
+        () = signals.next() => None,
+        failure = running.failed() => Some(failure),
+    };
+    match &failure {
+        None => tracing::info!("draining: asked to end"),
+        Some(failure) => tracing::error!(task = failure.name, "draining: a task has failed"),
+    }
     signals.unless_again(running.drain()).await?;
     retention.abort();
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
     tracing::info!("ended");
     Ok(())
 }

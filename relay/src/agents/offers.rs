@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use journal::{Follower, Journal, Name, Reason, Since, Update, Updates};
 use protocol::{AgentMessage, Channel, Entry, Offset};
 use serde_json::value::RawValue;
-use tokio_util::sync::CancellationToken;
 
 use super::outbox::Outbox;
+use crate::supervisor::Supervisor;
 
 /// Who hears which commands.
 #[derive(Debug)]
@@ -43,10 +43,10 @@ pub(super) struct Offer {
 }
 
 impl Offers {
-    pub(crate) fn start(journal: &Journal, shutdown: CancellationToken) -> Arc<Self> {
+    pub(crate) fn start(journal: &Journal, supervisor: &Supervisor) -> Arc<Self> {
         let (follower, updates) = journal.follow();
         let offers = Arc::new(Self { follower, listeners: Mutex::default() });
-        tokio::spawn(Arc::clone(&offers).run(updates, shutdown));
+        supervisor.run("command offers", Arc::clone(&offers).run(updates));
         offers
     }
 
@@ -55,8 +55,8 @@ impl Offers {
         Offer { offers: Arc::clone(self), connection, outbox, lags: Arc::default() }
     }
 
-    async fn run(self: Arc<Self>, mut updates: Updates, shutdown: CancellationToken) {
-        while let Some(Some(update)) = shutdown.run_until_cancelled(updates.next()).await {
+    async fn run(self: Arc<Self>, mut updates: Updates) {
+        while let Some(update) = updates.next().await {
             match update {
                 Update::Live { name, head } => self.tell(&name, |listener| {
                     let channel = name.channel.clone();

@@ -59,14 +59,18 @@ pub(crate) async fn agent(
         Err(refused) => return refused.into_response(),
     };
     let Ok(Extension(traffic)) = request.extract_parts::<Extension<Arc<Traffic>>>().await else {
-        return Refused::new(ErrorCode::Unavailable, "the socket is not counted").into_response();
+        return Refused::new(ErrorCode::Unavailable, "this listener takes no agents")
+            .into_response();
     };
     match request.extract_parts::<WebSocketUpgrade>().await {
         Ok(upgrade) => upgrade
             .protocols([SUBPROTOCOL])
             .max_message_size(FRAME_BYTES_HARD)
             .max_frame_size(FRAME_BYTES_HARD)
-            .on_upgrade(move |socket| serve(app, socket, principal, id, traffic)),
+            .on_upgrade(async move |socket| {
+                let supervisor = app.supervisor.clone();
+                supervisor.unless_stopped(serve(app, socket, principal, id, traffic)).await;
+            }),
         Err(error) => {
             let message = format!("this is a WebSocket: {error}");
             Refused::new(ErrorCode::BadRequest, message).into_response()

@@ -1,6 +1,6 @@
 //! An answer to an approval: found by its id, asked of the grant where it stands, and given once.
 //!
-//! The first answer wins on all replicas; whoever comes later is told who was first.
+//! The first answer wins on all replicas; later ones are told who was first.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -63,7 +63,7 @@ impl Commands {
             }
             Resolved::Unknown => return Err(unknown(request_id)),
         }
-        // The answer stands, whoever is there to hear it.
+        // The answer stands, whether an agent hears it now or not.
         let listeners = self.journal.listeners(&channel).await.unwrap_or(0);
         let command_id = answer.command_id;
         let journal::ApprovalAnswer { allowed, by, .. } = &given;
@@ -75,7 +75,7 @@ impl Commands {
 
 /// Missing and not granted look the same.
 fn unknown(request_id: &str) -> Refusal {
-    Refusal::new(ErrorCode::NotFound, format!("there is no approval `{request_id}` for you"))
+    Refusal::new(ErrorCode::NotFound, format!("approval `{request_id}` not found or not permitted"))
 }
 
 fn came_late(asks: Asks, first: journal::ApprovalAnswer) -> Refusal {

@@ -39,7 +39,7 @@ impl Commands {
         loop {
             generation.retain(|child| !seen.contains(child));
             if generation.len() > most - seen.len() {
-                tracing::warn!(channel = %cancel.channel, "a cancel reaches not all that were spawned");
+                tracing::warn!(channel = %cancel.channel, "the cancel reaches only some of the spawned agents: too many");
             }
             generation.retain(|child| seen.len() < most && seen.insert(child.clone()));
             if generation.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! 1. a command, here, and what a Cancel [reaches](cancel) besides;
 //! 2. an answer to a [approval](approvals): the first one wins;
-//! 3. a [request], whose reply [rings](replies) at this replica.
+//! 3. a [request], whose reply [notifies](replies) this replica.
 //!
 //! Nothing but a command frame becomes a command: no path leads here from a closing connection. Everything
 //! that must survive this process stands in the journal, so any other replica can go on with it.
@@ -24,11 +24,12 @@ use protocol::frame::{Cancels, Command, Refusal, RelayFrame};
 use protocol::{Channel, DataError, ErrorCode, Kind, check_data};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::auth::Principal;
+use crate::supervisor::Supervisor;
 use replies::Replies;
+pub(crate) use request::Reply;
 
 /// How long a browser waits for its `ack` while Redis is away.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -69,14 +70,14 @@ impl Accepted {
 }
 
 impl Commands {
-    /// Begins to listen for replies; ends with `shutdown`.
+    /// Begins to listen for replies.
     /// Messages for connections, which are notified at the same address, go to `messages`.
     pub(crate) fn start(
         journal: &Journal,
         messages: mpsc::Sender<(u64, String)>,
-        shutdown: CancellationToken,
+        supervisor: &Supervisor,
     ) -> Self {
-        let replies = Replies::start(journal, messages, shutdown);
+        let replies = Replies::start(journal, messages, supervisor);
         Self { journal: journal.clone(), replies }
     }
 
@@ -85,7 +86,7 @@ impl Commands {
         self.replies.address()
     }
 
-    /// Rings the replica at `address` with a frame for its connection `number`; whether it is there.
+    /// Notifies the replica at `address` of a frame for its connection `number`; whether it is there.
     pub(crate) async fn notify(
         &self,
         address: &str,
@@ -188,7 +189,7 @@ fn raw(json: Box<str>) -> Option<Box<RawValue>> {
 
 /// Missing and not granted look the same.
 fn not_found(channel: &Channel) -> Refusal {
-    Refusal::new(ErrorCode::NotFound, format!("there is no `{channel}` for you"))
+    Refusal::new(ErrorCode::NotFound, format!("`{channel}` not found or not permitted"))
         .about(channel.as_str())
 }
 

@@ -1,6 +1,6 @@
-//! Where replies ring: one address per replica, and whoever waits here for what.
+//! Where replies are notified: one address per replica, and what is waited for here.
 //!
-//! A ring says "look now", or how far the request has come. It may be lost, so whoever waits looks now and then
+//! A notification says "look now", or how far the request has come. It may be lost, so a waiter looks now and then
 //! anyway.
 
 use std::collections::HashMap;
@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use journal::{Follower, Journal, Update, Updates};
 use tokio::sync::{Notify, mpsc};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::supervisor::Supervisor;
 
 /// Who waits for replies on this replica.
 #[derive(Debug)]
@@ -56,11 +57,11 @@ impl Replies {
     pub(super) fn start(
         journal: &Journal,
         messages: mpsc::Sender<(u64, String)>,
-        shutdown: CancellationToken,
+        supervisor: &Supervisor,
     ) -> Arc<Self> {
         let (follower, updates) = journal.follow();
         let replies = Arc::new(Self { follower, messages, waiting: Mutex::default() });
-        tokio::spawn(Arc::clone(&replies).run(updates, shutdown));
+        supervisor.run("replies", Arc::clone(&replies).run(updates));
         replies
     }
 
@@ -77,18 +78,13 @@ impl Replies {
         Waiter { replies: Arc::clone(self), key, notification }
     }
 
-    async fn run(self: Arc<Self>, mut updates: Updates, shutdown: CancellationToken) {
-        loop {
-            let update = tokio::select! {
-                update = updates.next() => update,
-                () = shutdown.cancelled() => return,
-            };
+    async fn run(self: Arc<Self>, mut updates: Updates) {
+        while let Some(update) = updates.next().await {
             match update {
-                Some(Update::Notified { text }) => self.notify(&text),
-                // What rang while the link was down was not heard: look.
-                Some(Update::Link { up: true }) => self.ring_all(),
-                Some(_) => {}
-                None => return,
+                Update::Notified { text } => self.notify(&text),
+                // What was notified while the link was down was not heard: look.
+                Update::Link { up: true } => self.notify_all(),
+                _ => {}
             }
         }
     }
@@ -106,11 +102,11 @@ impl Replies {
         }
     }
 
-    fn on_notification(&self, key: &str, ring: impl Fn(&Notification)) {
-        self.waiting().get(key).into_iter().flatten().for_each(|notification| ring(notification));
+    fn on_notification(&self, key: &str, notify: impl Fn(&Notification)) {
+        self.waiting().get(key).into_iter().flatten().for_each(|notification| notify(notification));
     }
 
-    fn ring_all(&self) {
+    fn notify_all(&self) {
         self.waiting().values().flatten().for_each(|notification| notification.look());
     }
 
@@ -136,7 +132,7 @@ impl Notification {
 }
 
 impl Waiter {
-    /// What rang since the last time. Cancel-safe.
+    /// What was notified since the last time. Cancel-safe.
     pub(super) async fn heard(&self) -> Heard {
         loop {
             let said = std::mem::take(&mut *self.notification.said());

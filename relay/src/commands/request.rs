@@ -1,6 +1,6 @@
 //! A request: a command whose reply is waited for, up to a deadline. It always ends in one [`Reply`].
 //!
-//! The reply stands in the journal. So it is the same for whoever asks again with the same `command_id`,
+//! The reply stands in the journal. So it is the same for everyone who asks again with the same `command_id`,
 //! through whichever replica, and dropping the waiting touches nothing.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::auth::Principal;
 
 /// What a request's entry is called; what is wanted stands in its data.
 const NAME: &str = "request";
-/// The pace of looking where no ring was heard.
+/// The pace of looking where no notification was heard.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What the deadline's own step may take.
 const GIVE_UP_WITHIN: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ impl From<Refusal> for Failure {
 }
 
 impl Commands {
-    /// Carries the request to whoever serves it, and waits for the reply. How far it has come meanwhile goes to
+    /// Carries the request to the worker that serves it, and waits for the reply. How far it has come meanwhile goes to
     /// `on_progress`.
     pub(crate) async fn request(
         &self,
@@ -100,8 +100,9 @@ impl Commands {
             return Err(not_found(channel).into());
         }
         if channel.kind() == Kind::Global {
-            let message =
-                format!("nobody is behind `{channel}`: ask a service, an agent or a session");
+            let message = format!(
+                "`{channel}` has no worker and no agent: ask a service, an agent or a session"
+            );
             return Err(Failure::new(ErrorCode::BadRequest, message));
         }
         let data = format!("{{\"method\":\"{method}\",\"params\":{params}}}");
@@ -171,7 +172,7 @@ impl Commands {
 fn refuse(error: &SendError, channel: &Channel, method: &str) -> Failure {
     match error {
         SendError::NoAgent if channel.kind() == Kind::Service => {
-            Failure::new(ErrorCode::NoWorker, format!("nobody serves `{method}` at `{channel}`"))
+            Failure::new(ErrorCode::NoWorker, format!("no worker serves `{method}` at `{channel}`"))
         }
         SendError::Unavailable(error) => unavailable(error).into(),
         _ => not_sent(error, channel).into(),
@@ -183,7 +184,7 @@ fn too_late(timeout: Duration) -> Failure {
     Failure::new(ErrorCode::Timeout, message)
 }
 
-/// What the final outcome means to whoever asked.
+/// What the final outcome means to the one who asked.
 fn read(outcome: CommandOutcome, timeout: Duration) -> Result<Box<RawValue>, Failure> {
     #[derive(Deserialize)]
     struct Theirs {
@@ -202,7 +203,7 @@ fn read(outcome: CommandOutcome, timeout: Duration) -> Result<Box<RawValue>, Fai
             }
             Err(match serde_json::from_str::<Box<str>>(detail).as_deref() {
                 Ok("lost") => {
-                    Failure::new(ErrorCode::WorkerLost, "whoever had begun it died over it")
+                    Failure::new(ErrorCode::WorkerLost, "the worker that had begun it was lost")
                 }
                 Ok(why) => Failure::new(ErrorCode::Rejected, why),
                 Err(_) => Failure::new(ErrorCode::Rejected, "it was rejected without a reason"),

@@ -1,19 +1,19 @@
-//! Which questions wait for an answer on a channel, for whoever joins it.
+//! Which questions wait for an answer on a channel, for a subscriber that joins it.
 //!
 //! A question comes and goes together with an event, in one step, so what is pending belongs to a head of
-//! the journal: whoever asks under a head that was seen gets what was read after it, and hears of every later
+//! the journal: a subscriber that asks under a head that was seen gets what was read after it, and hears of every later
 //! change by the events behind it. So a storm of joins at one head is one read, and one on a busy channel is
 //! one read after the other.
 
-use std::collections::{HashMap, VecDeque};
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
-use journal::{Journal, Unavailable};
+use journal::Journal;
 use protocol::{Channel, Kind, Offset};
 use serde_json::value::RawValue;
+
+use super::single_flight::{Asked, ReadError, Reading, SingleFlight, Source, Turn};
 
 /// Answers that are kept for the next one who asks under the same head.
 const CACHED: usize = 256;
@@ -42,154 +42,89 @@ pub(super) fn may_stand_on(channel: &Channel) -> bool {
     matches!(channel.kind(), Kind::Session | Kind::Agent)
 }
 
-type Answer = Result<Arc<Pending>, Unavailable>;
+#[derive(Debug)]
+pub(super) struct Approvals(SingleFlight<ApprovalSource>);
 
 #[derive(Debug)]
-pub(super) struct Approvals {
+struct ApprovalSource {
     journal: Journal,
-    cache: Arc<Mutex<Cache>>,
-}
-
-#[derive(Debug, Default)]
-struct Cache {
-    lines: HashMap<Channel, Line>,
     cached: VecDeque<(Question, Arc<Pending>)>,
-    serials: u64,
 }
 
-/// One read of a channel is under way at a time. Who comes meanwhile, with another head, shares the next.
 #[derive(Debug)]
-struct Line {
-    now: Reading,
-    next: Option<Reading>,
-}
-
-#[derive(Clone)]
-struct Reading {
-    serial: u64,
-    /// A head that was seen before the read began.
-    head: Option<Offset>,
-    answer: Shared<BoxFuture<'static, Answer>>,
-}
-
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading").field("head", &self.head).finish_non_exhaustive()
-    }
+struct ApprovalRead {
+    /// The newest head that was seen before the read began.
+    question: Question,
+    pending: Arc<Pending>,
 }
 
 impl Approvals {
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, cache: Arc::default() }
+        Self(SingleFlight::new(ApprovalSource { journal, cached: VecDeque::new() }))
     }
 
     /// What was read may have changed: of one channel, or, where none is given, of all.
     pub(super) fn forget(&self, channel: Option<&Channel>) {
-        let mut cache = lock(&self.cache);
-        let stays = |of: &Channel| channel.is_some_and(|it| of != it);
-        cache.lines.retain(|of, _| stays(of));
-        cache.cached.retain(|(question, _)| stays(&question.channel));
+        let is_it = |of: &Channel| channel.is_none_or(|it| of == it);
+        self.0.forget(is_it, |source| source.cached.retain(|(one, _)| !is_it(&one.channel)));
     }
 
     /// Reads, or waits for a read that others wait for, too.
-    pub(super) async fn read(&self, question: &Question) -> Answer {
-        let answer = {
-            let mut cache = lock(&self.cache);
-            if let Some((_, pending)) = cache.cached.iter().find(|(cached, _)| cached == question) {
-                return Ok(Arc::clone(pending));
-            }
-            cache.serials += 1;
-            let (serial, head) = (cache.serials, question.head);
-            let begin = |after| {
-                let answer = self.begin(question.channel.clone(), serial, after);
-                Reading { serial, head, answer }
-            };
-            match cache.lines.get_mut(&question.channel) {
-                None => {
-                    let now = begin(None);
-                    let answer = now.answer.clone();
-                    cache.lines.insert(question.channel.clone(), Line { now, next: None });
-                    answer
-                }
-                Some(line) if line.now.head == head => line.now.answer.clone(),
-                Some(line) => {
-                    let Line { now, next } = line;
-                    let next = next.get_or_insert_with(|| begin(Some(now.answer.clone())));
-                    next.head = head;
-                    next.answer.clone()
-                }
-            }
-        };
-        answer.await
-    }
-
-    /// A read of its own task: whoever asked may leave, others still wait for it.
-    fn begin(
-        &self,
-        channel: Channel,
-        serial: u64,
-        after: Option<Shared<BoxFuture<'static, Answer>>>,
-    ) -> Shared<BoxFuture<'static, Answer>> {
-        let (journal, cache) = (self.journal.clone(), Arc::clone(&self.cache));
-        let task = tokio::spawn(async move {
-            if let Some(before) = after {
-                drop(before.await);
-                lock(&cache).promote(&channel, serial);
-            }
-            let answer = journal.pending(&channel).await.map(|(head, approvals)| {
-                let approvals: Vec<&str> =
-                    approvals.iter().map(|approval| &*approval.question).collect();
-                let approvals = RawValue::from_string(format!("[{}]", approvals.join(",")));
-                Arc::new(Pending { head, approvals: approvals.unwrap_or_else(|_| none()) })
-            });
-            lock(&cache).done(channel, serial, &answer);
-            answer
-        });
-        task.map(|joined| joined.unwrap_or_else(|_| Ok(Arc::new(nothing())))).boxed().shared()
+    pub(super) async fn read(&self, question: &Question) -> Result<Arc<Pending>, ReadError> {
+        self.0.read(question).await
     }
 }
 
-impl Cache {
-    /// The next read begins: whoever comes from now on with a head that it has not seen is too late for it.
-    fn promote(&mut self, channel: &Channel, serial: u64) {
-        if let Some(line) = self.lines.get_mut(channel)
-            && let Some(next) = line.next.take_if(|next| next.serial == serial)
-        {
-            line.now = next;
-        }
+impl Source for ApprovalSource {
+    type Key = Channel;
+    type Question = Question;
+    type Read = ApprovalRead;
+    type Answer = Arc<Pending>;
+
+    fn key(question: &Question) -> Channel {
+        question.channel.clone()
     }
 
-    /// A read came to its end. One that was forgotten meanwhile is not kept.
-    fn done(&mut self, channel: Channel, serial: u64, answer: &Answer) {
-        let Some(line) = self.lines.get(&channel).filter(|line| line.now.serial == serial) else {
-            return;
-        };
-        let head = line.now.head;
-        if line.next.is_none() {
-            self.lines.remove(&channel);
+    fn known(&self, question: &Question) -> Option<Arc<Pending>> {
+        let known = self.cached.iter().find(|(cached, _)| cached == question);
+        known.map(|(_, pending)| Arc::clone(pending))
+    }
+
+    fn begin(&mut self, turn: &Turn<'_, Question>) -> Reading<ApprovalRead> {
+        let (journal, question) = (self.journal.clone(), turn.last.clone());
+        async move {
+            let (head, approvals) = journal.pending(&question.channel).await?;
+            let approvals: Vec<&str> =
+                approvals.iter().map(|approval| &*approval.question).collect();
+            let approvals = RawValue::from_string(format!("[{}]", approvals.join(",")));
+            let approvals = approvals.unwrap_or_else(|_| none());
+            Ok(ApprovalRead { question, pending: Arc::new(Pending { head, approvals }) })
         }
-        if let Ok(pending) = answer
-            && pending.approvals.get().len() <= CACHED_BYTES_MAX
-        {
-            self.cached.push_back((Question { channel, head }, Arc::clone(pending)));
+        .boxed()
+    }
+
+    fn keep(&mut self, read: &ApprovalRead) {
+        if read.pending.approvals.get().len() <= CACHED_BYTES_MAX {
+            self.cached.push_back((read.question.clone(), Arc::clone(&read.pending)));
             if self.cached.len() > CACHED {
                 self.cached.pop_front();
             }
         }
     }
+
+    fn answer(
+        &self,
+        read: &ApprovalRead,
+        question: &Question,
+        asked: Asked,
+    ) -> Option<Arc<Pending>> {
+        let is_answered = asked.before || (!asked.is_forgotten && read.question == *question);
+        is_answered.then(|| Arc::clone(&read.pending))
+    }
 }
 
 fn none() -> Box<RawValue> {
     RawValue::from_string("[]".to_owned()).expect("an empty list is JSON")
-}
-
-/// What a read that was torn down at shutdown comes to.
-fn nothing() -> Pending {
-    Pending { head: None, approvals: none() }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no code panics with this lock held")
 }
 
 #[cfg(test)]
@@ -250,9 +185,9 @@ mod tests {
         assert_eq!(ids(&approvals.read(&after).await.unwrap()), ["p1"]);
     }
 
-    /// Head after head, all at once: nobody gets what was read before he had seen his.
+    /// Head after head, all at once: nobody gets what was read before they had seen theirs.
     #[tokio::test]
-    async fn a_storm_on_a_busy_channel_is_a_few_reads() {
+    async fn a_storm_on_a_busy_channel_is_one_read() {
         let (journal, channel) = (Journal::in_memory(), Channel::session("1").unwrap());
         let approvals = Approvals::new(journal.clone());
         let mut heads = vec![None];
@@ -268,8 +203,8 @@ mod tests {
         let mut answers: Vec<Arc<Pending>> = all.into_iter().map(Result::unwrap).collect();
         assert!(answers.iter().all(|pending| ids(pending).len() == 50));
         answers.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        assert_eq!(answers.len(), 2, "the first one's, and that of all others");
-        assert!(lock(&approvals.cache).lines.is_empty());
+        assert_eq!(answers.len(), 1, "all had asked before the read began");
+        assert_eq!(approvals.0.look(|_, lines| lines), 0);
     }
 
     #[tokio::test]

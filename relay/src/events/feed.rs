@@ -6,14 +6,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use journal::{Follower, Journal, Page, Unavailable, Update, Updates};
+use journal::{Follower, Journal, Page, Update, Updates};
 use protocol::Channel;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::approvals::{self, Approvals, Pending, Question};
 use super::hub::{Hub, Membership, Wake};
 use super::pages::{Pages, Request};
+use super::single_flight::ReadError;
+use crate::supervisor::Supervisor;
 
 /// A channel that nobody listens to is followed for one to two of these longer: pages reload.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -45,14 +46,15 @@ pub(crate) struct Events {
     approvals: Approvals,
     follower: Follower,
     journal: Journal,
+    supervisor: Supervisor,
     /// Joining and sweeping decide together what is followed: one at a time.
     interest: Mutex<()>,
     status: watch::Receiver<Status>,
 }
 
 impl Events {
-    /// Begins to follow; ends with `shutdown`.
-    pub(crate) fn start(journal: &Journal, shutdown: CancellationToken) -> Arc<Self> {
+    /// Begins to follow.
+    pub(crate) fn start(journal: &Journal, supervisor: &Supervisor) -> Arc<Self> {
         let (follower, updates) = journal.follow();
         let (status, status_seen) = watch::channel(Status::Degraded);
         let events = Arc::new(Self {
@@ -61,10 +63,11 @@ impl Events {
             approvals: Approvals::new(journal.clone()),
             follower,
             journal: journal.clone(),
+            supervisor: supervisor.clone(),
             interest: Mutex::new(()),
             status: status_seen,
         });
-        tokio::spawn(Arc::clone(&events).run(updates, status, shutdown));
+        supervisor.run("feed", Arc::clone(&events).run(updates, status));
         events
     }
 
@@ -82,7 +85,7 @@ impl Events {
     pub(crate) async fn read(
         &self,
         request: &Request,
-    ) -> Result<(Page, Option<Arc<Pending>>), Unavailable> {
+    ) -> Result<(Page, Option<Arc<Pending>>), ReadError> {
         let page = self.pages.read(request).await?;
         let (channel, head) = (request.name.channel.clone(), page.head);
         let is_start = request.is_join || page.reset.is_some();
@@ -95,7 +98,7 @@ impl Events {
     }
 
     /// What waits for an answer.
-    pub(crate) async fn ask(&self, question: &Question) -> Result<Arc<Pending>, Unavailable> {
+    pub(crate) async fn ask(&self, question: &Question) -> Result<Arc<Pending>, ReadError> {
         self.approvals.read(question).await
     }
 
@@ -116,14 +119,9 @@ impl Events {
         self.status.clone()
     }
 
-    async fn run(
-        self: Arc<Self>,
-        mut updates: Updates,
-        status: watch::Sender<Status>,
-        shutdown: CancellationToken,
-    ) {
+    async fn run(self: Arc<Self>, mut updates: Updates, status: watch::Sender<Status>) {
         let everyone = Channel::global_everyone();
-        // Followed from the start, so that whoever is greeted hears everything from then on.
+        // Followed from the start, so that a new connection hears everything from then on.
         let _membership = self.join(&everyone, &Arc::default(), 0);
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
@@ -133,7 +131,6 @@ impl Events {
                     None => return,
                 },
                 _ = sweep.tick() => self.sweep(),
-                () = shutdown.cancelled() => return,
             }
         }
     }
@@ -142,12 +139,16 @@ impl Events {
         match update {
             Update::Link { up } => {
                 let now = if up { Status::Ok } else { Status::Degraded };
-                tracing::info!(redis = now.as_str(), "the link to the record changed");
+                if up {
+                    tracing::info!("redis follow link up");
+                } else {
+                    tracing::warn!("redis follow link down: browsers are told `degraded`");
+                }
                 self.pages.forget();
                 self.approvals.forget(None);
                 status.send_replace(now);
                 if up {
-                    tokio::spawn(warn_of_eviction(self.journal.clone()));
+                    self.supervisor.run_once(warn_of_eviction(self.journal.clone()));
                 }
             }
             Update::Live { name, head } => {

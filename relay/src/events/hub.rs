@@ -8,10 +8,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
 
+use futures_util::task::AtomicWaker;
 use journal::Name;
 use protocol::{Channel, Entry, Offset};
-use tokio::sync::Notify;
 
 use super::tail::{Encoded, Tail};
 
@@ -58,7 +59,8 @@ struct Listener {
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
     ready: Mutex<VecDeque<u32>>,
-    notify: Notify,
+    is_woken: AtomicBool,
+    task: AtomicWaker,
 }
 
 impl Wake {
@@ -69,12 +71,19 @@ impl Wake {
 
     /// Wakes the connection, whatever for.
     pub(crate) fn wake(&self) {
-        self.notify.notify_one();
+        if !self.is_woken.swap(true, Ordering::AcqRel) {
+            self.task.wake();
+        }
     }
 
-    /// Waits for the next wake; returns at once if there was one since the last wait.
-    pub(crate) async fn woken(&self) {
-        self.notify.notified().await;
+    /// Ready where it was woken since the last time; else the task is woken with it.
+    pub(crate) fn poll_woken(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_woken.swap(false, Ordering::AcqRel) {
+            return Poll::Ready(());
+        }
+        self.task.register(cx.waker());
+        // It may have been woken in between.
+        if self.is_woken.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

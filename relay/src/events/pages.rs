@@ -1,17 +1,18 @@
 //! Pages of journals, for browsers whose cursor the tail does not reach.
 //!
-//! A storm of resumes on one channel is one read: of each journal one page is read at a time, and whoever
-//! stands in line is answered from what was read meanwhile, where that can be. So whoever is not alone reads
-//! from a multiple of [`PAGE`] on, which serves everybody near. What was read for somebody else may be older
-//! than the question, so it may only *confirm* a position; to deny one, Redis is asked anew.
+//! A storm of resumes on one channel is one read ([`SingleFlight`]): who waits is answered from what was read
+//! meanwhile, where that can be. So a read that others wait for as well begins at a multiple of [`PAGE`], which
+//! serves everybody near. What was read for somebody else may be older than the question, so it may only
+//! *confirm* a position; to deny one, Redis is asked anew.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
-use journal::{Journal, Name, Page, Since, Unavailable};
+use futures_util::FutureExt;
+use journal::{Journal, Name, Page, Since};
 use protocol::Offset;
-use tokio::sync::{Mutex as Line, OwnedMutexGuard};
+
+use super::single_flight::{Asked, ReadError, Reading, SingleFlight, Source, Turn};
 
 /// Entries in a page.
 const PAGE: u64 = 1000;
@@ -29,191 +30,132 @@ pub(crate) struct Request {
     pub(crate) is_join: bool,
 }
 
-#[derive(Clone, Debug)]
-pub(crate) struct Pages {
-    journal: Journal,
-    cache: Arc<Mutex<Cache>>,
-}
+#[derive(Debug)]
+pub(crate) struct Pages(SingleFlight<PageSource>);
 
-#[derive(Debug, Default)]
-struct Cache {
-    /// With how many stand in each.
-    lines: HashMap<Name, (usize, Arc<Line<Last>>)>,
+#[derive(Debug)]
+struct PageSource {
+    journal: Journal,
     cached: VecDeque<(Name, Arc<Page>)>,
-    /// Pages read before the link was last remade are neither kept nor shared.
-    generation: u64,
     #[cfg(test)]
     reads: Vec<Since>,
 }
 
-/// What was read for the one who stood in front. Nobody holds it while Redis is asked again.
-type Last = Option<Read>;
-
 #[derive(Debug)]
-struct Read {
-    since: Since,
-    started: Instant,
-    generation: u64,
-    page: Arc<Page>,
-}
-
-/// A place in the line before a journal; dropping it leaves.
-#[derive(Debug)]
-struct Place {
-    cache: Arc<Mutex<Cache>>,
+struct PageRead {
     name: Name,
-    line: Arc<Line<Last>>,
+    since: Since,
+    page: Arc<Page>,
 }
 
 impl Pages {
     pub(crate) fn new(journal: Journal) -> Self {
-        Self { journal, cache: Arc::default() }
+        Self(SingleFlight::new(PageSource::new(journal)))
     }
 
     /// What was read may have changed: a server may have come back with another history.
     pub(crate) fn forget(&self) {
-        let mut cache = lock(&self.cache);
-        cache.cached.clear();
-        cache.generation += 1;
+        self.0.forget(|_| true, |source| source.cached.clear());
     }
 
     /// The page that answers the request.
-    pub(crate) async fn read(&self, request: &Request) -> Result<Page, Unavailable> {
-        let asked = Instant::now();
-        if let Some(page) = lock(&self.cache).known(request) {
-            return Ok(page);
-        }
-        let place = Place::take(&self.cache, &request.name);
-        let mut last = Arc::clone(&place.line).lock_owned().await;
-        let known = {
-            let cache = lock(&self.cache);
-            let shared = last.as_ref().and_then(|read| read.answer(request, asked, &cache));
-            shared.or_else(|| cache.known(request))
-        };
-        if let Some(page) = known {
-            return Ok(page);
-        }
-        *last = None;
-        // A task of its own: whoever asked may leave, and the next in line still comes after the read.
-        let reading = self.clone().read_in_turn(request.clone(), place, last);
-        tokio::spawn(reading).await.unwrap_or_else(|_| Ok(nothing()))
-    }
-
-    async fn read_in_turn(
-        self,
-        request: Request,
-        _place: Place,
-        mut last: OwnedMutexGuard<Last>,
-    ) -> Result<Page, Unavailable> {
-        let shared = lock(&self.cache).shared_start(&request);
-        if let (Some(start), Since::Offset(position)) = (shared, request.since) {
-            // One more: the last entry of one page is the first of the next, so that every step is checked
-            // like a resume.
-            let page = self.ask(&request.name, Since::Offset(start), PAGE + 1, &mut last).await?;
-            if let Some(page) = continued(&page, &position) {
-                return Ok(page);
-            }
-            *last = None;
-        }
-        let page = self.ask(&request.name, request.since, PAGE, &mut last).await?;
-        Ok((*page).clone())
-    }
-
-    async fn ask(
-        &self,
-        name: &Name,
-        since: Since,
-        most: u64,
-        last: &mut Last,
-    ) -> Result<Arc<Page>, Unavailable> {
-        let generation = lock(&self.cache).generation;
-        let started = Instant::now();
-        let page = Arc::new(self.journal.read(name, since, most as usize).await?);
-        let mut cache = lock(&self.cache);
-        #[cfg(test)]
-        cache.reads.push(since);
-        // Whether it was cut by entries or by bytes: where the journal goes on, the page is full.
-        if page.has_more() && cache.generation == generation {
-            cache.cached.push_back((name.clone(), Arc::clone(&page)));
-            if cache.cached.len() > CACHED {
-                cache.cached.pop_front();
-            }
-        }
-        *last = Some(Read { since, started, generation, page: Arc::clone(&page) });
-        Ok(page)
+    pub(crate) async fn read(&self, request: &Request) -> Result<Page, ReadError> {
+        self.0.read(request).await
     }
 }
 
-impl Cache {
+impl Source for PageSource {
+    type Key = Name;
+    type Question = Request;
+    type Read = PageRead;
+    type Answer = Page;
+
+    fn key(request: &Request) -> Name {
+        request.name.clone()
+    }
+
     /// The page that answers the request, where one that was kept confirms its position.
     fn known(&self, request: &Request) -> Option<Page> {
         let Since::Offset(position) = request.since else { return None };
         self.cached_of(&request.name).find_map(|page| continued(page, &position))
     }
 
-    fn cached_of(&self, name: &Name) -> impl Iterator<Item = &Page> {
-        self.cached.iter().filter(move |(of, _)| of == name).map(|(_, page)| &**page)
+    fn begin(&mut self, turn: &Turn<'_, Request>) -> Reading<PageRead> {
+        let name = turn.first.name.clone();
+        let (since, most) = match self.shared_start(turn) {
+            // One more: the last entry of one page is the first of the next, so that every step is checked
+            // like a resume.
+            Some(start) => (Since::Offset(start), PAGE + 1),
+            None => (turn.first.since, PAGE),
+        };
+        #[cfg(test)]
+        self.reads.push(since);
+        let journal = self.journal.clone();
+        async move {
+            let page = Arc::new(journal.read(&name, since, most as usize).await?);
+            Ok(PageRead { name, since, page })
+        }
+        .boxed()
     }
 
-    /// Where to begin so that others are served as well; `None` where nobody else would need the page.
-    fn shared_start(&self, request: &Request) -> Option<Offset> {
-        let Since::Offset(position) = request.since else { return None };
-        let head = request.head.filter(|head| head.epoch == position.epoch)?;
-        if position.n >= head.n {
-            return None;
+    fn keep(&mut self, read: &PageRead) {
+        // Whether it was cut by entries or by bytes: where the journal goes on, the page is full.
+        if read.page.has_more() {
+            self.cached.push_back((read.name.clone(), Arc::clone(&read.page)));
+            if self.cached.len() > CACHED {
+                self.cached.pop_front();
+            }
         }
-        let first = position.n / PAGE * PAGE;
-        let is_whole = head.n - first >= PAGE;
-        let is_alone = self.lines.get(&request.name).is_none_or(|(standing, _)| *standing == 1);
-        if is_alone && !is_whole {
-            return None;
-        }
-        let start = Offset::before(position.epoch, first);
-        // Where pages from there on were cut by bytes, the next begins at their end. One that reaches the
-        // position and does not confirm it leaves it to Redis.
-        let known = self.cached_of(&request.name).filter_map(|page| page.start.zip(page.end()));
-        let known = known.filter(|(from, _)| {
-            from.epoch == start.epoch && (start.n..=position.n).contains(&from.n)
-        });
-        let end = known.map(|(_, end)| end).max_by_key(|end| end.n).unwrap_or(start);
-        (end.n <= position.n).then_some(end)
     }
-}
 
-impl Read {
-    /// What this is to whoever has `asked` then.
-    fn answer(&self, request: &Request, asked: Instant, cache: &Cache) -> Option<Page> {
-        if self.since == request.since && self.started > asked {
+    fn answer(&self, read: &PageRead, request: &Request, asked: Asked) -> Option<Page> {
+        if read.since == request.since && asked.before {
             // The same question, put to Redis after it was asked here: even a denial counts.
-            return Some((*self.page).clone());
+            return Some((*read.page).clone());
         }
         match request.since {
-            Since::Offset(position) if self.generation == cache.generation => {
-                continued(&self.page, &position)
-            }
+            Since::Offset(position) if !asked.is_forgotten => continued(&read.page, &position),
             _ => None,
         }
     }
 }
 
-impl Place {
-    fn take(cache: &Arc<Mutex<Cache>>, name: &Name) -> Self {
-        let mut locked = lock(cache);
-        let (standing, line) = locked.lines.entry(name.clone()).or_default();
-        *standing += 1;
-        Self { cache: Arc::clone(cache), name: name.clone(), line: Arc::clone(line) }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut cache = lock(&self.cache);
-        if let Some((standing, _)) = cache.lines.get_mut(&self.name) {
-            *standing -= 1;
-            if *standing == 0 {
-                cache.lines.remove(&self.name);
-            }
+impl PageSource {
+    fn new(journal: Journal) -> Self {
+        Self {
+            journal,
+            cached: VecDeque::new(),
+            #[cfg(test)]
+            reads: Vec::new(),
         }
+    }
+
+    fn cached_of(&self, name: &Name) -> impl Iterator<Item = &Page> {
+        self.cached.iter().filter(move |(of, _)| of == name).map(|(_, page)| &**page)
+    }
+
+    /// Where to begin so that others are served as well; `None` where nobody else would need the page, or where
+    /// such a page did not confirm the position.
+    fn shared_start(&self, turn: &Turn<'_, Request>) -> Option<Offset> {
+        let Since::Offset(position) = turn.first.since else { return None };
+        let head = turn.first.head.filter(|head| head.epoch == position.epoch)?;
+        if turn.is_second_try || position.n >= head.n {
+            return None;
+        }
+        let first = position.n / PAGE * PAGE;
+        let is_whole = head.n - first >= PAGE;
+        if turn.waiting == 1 && !is_whole {
+            return None;
+        }
+        let start = Offset::before(position.epoch, first);
+        // Where pages from there on were cut by bytes, the next begins at their end. One that reaches the
+        // position and does not confirm it leaves it to Redis.
+        let known = self.cached_of(&turn.first.name).filter_map(|page| page.start.zip(page.end()));
+        let known = known.filter(|(from, _)| {
+            from.epoch == start.epoch && (start.n..=position.n).contains(&from.n)
+        });
+        let end = known.map(|(_, end)| end).max_by_key(|end| end.n).unwrap_or(start);
+        (end.n <= position.n).then_some(end)
     }
 }
 
@@ -229,15 +171,6 @@ fn continued(page: &Page, position: &Offset) -> Option<Page> {
     let is_same = own == *position || (own.epoch == position.epoch && position.check == 0);
     let rest = page.entries.get(skip..).filter(|rest| is_same && !rest.is_empty())?;
     Some(Page { reset: None, start: Some(*position), entries: rest.to_vec(), head: page.head })
-}
-
-/// What a read that was torn down at shutdown comes to: nothing new.
-fn nothing() -> Page {
-    Page { reset: None, start: None, entries: Vec::new(), head: None }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no code panics with this lock held")
 }
 
 #[cfg(test)]
@@ -263,7 +196,11 @@ mod tests {
     }
 
     fn reads(pages: &Pages) -> usize {
-        lock(&pages.cache).reads.len()
+        pages.0.look(|source, _| source.reads.len())
+    }
+
+    fn all_reads(pages: &Pages) -> Vec<Since> {
+        pages.0.look(|source, _| source.reads.clone())
     }
 
     /// Whether the page continues `position`, and so far that a browser gets on.
@@ -302,27 +239,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_alone_near_the_head_reads_what_it_needs_and_no_more() {
+    async fn a_lone_reader_near_the_head_reads_what_it_needs_and_no_more() {
         let (pages, name, all) = written(900, 10).await;
 
         let page = pages.read(&request(&name, Since::Offset(all[890]), &all)).await.unwrap();
 
         assert!(is_right(&page, all[890], &all));
-        assert_eq!(lock(&pages.cache).reads, [Since::Offset(all[890])]);
+        assert_eq!(all_reads(&pages), [Since::Offset(all[890])]);
     }
 
     #[tokio::test]
     async fn pages_that_are_full_by_bytes_are_read_once() {
         let (pages, name, all) = written(50, 100 * 1024).await;
         walk(&pages, &name, &all, 1).await;
-        let kept = lock(&pages.cache).cached_of(&name).filter_map(Page::end).last().unwrap();
-        lock(&pages.cache).reads.clear();
+        let kept = pages.0.look(|source, _| {
+            source.reads.clear();
+            source.cached_of(&name).filter_map(Page::end).last().unwrap()
+        });
 
         walk(&pages, &name, &all, 3).await;
 
         assert!(kept.n > 30, "full up to {kept}: the test would prove nothing");
         let in_last = |since: &Since| matches!(since, Since::Offset(at) if at.n >= kept.n);
-        let reads = lock(&pages.cache).reads.clone();
+        let reads = all_reads(&pages);
         assert!(reads[0] == Since::Start && reads[1..].iter().all(in_last), "{reads:?}");
     }
 
@@ -344,7 +283,7 @@ mod tests {
                 assert!(is_right(answer.as_ref().unwrap(), position, &all), "{position}");
             }
             // Four pages; where the last comes first, each of them misses it once.
-            assert!(reads(&pages) <= 8, "{:?}", lock(&pages.cache).reads);
+            assert!(reads(&pages) <= 8, "{:?}", all_reads(&pages));
         }
     }
 
@@ -380,20 +319,21 @@ mod tests {
         let (pages, name, all) = written(10, 10).await;
         let future = Offset::of_entry(all[0].epoch, 11, 5);
         let wrong = request(&name, Since::Offset(future), &all);
-        let (before, page) = (Instant::now(), Arc::new(pages.read(&wrong).await.unwrap()));
+        let page = Arc::new(pages.read(&wrong).await.unwrap());
         assert_eq!(page.reset, Some(Reason::HistoryChanged));
-        let started = Instant::now();
-        let read = Read { since: wrong.since, started, generation: 0, page };
-        let cache = Cache::default();
+        let read = PageRead { name: name.clone(), since: wrong.since, page };
+        let source = PageSource::new(Journal::in_memory());
+        let asked = |before| Asked { before, is_forgotten: false };
 
-        assert_eq!(read.answer(&wrong, started, &cache), None);
-        assert_eq!(read.answer(&wrong, before, &cache).as_ref(), Some(&*read.page));
+        assert_eq!(source.answer(&read, &wrong, asked(false)), None);
+        assert_eq!(source.answer(&read, &wrong, asked(true)).as_ref(), Some(&*read.page));
         // What it does hold, it may confirm, and that there is nothing more it may not.
         let held = |at: usize| request(&name, Since::Offset(all[at]), &all);
-        assert!(is_right(&read.answer(&held(3), started, &cache).unwrap(), all[3], &all));
-        assert_eq!(read.answer(&held(9), started, &cache), None);
-        let remade = Cache { generation: 1, ..Cache::default() };
-        assert_eq!(read.answer(&held(3), started, &remade), None, "read over another link");
+        let confirmed = source.answer(&read, &held(3), asked(false));
+        assert!(is_right(&confirmed.unwrap(), all[3], &all));
+        assert_eq!(source.answer(&read, &held(9), asked(false)), None);
+        let remade = Asked { before: true, is_forgotten: true };
+        assert_eq!(source.answer(&read, &held(3), remade), None, "read over another link");
     }
 
     #[tokio::test]
@@ -412,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_leaves_the_line_holds_nobody_up_and_leaves_nothing() {
+    async fn who_leaves_the_line_holds_nobody_up_and_leaves_nothing() {
         let (pages, name, all) = written(10, 10).await;
         let requests = [2, 3, 4].map(|at| request(&name, Since::Offset(all[at]), &all));
         let mut waiting: Vec<_> =
@@ -423,6 +363,6 @@ mod tests {
         drop(waiting);
 
         assert!(is_right(&last.await.unwrap(), all[4], &all));
-        assert!(lock(&pages.cache).lines.is_empty());
+        assert_eq!(pages.0.look(|_, lines| lines), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! A subscription is a cursor, not a queue: the position up to which its connection was given frames.
 //!
-//! Down: [`hub`](super::hub) → **subscription** → a route
+//! Down: [`hub`](super::hub) → **subscription** → a conversation
 //!
 //! Late join, reconnect, lag, a lost notification and a restarted replica are all the same here: take what follows
 //! the cursor from the tail; where the tail does not reach, ask for a page of the journal. What is not
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use journal::{Page, Since};
 use protocol::frame::{CorrelationId, RelayFrame, Target};
-use protocol::{Entry, Format, Frame, Offset, encode, merge};
+use protocol::{Channel, Entry, Format, Frame, Offset, encode, merge};
 
 use super::approvals::{self, Pending, Question};
 use super::hub::Membership;
@@ -19,7 +19,7 @@ use super::pages::Request;
 use super::tail::Encoded;
 
 /// Entries taken from the tail in one step; then the connection's other subscriptions have their turn.
-const STEP_ENTRIES: usize = 64;
+pub(super) const STEP_ENTRIES: usize = 64;
 /// Repeated `subscribe`s that wait for one answer; beyond, the oldest is answered by the newest.
 const IDS_MAX: usize = 16;
 /// Bytes of frames made from one page; the rest of it is read again when these are written, so that a
@@ -47,33 +47,43 @@ pub(crate) struct Subscription {
     membership: Membership,
     /// Up to where frames were given; `None`: nothing was ever there to give.
     cursor: Option<Offset>,
-    phase: Phase,
-    reading: Reading,
-    /// Repeated `subscribe`s that are not answered yet.
-    repeated: Vec<Option<CorrelationId>>,
+    state: State,
 }
 
-/// Whether something was asked for that continues the cursor. Until it is there nothing else is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reading {
-    No,
-    Yes,
-    /// And the tail has changed since.
-    YesAndNews,
-}
+/// The `subscribe`s that one answer is for.
+type Ids = Vec<Option<CorrelationId>>;
 
 #[derive(Debug)]
-enum Phase {
-    /// Not answered yet: the journal is not followed, or the position not confirmed.
-    Joining { since: Option<Since>, ids: Vec<Option<CorrelationId>> },
-    /// Answered; `caught_up` is still to be said. Deltas are merged.
+enum State {
+    /// Not answered: the journal is not followed yet.
+    Joining { since: Option<Since>, ids: Ids },
+    /// Not answered: a page, or what waits for an answer, is being read.
+    JoiningRead { ids: Ids, has_news: bool },
+    /// Takes what the tail has.
+    Following(Delivery),
+    /// `subscribe` was repeated: what waits for an answer is to be read for it.
+    Repeated { delivery: Delivery, ids: Ids },
+    /// A page, or what waits for an answer, is being read. Until it is there nothing is taken; `has_news`: the
+    /// tail has changed since. `ids` have been repeated.
+    Reading { delivery: Delivery, ids: Ids, has_news: bool },
+}
+
+/// How entries are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delivery {
+    /// `caught_up` is still to be said. Deltas are merged.
     CatchingUp,
     /// The tail ran away from a browser that is slow. Deltas are merged until it has caught up.
     Lagging,
-    /// As it comes.
+    /// As they come.
     Live,
-    /// `global:everyone`: as it comes, without a word about it, and nothing is caught up.
-    Everyone { joined: bool },
+}
+
+/// Where a subscription stands, and where its journal does.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    offset: Option<Offset>,
+    head: Option<Offset>,
 }
 
 impl Subscription {
@@ -85,24 +95,13 @@ impl Subscription {
         id: Option<CorrelationId>,
         membership: Membership,
     ) -> Self {
-        let phase = Phase::Joining { since, ids: vec![id] };
-        let (cursor, reading, repeated) = (None, Reading::No, Vec::new());
-        Self { target, format, membership, cursor, phase, reading, repeated }
+        let state = State::Joining { since, ids: vec![id] };
+        Self { target, format, membership, cursor: None, state }
     }
 
-    /// The silent subscription of every connection to `global:everyone`.
-    pub(crate) fn to_everyone(target: Target, membership: Membership) -> Self {
-        // What is published from now on is heard, not only what is published after the first step.
-        let head = membership.watched().head();
-        let phase = Phase::Everyone { joined: head.is_some() };
-        let (format, cursor) = (Format::Flat, head.flatten());
-        let (reading, repeated) = (Reading::No, Vec::new());
-        Self { target, format, membership, cursor, phase, reading, repeated }
-    }
-
-    /// Whether the browser asked for it, and may ask again.
+    /// Whether this is what the browser calls so.
     pub(crate) fn is_to(&self, target: &Target) -> bool {
-        self.target.channel == target.channel && !matches!(self.phase, Phase::Everyone { .. })
+        self.target.channel == target.channel
     }
 
     /// Has the connection come to this subscription.
@@ -119,15 +118,19 @@ impl Subscription {
         out: &mut Vec<Bytes>,
     ) {
         (self.target, self.format) = (target, format);
-        let is_joining = matches!(self.phase, Phase::Joining { .. });
-        if !is_joining && !approvals::may_stand_on(&self.target.channel) {
-            let head = self.membership.watched().head().flatten();
-            self.say_subscribed(&[id], (self.cursor, head), true, None, out);
-            return;
-        }
-        let ids = match &mut self.phase {
-            Phase::Joining { ids, .. } => ids,
-            _ => &mut self.repeated,
+        let has_approvals = approvals::may_stand_on(&self.target.channel);
+        let ids = match &mut self.state {
+            State::Joining { ids, .. } | State::JoiningRead { ids, .. } => ids,
+            _ if !has_approvals => {
+                let head = self.membership.watched().head().flatten();
+                let position = Position { offset: self.cursor, head };
+                return self.say_subscribed(&[id], position, true, None, out);
+            }
+            State::Repeated { ids, .. } | State::Reading { ids, .. } => ids,
+            State::Following(delivery) => {
+                self.state = State::Repeated { delivery: *delivery, ids: vec![id] };
+                return self.queue();
+            }
         };
         ids.truncate(IDS_MAX - 1);
         ids.push(id);
@@ -137,34 +140,39 @@ impl Subscription {
     /// Takes what the tail has after the cursor.
     pub(crate) fn step(&mut self, out: &mut Vec<Bytes>) -> Next {
         self.membership.listen_again();
-        if self.reading != Reading::No {
-            self.reading = Reading::YesAndNews;
+        if let State::JoiningRead { has_news, .. } | State::Reading { has_news, .. } =
+            &mut self.state
+        {
+            *has_news = true;
             return Next::Wait;
         }
         let Some(head) = self.membership.watched().head() else { return Next::Wait };
-        if !self.repeated.is_empty() {
-            return self.ask(head);
-        }
-        match &mut self.phase {
-            Phase::Joining { since, .. } => {
-                let since = *since;
-                // What is pending is read after this position was seen, so every change after it follows.
+        match &mut self.state {
+            State::Joining { since, ids } => {
+                let (since, ids) = (*since, std::mem::take(ids));
+                // Read once this head was seen, so every change after it follows.
                 self.cursor = match since {
                     None => head,
                     Some(Since::Offset(position)) if self.is_in_tail(position, head) => {
                         Some(position)
                     }
-                    Some(since) => return self.read(since, head),
+                    Some(since) => {
+                        self.state = State::JoiningRead { ids, has_news: false };
+                        return Next::Read(self.request(since, head, true));
+                    }
                 };
                 if approvals::may_stand_on(&self.target.channel) {
-                    return self.ask(head);
+                    self.state = State::JoiningRead { ids, has_news: false };
+                    return Next::Ask(self.question(head));
                 }
-                self.joined((self.cursor, head), true, None, out);
+                let position = Position { offset: self.cursor, head };
+                self.say_subscribed(&ids, position, true, None, out);
+                self.state = State::Following(Delivery::CatchingUp);
             }
-            Phase::Everyone { joined } if !*joined => {
-                *joined = true;
-                self.cursor = head;
-                return Next::Wait;
+            State::Repeated { delivery, ids } => {
+                let (delivery, ids) = (*delivery, std::mem::take(ids));
+                self.state = State::Reading { delivery, ids, has_news: false };
+                return Next::Ask(self.question(head));
             }
             _ => {}
         }
@@ -177,30 +185,20 @@ impl Subscription {
     }
 
     fn take_from_tail(&mut self, out: &mut Vec<Bytes>) -> Next {
+        let State::Following(delivery) = self.state else { return Next::Wait };
         let watched = Arc::clone(self.membership.watched());
         let Some((entries, head)) = watched.after(self.cursor, STEP_ENTRIES) else {
-            let head = watched.head().flatten();
-            return match (&self.phase, self.cursor) {
-                // Live only, so a new epoch is no reset: its first entry is the next one to show.
-                (Phase::Everyone { .. }, Some(cursor))
-                    if head.is_some_and(|head| head.epoch != cursor.epoch) =>
-                {
-                    let first = head.map(|head| Offset::before(head.epoch, 1));
-                    let is_in_tail = watched.after(first, 0).is_some();
-                    self.cursor = if is_in_tail { first } else { head };
-                    Next::Again
-                }
-                (_, None) => self.read(Since::Start, head),
-                (_, Some(cursor)) => self.read(Since::Offset(cursor), head),
-            };
+            self.state = State::Reading { delivery, ids: Vec::new(), has_news: false };
+            let since = self.cursor.map_or(Since::Start, Since::Offset);
+            return Next::Read(self.request(since, watched.head().flatten(), false));
         };
         let end = entries.last().map_or(self.cursor, |last| Some(last.entry.offset));
-        if matches!(self.phase, Phase::CatchingUp | Phase::Lagging) {
+        if delivery == Delivery::Live {
+            say_each(&self.target.channel, self.format, &entries, out);
+            self.cursor = end;
+        } else {
             let entries: Vec<Arc<Entry>> = entries.iter().map(|e| Arc::clone(&e.entry)).collect();
             self.say_merged(&entries, out);
-        } else {
-            self.say_each(&entries, out);
-            self.cursor = end;
         }
         // Not all that was taken need have been said: a step is bounded in bytes, too.
         let is_all = self.cursor == end && (entries.len() < STEP_ENTRIES || self.cursor == head);
@@ -212,13 +210,14 @@ impl Subscription {
 
     /// What waits for an answer came.
     pub(crate) fn on_pending(&mut self, pending: &Pending, out: &mut Vec<Bytes>) -> Next {
-        self.reading = Reading::No;
-        let from = (self.cursor, pending.head);
-        if matches!(self.phase, Phase::Joining { .. }) {
-            self.joined(from, true, Some(pending), out);
-        }
-        let ids = std::mem::take(&mut self.repeated);
-        self.say_subscribed(&ids, from, true, Some(pending), out);
+        let (delivery, ids) = match &mut self.state {
+            State::JoiningRead { ids, .. } => (Delivery::CatchingUp, std::mem::take(ids)),
+            State::Reading { delivery, ids, .. } => (*delivery, std::mem::take(ids)),
+            _ => return Next::Wait,
+        };
+        self.state = State::Following(delivery);
+        let position = Position { offset: self.cursor, head: pending.head };
+        self.say_subscribed(&ids, position, true, Some(pending), out);
         Next::Again
     }
 
@@ -229,100 +228,73 @@ impl Subscription {
         pending: Option<&Pending>,
         out: &mut Vec<Bytes>,
     ) -> Next {
-        let news = std::mem::replace(&mut self.reading, Reading::No) == Reading::YesAndNews;
-        if matches!(self.phase, Phase::Everyone { .. }) {
-            if page.reset.is_some() {
-                self.cursor = page.head;
-            } else {
-                self.say_merged(&page.entries, out);
-            }
-            return if news || !page.entries.is_empty() { Next::Again } else { Next::Wait };
-        }
-        let was_joining = matches!(self.phase, Phase::Joining { .. });
         let head = pending.map_or(page.head, |pending| pending.head);
-        self.joined((page.start, head), page.reset.is_none(), pending, out);
+        let position = Position { offset: page.start, head };
+        let (mut delivery, ids, has_news) = match &mut self.state {
+            State::JoiningRead { ids, has_news } => {
+                let (ids, has_news) = (std::mem::take(ids), *has_news);
+                self.say_subscribed(&ids, position, page.reset.is_none(), pending, out);
+                self.cursor = page.start;
+                (Delivery::CatchingUp, Vec::new(), has_news)
+            }
+            State::Reading { delivery, ids, has_news } => {
+                (*delivery, std::mem::take(ids), *has_news)
+            }
+            _ => return Next::Wait,
+        };
         if let Some(reason) = page.reset {
-            self.phase = Phase::CatchingUp;
+            delivery = Delivery::CatchingUp;
+            self.cursor = page.start;
             let frame = RelayFrame::Reset {
                 channel: self.target.named(),
                 reason: reason.as_str(),
-                offset: page.start.map(|offset| offset.to_string()),
-                head: head.map(|offset| offset.to_string()),
+                offset: position.offset.map(|offset| offset.to_string()),
+                head: position.head.map(|offset| offset.to_string()),
                 pending: pending.map(|pending| &*pending.approvals),
             };
             out.push(frame.to_text().into());
         }
-        if was_joining || page.reset.is_some() {
-            self.cursor = page.start;
+        if delivery == Delivery::Live {
+            delivery = Delivery::Lagging;
         }
-        if matches!(self.phase, Phase::Live) {
-            self.phase = Phase::Lagging;
-        }
+        self.state = State::Following(delivery);
         self.say_merged(&page.entries, out);
-        if page.entries.is_empty() {
-            // The journal had nothing more when it was read. Where the tail does not reach us it is about to
-            // be reset, which wakes us; pending_read at once again would only spin.
+        let is_empty = page.entries.is_empty();
+        if is_empty {
             self.now_live(out);
+        }
+        if !ids.is_empty()
+            && let State::Following(delivery) = self.state
+        {
+            self.state = State::Repeated { delivery, ids };
+            return Next::Again;
+        }
+        // The journal had nothing more when it was read. Where the tail does not reach us it is about to be
+        // reset, which wakes us; to read at once again would only spin.
+        let is_more = || {
             let newer = self.membership.watched().after(self.cursor, 1);
-            let is_more = newer.is_some_and(|(entries, _)| !entries.is_empty());
-            return if news || is_more { Next::Again } else { Next::Wait };
-        }
-        Next::Again
+            newer.is_some_and(|(entries, _)| !entries.is_empty())
+        };
+        if !is_empty || has_news || is_more() { Next::Again } else { Next::Wait }
     }
 
-    fn read(&mut self, since: Since, head: Option<Offset>) -> Next {
-        self.reading = Reading::Yes;
-        let name = self.membership.watched().name.clone();
-        let is_join = matches!(self.phase, Phase::Joining { .. });
-        Next::Read(Request { name, since, head, is_join })
+    fn request(&self, since: Since, head: Option<Offset>, is_join: bool) -> Request {
+        Request { name: self.membership.watched().name.clone(), since, head, is_join }
     }
 
-    fn ask(&mut self, head: Option<Offset>) -> Next {
-        self.reading = Reading::Yes;
-        Next::Ask(Question { channel: self.target.channel.clone(), head })
+    fn question(&self, head: Option<Offset>) -> Question {
+        Question { channel: self.target.channel.clone(), head }
     }
 
-    fn say_each(&self, entries: &[Arc<Encoded>], out: &mut Vec<Bytes>) {
-        out.extend(entries.iter().map(|e| e.frame(&self.target.channel, self.format)));
-    }
-
-    /// Merged, up to [`STEP_BYTES`]; the cursor follows.
     fn say_merged(&mut self, entries: &[Arc<Entry>], out: &mut Vec<Bytes>) {
-        let mut bytes = 0;
-        for frame in merge(entries.iter().map(|entry| &**entry)) {
-            let (entry, merged) = match &frame {
-                Frame::Single(entry) => (*entry, 1),
-                Frame::Merged(entry, merged) => (entry, *merged),
-            };
-            let text = encode(self.format, &self.target.channel, entry, merged);
-            self.cursor = Some(frame.offset());
-            bytes += text.len();
-            out.push(text.into());
-            if bytes >= STEP_BYTES {
-                break;
-            }
-        }
-    }
-
-    /// The first answer, where it is still to be given.
-    fn joined(
-        &mut self,
-        from: (Option<Offset>, Option<Offset>),
-        recovered: bool,
-        pending: Option<&Pending>,
-        out: &mut Vec<Bytes>,
-    ) {
-        if let Phase::Joining { ids, .. } = &mut self.phase {
-            let ids = std::mem::take(ids);
-            self.phase = Phase::CatchingUp;
-            self.say_subscribed(&ids, from, recovered, pending, out);
-        }
+        let end = say_merged(&self.target.channel, self.format, entries, out);
+        self.cursor = end.or(self.cursor);
     }
 
     fn say_subscribed(
         &self,
         ids: &[Option<CorrelationId>],
-        (offset, head): (Option<Offset>, Option<Offset>),
+        position: Position,
         recovered: bool,
         pending: Option<&Pending>,
         out: &mut Vec<Bytes>,
@@ -331,8 +303,8 @@ impl Subscription {
             let frame = RelayFrame::Subscribed {
                 id: id.as_deref(),
                 channel: self.target.named(),
-                offset: offset.map(|offset| offset.to_string()),
-                head: head.map(|offset| offset.to_string()),
+                offset: position.offset.map(|offset| offset.to_string()),
+                head: position.head.map(|offset| offset.to_string()),
                 recovered,
                 pending: pending.map(|pending| &*pending.approvals),
             };
@@ -340,17 +312,49 @@ impl Subscription {
         }
     }
 
+    /// Nothing is missing any more.
     fn now_live(&mut self, out: &mut Vec<Bytes>) {
-        if matches!(self.phase, Phase::Everyone { .. }) {
-            return;
+        let State::Following(delivery) = &mut self.state else { return };
+        if std::mem::replace(delivery, Delivery::Live) == Delivery::CatchingUp {
+            let frame = RelayFrame::CaughtUp {
+                channel: self.target.named(),
+                offset: self.cursor.map(|offset| offset.to_string()),
+            };
+            out.push(frame.to_text().into());
         }
-        if !matches!(std::mem::replace(&mut self.phase, Phase::Live), Phase::CatchingUp) {
-            return;
-        }
-        let frame = RelayFrame::CaughtUp {
-            channel: self.target.named(),
-            offset: self.cursor.map(|offset| offset.to_string()),
-        };
-        out.push(frame.to_text().into());
     }
+}
+
+/// Each entry as a frame of its own, shared by all who listen.
+pub(super) fn say_each(
+    channel: &Channel,
+    format: Format,
+    entries: &[Arc<Encoded>],
+    out: &mut Vec<Bytes>,
+) {
+    out.extend(entries.iter().map(|entry| entry.frame(channel, format)));
+}
+
+/// Merged, up to [`STEP_BYTES`]; up to where.
+pub(super) fn say_merged(
+    channel: &Channel,
+    format: Format,
+    entries: &[Arc<Entry>],
+    out: &mut Vec<Bytes>,
+) -> Option<Offset> {
+    let (mut bytes, mut end) = (0, None);
+    for frame in merge(entries.iter().map(|entry| &**entry)) {
+        let (entry, merged) = match &frame {
+            Frame::Single(entry) => (*entry, 1),
+            Frame::Merged(entry, merged) => (entry, *merged),
+        };
+        let text = encode(format, channel, entry, merged);
+        end = Some(frame.offset());
+        bytes += text.len();
+        out.push(text.into());
+        if bytes >= STEP_BYTES {
+            break;
+        }
+    }
+    end
 }

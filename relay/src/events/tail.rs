@@ -28,7 +28,7 @@ impl Encoded {
         Self { entry, envelope: OnceLock::new(), flat: OnceLock::new() }
     }
 
-    /// The frame's text. Whoever asks first encodes, for all.
+    /// The frame's text. The first to ask encodes it, for all.
     pub(crate) fn frame(&self, channel: &Channel, format: Format) -> Bytes {
         let frame = match format {
             Format::Envelope => &self.envelope,
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waited_for_the_first_entry_gets_it() {
+    fn who_waited_for_the_first_entry_gets_it() {
         let mut tail = Tail::at(None);
         assert_eq!(ns(tail.after(None, 99)), Some(vec![]));
         tail.extend(vec![entry(1), entry(2)]);

@@ -32,7 +32,7 @@ pub(super) async fn commands(State(app): State<Arc<AppState>>, request: Request)
     accepted.await.unwrap_or_else(Refused::into_response)
 }
 
-/// `POST /api/v1/requests`: waits for the reply. Whoever hangs up ends the waiting, and nothing else.
+/// `POST /api/v1/requests`: waits for the reply. Hanging up ends the waiting, and nothing else.
 pub(super) async fn requests(State(app): State<Arc<AppState>>, request: Request) -> Response {
     let answered = async {
         let (principal, id, frame) = read(&app, request, "request").await?;

@@ -15,10 +15,13 @@ pub(super) async fn live() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the record is within reach, and the replica is not leaving.
+/// `GET /readyz`: Redis answers, every task of the replica runs, and the replica is not leaving.
 pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Response {
     if app.leaving.is_cancelled() {
         return Refused::new(ErrorCode::Unavailable, "this replica is leaving").into_response();
+    }
+    if let Some(failure) = app.supervisor.failure() {
+        return Refused::new(ErrorCode::Unavailable, failure.to_string()).into_response();
     }
     if *app.events.status().borrow() == Status::Degraded || !app.events.is_following() {
         return Refused::new(ErrorCode::Unavailable, "redis is out of reach").into_response();

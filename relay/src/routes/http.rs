@@ -159,7 +159,10 @@ fn check(principal: &Principal, event: Publish<'_>) -> Result<(Name, NewEntry), 
     let channel: Channel =
         event.channel.parse().map_err(|e: protocol::ChannelError| bad(e.to_string()))?;
     if !principal.grant.may_publish(&channel) {
-        return Err(Refused::new(ErrorCode::NotFound, format!("there is no `{channel}` for you")));
+        return Err(Refused::new(
+            ErrorCode::NotFound,
+            format!("`{channel}` not found or not permitted"),
+        ));
     }
     if channel.kind() == Kind::Service {
         return Err(bad("a service carries no events".to_owned()));
@@ -218,7 +221,10 @@ async fn read_page(
     let channel: Channel =
         channel.parse().map_err(|e: protocol::ChannelError| bad(e.to_string()))?;
     if !principal.grant.may_subscribe(&channel) {
-        return Err(Refused::new(ErrorCode::NotFound, format!("there is no `{channel}` for you")));
+        return Err(Refused::new(
+            ErrorCode::NotFound,
+            format!("`{channel}` not found or not permitted"),
+        ));
     }
     let since = query.get("since").map_or(Ok(Since::Start), parse_since)?;
     let limit = match query.get("limit") {

@@ -76,7 +76,7 @@ pub(super) async fn channel(
             Refused::new(ErrorCode::BadRequest, error.to_string())
         })?;
         if !principal.grant.may_subscribe(&channel) {
-            let message = format!("there is no `{channel}` for you");
+            let message = format!("`{channel}` not found or not permitted");
             return Err(Refused::new(ErrorCode::NotFound, message));
         }
         let (head, pending) = app.journal.pending(&channel).await.map_err(away)?;
@@ -95,7 +95,7 @@ fn check_admin(principal: &Principal, uri: &Uri) -> Result<(), Refused> {
     if principal.grant.may_administer() {
         return Ok(());
     }
-    Err(Refused::new(ErrorCode::NotFound, format!("there is no `{}` for you", uri.path())))
+    Err(Refused::new(ErrorCode::NotFound, format!("`{}` not found or not permitted", uri.path())))
 }
 
 fn away(error: Unavailable) -> Refused {

@@ -47,7 +47,7 @@ pub(super) async fn send(
     let sent = async {
         let query = Query::of(request.uri())?;
         let principal = authenticate(&app, request.headers(), &query)?;
-        let unknown = || Refused::new(ErrorCode::NotFound, "there is no such connection for you");
+        let unknown = || Refused::new(ErrorCode::NotFound, "connection not found or not permitted");
         if !principal.grant.may_administer() {
             return Err(unknown());
         }

@@ -1,18 +1,14 @@
-//! How anyone gets in. A route translates between its transport and the two ways, and does nothing else;
+//! The HTTP routes. A route translates between its transport and the two ways, and does nothing else;
 //! who may do what was asked of the token once ([`auth`](crate::auth)), and is asked of the grant on every
 //! subscribe, read, publish and command.
 
 mod ask;
 mod body;
-mod connection;
 mod health;
 mod http;
 mod inspect;
 mod message;
-mod pace;
-mod pending_reads;
 pub(crate) mod refuse;
-mod registry;
 pub(crate) mod traffic;
 mod websocket;
 
@@ -35,9 +31,10 @@ use crate::Key;
 use crate::agents::{self, Offers};
 use crate::auth::{self, Principal};
 use crate::commands::Commands;
+use crate::connections::{ConnectionRegistry, Shared};
 use crate::events::Events;
+use crate::supervisor::Supervisor;
 use refuse::Refused;
-use registry::ConnectionRegistry;
 
 /// The subprotocol under which a browser's script may bring its token.
 pub(crate) const SUBPROTOCOL: &str = "agent-relay.v1";
@@ -50,7 +47,7 @@ pub(crate) struct AppState {
     pub(crate) commands: Commands,
     pub(crate) offers: Arc<Offers>,
     pub(crate) key: Option<Key>,
-    /// Without a key, whoever reaches the listener, by whatever name, is welcome.
+    /// Without a key, everyone who reaches the listener, by any name, is permitted everything.
     pub(crate) allow_anonymous: bool,
     /// Set when the replica leaves: connections are sent elsewhere over `drain_over`.
     pub(crate) leaving: CancellationToken,
@@ -58,6 +55,20 @@ pub(crate) struct AppState {
     pub(crate) connections: TaskTracker,
     /// Who is connected here.
     pub(crate) registry: Arc<ConnectionRegistry>,
+    pub(crate) supervisor: Supervisor,
+}
+
+impl AppState {
+    /// What a viewer's connection needs of it.
+    fn viewers(&self) -> Shared {
+        Shared {
+            events: Arc::clone(&self.events),
+            commands: self.commands.clone(),
+            registry: Arc::clone(&self.registry),
+            leaving: self.leaving.clone(),
+            drain_over: self.drain_over,
+        }
+    }
 }
 
 /// The routes of the main listener.
@@ -97,7 +108,7 @@ fn health_routes() -> Router<Arc<AppState>> {
 }
 
 async fn nothing_here(request: Request) -> Refused {
-    Refused::new(ErrorCode::NotFound, format!("there is no `{}`", request.uri().path()))
+    Refused::new(ErrorCode::NotFound, format!("`{}` not found", request.uri().path()))
 }
 
 async fn wrong_method(request: Request) -> Refused {
@@ -105,7 +116,7 @@ async fn wrong_method(request: Request) -> Refused {
     Refused::new(ErrorCode::BadRequest, format!("`{path}` does not take {method}"))
 }
 
-/// Who knocks: from `Authorization`, the WebSocket subprotocol, or `?token=`.
+/// Who makes the call: from `Authorization`, the WebSocket subprotocol, or `?token=`.
 pub(crate) fn authenticate(
     app: &AppState,
     headers: &HeaderMap,

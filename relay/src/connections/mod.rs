@@ -1,0 +1,279 @@
+//! One viewer's [`Conversation`] together with the work that it asks for: reads, commands, requests, time.
+//!
+//! A transport polls it, hands it the viewer's frames, and writes what it [takes](Connection::take). All that it
+//! waits for is in here, so dropping a connection ends the waiting, and nothing else.
+
+mod registry;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{AbortHandle, Abortable, BoxFuture};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use protocol::CloseCode;
+use protocol::frame::RelayFrame;
+use rand::Rng;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Principal;
+use crate::commands::Commands;
+use crate::conversation::{Activity, Conversation, Done, Opening, Read, Work};
+use crate::events::{Events, Status};
+pub(crate) use registry::ConnectionRegistry;
+use registry::Mailbox;
+
+/// While Redis is away a read is tried again this much later.
+const READ_AGAIN: Duration = Duration::from_millis(250);
+
+/// What connections share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) events: Arc<Events>,
+    pub(crate) commands: Commands,
+    pub(crate) registry: Arc<ConnectionRegistry>,
+    pub(crate) leaving: CancellationToken,
+    /// Over how long the connections of a leaving replica are sent elsewhere.
+    pub(crate) drain_over: Duration,
+}
+
+/// One viewer of this replica.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    shared: Shared,
+    number: u64,
+    principal: Arc<Principal>,
+    conversation: Conversation,
+    mailbox: Arc<Mailbox>,
+    status: watch::Receiver<Status>,
+    /// At most one page, and what is pending on each channel.
+    reads: FuturesUnordered<Abortable<BoxFuture<'static, Done>>>,
+    by_slot: HashMap<u32, AbortHandle>,
+    /// At most one: they are carried out one after the other.
+    commands: FuturesUnordered<BoxFuture<'static, Done>>,
+    requests: FuturesUnordered<BoxFuture<'static, Done>>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Connection {
+    pub(crate) fn open(shared: Shared, principal: Arc<Principal>, opening: Opening) -> Self {
+        let (number, mailbox) = shared.registry.enter();
+        let id = format!("{}-{number}", shared.commands.address());
+        let now = Instant::now();
+        let (events, wake) = (Arc::clone(&shared.events), Arc::clone(&mailbox.wake));
+        let conversation =
+            Conversation::open(events, wake, Arc::clone(&principal), &id, opening, now);
+        let timer = Box::pin(tokio::time::sleep_until(conversation.deadline()));
+        let status = shared.events.status();
+        let mut connection = Self {
+            shared,
+            number,
+            principal,
+            conversation,
+            mailbox,
+            status,
+            reads: FuturesUnordered::new(),
+            by_slot: HashMap::new(),
+            commands: FuturesUnordered::new(),
+            requests: FuturesUnordered::new(),
+            timer,
+        };
+        connection.on_news();
+        connection
+    }
+
+    /// Goes on with all that does not depend on the transport; ready where something has changed, after which the
+    /// transport looks again whether it can write and read.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        activity: impl Fn() -> Activity,
+        is_blocked: bool,
+    ) -> Poll<()> {
+        let mut is_changed = false;
+        if self.mailbox.wake.poll_woken(cx).is_ready() {
+            is_changed = true;
+            if self.mailbox.take_news() {
+                self.on_news();
+            }
+            self.take_messages();
+        }
+        self.begin_work();
+        if let Poll::Ready(Some(done)) = poll_some(&mut self.commands, cx) {
+            self.on_done(done);
+            is_changed = true;
+        }
+        // What was read becomes frames: not before those that wait are gone. The read itself is not held up.
+        while !is_blocked && let Poll::Ready(Some(done)) = poll_some(&mut self.reads, cx) {
+            if let Ok(done) = done {
+                self.on_done(done);
+                is_changed = true;
+                break;
+            }
+        }
+        while self.conversation.has_room()
+            && let Poll::Ready(Some(done)) = poll_some(&mut self.requests, cx)
+        {
+            self.on_done(done);
+            is_changed = true;
+        }
+        let deadline = self.conversation.deadline();
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        if self.timer.as_mut().poll(cx).is_ready() {
+            self.conversation.on_time(Instant::now(), &activity());
+            is_changed = true;
+        }
+        if is_changed { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// A frame came.
+    pub(crate) fn on_text(&mut self, text: &str, is_blocked: bool) {
+        self.conversation.on_text(text, Instant::now(), is_blocked);
+    }
+
+    /// Whether the viewer's next frame is wanted now.
+    pub(crate) fn wants_input(&self) -> bool {
+        self.conversation.wants_input()
+    }
+
+    /// The code it ends with, once it has ended.
+    pub(crate) fn end(&self) -> Option<CloseCode> {
+        self.conversation.end()
+    }
+
+    /// Frames to write; none where nothing waits.
+    pub(crate) fn take(&mut self, out: &mut Vec<Bytes>) {
+        self.conversation.take(out);
+        self.begin_work();
+    }
+
+    /// Whether the transport shall send a sign of life of its own kind.
+    pub(crate) fn take_ping(&mut self) -> bool {
+        self.conversation.take_ping()
+    }
+
+    fn on_done(&mut self, done: Done) {
+        // What was said before the end is heard before it.
+        self.take_messages();
+        self.conversation.on_done(done);
+    }
+
+    fn take_messages(&mut self) {
+        let messages = self.mailbox.take();
+        messages.into_iter().for_each(|message| self.conversation.on_message(message));
+    }
+
+    fn on_news(&mut self) {
+        let status = *self.status.borrow_and_update();
+        self.conversation.on_status(status);
+        if self.shared.leaving.is_cancelled() {
+            // Spread, so that the other replicas are not asked by everybody at once.
+            let after = self.shared.drain_over.mul_f64(rand::rng().random());
+            self.conversation.on_leaving(Instant::now(), after);
+        }
+    }
+
+    fn begin_work(&mut self) {
+        for work in self.conversation.take_work() {
+            match work {
+                Work::Read(Read::Forget(slot)) => {
+                    if let Some(read) = self.by_slot.remove(&slot) {
+                        read.abort();
+                    }
+                }
+                Work::Read(Read::Page(ticket, request)) => {
+                    let events = Arc::clone(&self.shared.events);
+                    let read = again(move || {
+                        let (events, request) = (Arc::clone(&events), request.clone());
+                        async move {
+                            let (page, pending) = events.read(&request).await?;
+                            Ok(Done::Page(ticket, page, pending))
+                        }
+                    });
+                    self.begin_read(ticket.slot, read.boxed());
+                }
+                Work::Read(Read::Pending(ticket, question)) => {
+                    let events = Arc::clone(&self.shared.events);
+                    let read = again(move || {
+                        let (events, question) = (Arc::clone(&events), question.clone());
+                        async move { Ok(Done::Pending(ticket, events.ask(&question).await?)) }
+                    });
+                    self.begin_read(ticket.slot, read.boxed());
+                }
+                Work::Command(id, command) => {
+                    let (commands, by) = self.who();
+                    let done = async move { Done::Accepted(id, commands.send(&by, command).await) };
+                    self.commands.push(done.boxed());
+                }
+                Work::Answer(id, answer) => {
+                    let (commands, by) = self.who();
+                    let done =
+                        async move { Done::Accepted(id, commands.answer(&by, &answer).await) };
+                    self.commands.push(done.boxed());
+                }
+                Work::Request(id, request) => {
+                    let ((commands, by), mailbox) = (self.who(), Arc::clone(&self.mailbox));
+                    let done = async move {
+                        let reply = commands.request(&by, &request, |data| {
+                            let command_id = request.command_id;
+                            let frame = RelayFrame::RequestProgress { id: &id, command_id, data };
+                            mailbox.post(frame.to_text());
+                        });
+                        let reply = reply.await;
+                        Done::Replied(id, reply)
+                    };
+                    self.requests.push(done.boxed());
+                }
+            }
+        }
+    }
+
+    /// What is wanted anew for a slot takes the place of what was wanted before.
+    fn begin_read(&mut self, slot: u32, read: BoxFuture<'static, Done>) {
+        let (handle, registration) = AbortHandle::new_pair();
+        if let Some(before) = self.by_slot.insert(slot, handle) {
+            before.abort();
+        }
+        self.reads.push(Abortable::new(read, registration));
+    }
+
+    fn who(&self) -> (Commands, Arc<Principal>) {
+        (self.shared.commands.clone(), Arc::clone(&self.principal))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shared.registry.leave(self.number);
+    }
+}
+
+/// Mostly there are none: then this costs nothing.
+fn poll_some<T: Future>(
+    futures: &mut FuturesUnordered<T>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<T::Output>> {
+    if futures.is_empty() { Poll::Ready(None) } else { futures.poll_next_unpin(cx) }
+}
+
+/// While Redis is away the viewer stays, and this tries again.
+async fn again<T>(read: impl Fn() -> T) -> Done
+where
+    T: Future<Output = Result<Done, crate::events::ReadError>>,
+{
+    loop {
+        match read().await {
+            Ok(done) => return done,
+            Err(error) => tracing::debug!(%error, "a read has failed and is tried again"),
+        }
+        tokio::time::sleep(READ_AGAIN).await;
+    }
+}

@@ -1,0 +1,384 @@
+//! One viewer's conversation, whatever transport brings it: a state machine without I/O.
+//!
+//! In: its frames as text, wake-ups of its subscriptions, what was read or done for it, the time. Out: frames, what
+//! is to be read or [done](Work), the code it ends with. A [`Connection`](crate::connections::Connection) does the
+//! work; a transport reads, writes and closes.
+//!
+//! Commands are answered in the order of their frames: while one is being carried out, no other frame is wanted.
+//! That a viewer does not read keeps nobody from being heard: frames are wanted as long as its
+//! [outbox](ViewerOutbox) has room.
+
+mod lifecycle;
+mod outbox;
+mod pace;
+mod subscriptions;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use journal::Page;
+use protocol::frame::{
+    self, Addressing, Answer, ClientFrame, Command, CorrelationId, Incoming, Outcome, Refusal,
+    RelayFrame, Subscribe, Target,
+};
+use protocol::limits::{COMMANDS_PER_SECOND, PING_INTERVAL, REQUESTS_MAX};
+use protocol::{CloseCode, ErrorCode, Format};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::auth::Principal;
+use crate::commands::{Accepted, Reply};
+use crate::events::{Events, Pending, Status, Wake};
+pub(crate) use lifecycle::{Activity, Heartbeat};
+use lifecycle::{Due, Lifecycle};
+use outbox::ViewerOutbox;
+use pace::Pace;
+use subscriptions::Subscriptions;
+pub(crate) use subscriptions::{Read, Ticket};
+
+/// Channels of one frame that are answered one by one: four times what a connection can hold, and their errors
+/// stay far below the MiB that may wait for a viewer.
+const LIST_MAX: usize = 1024;
+
+/// What is to be done for a viewer.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Read(Read),
+    Command(Option<CorrelationId>, Command),
+    Answer(Option<CorrelationId>, Answer),
+    Request(CorrelationId, frame::Request),
+}
+
+/// What was done.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Page(Ticket, Page, Option<Arc<Pending>>),
+    Pending(Ticket, Arc<Pending>),
+    /// A command, or an answer to an approval.
+    Accepted(Option<CorrelationId>, Result<Accepted, Refusal>),
+    Replied(CorrelationId, Reply),
+}
+
+/// How a conversation begins.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// The transport's default.
+    pub(crate) format: Format,
+    pub(crate) heartbeat: Heartbeat,
+    /// Subscribed to from the start.
+    pub(crate) subscribe: Option<Subscribe>,
+}
+
+/// One viewer's conversation.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    principal: Arc<Principal>,
+    format: Format,
+    subscriptions: Subscriptions,
+    lifecycle: Lifecycle,
+    outbox: ViewerOutbox,
+    /// Frames of pages that came, which no transport has taken yet.
+    read: Vec<Bytes>,
+    work: Vec<Work>,
+    /// A command is being carried out.
+    is_answering: bool,
+    /// Requests that are not answered.
+    requests: usize,
+    /// Of commands and requests.
+    asks: Pace,
+    /// Of Cancels and answers: a page that goes wild is not without its Stop.
+    decisions: Pace,
+    /// What was last said about Redis.
+    said_status: Status,
+    ping_wanted: bool,
+    end: Option<CloseCode>,
+}
+
+impl Conversation {
+    pub(crate) fn open(
+        events: Arc<Events>,
+        wake: Arc<Wake>,
+        principal: Arc<Principal>,
+        connection_id: &str,
+        opening: Opening,
+        now: Instant,
+    ) -> Self {
+        let mut conversation = Self {
+            lifecycle: Lifecycle::new(now, principal.remaining(), opening.heartbeat),
+            principal,
+            format: opening.format,
+            subscriptions: Subscriptions::new(events, wake),
+            outbox: ViewerOutbox::default(),
+            read: Vec::new(),
+            work: Vec::new(),
+            is_answering: false,
+            requests: 0,
+            asks: Pace::default(),
+            decisions: Pace::default(),
+            said_status: Status::Ok,
+            ping_wanted: false,
+            end: None,
+        };
+        let server_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let connected = RelayFrame::Connected {
+            connection_id,
+            user: conversation.principal.user.as_deref(),
+            server_time: server_time.as_millis() as u64,
+            ping_interval_ms: PING_INTERVAL.as_millis() as u64,
+        };
+        conversation.outbox.push(connected.to_text());
+        if let Some(subscribe) = opening.subscribe {
+            let target = subscribe.target.clone();
+            if let Err(refusal) = conversation.subscribe(subscribe, None) {
+                conversation.say_refusal(None, &refusal.about(target.channel.as_str()));
+            }
+        }
+        conversation
+    }
+
+    /// Whether the viewer's next frame is wanted now.
+    pub(crate) fn wants_input(&self) -> bool {
+        !self.is_answering && self.has_room()
+    }
+
+    /// Whether there is room for one more answer.
+    pub(crate) fn has_room(&self) -> bool {
+        self.outbox.has_room()
+    }
+
+    /// The code it ends with, once it has ended.
+    pub(crate) fn end(&self) -> Option<CloseCode> {
+        self.end
+    }
+
+    /// Frames that wait, answers first, then each subscription that has something new in turn.
+    pub(crate) fn take(&mut self, out: &mut Vec<Bytes>) {
+        self.outbox.take(out);
+        out.append(&mut self.read);
+        let mut reads = Vec::new();
+        self.subscriptions.take(&mut reads, out);
+        self.begin(reads);
+    }
+
+    /// Whether the transport shall send a sign of life of its own kind.
+    pub(crate) fn take_ping(&mut self) -> bool {
+        std::mem::take(&mut self.ping_wanted)
+    }
+
+    /// What is to be done now.
+    pub(crate) fn take_work(&mut self) -> Vec<Work> {
+        std::mem::take(&mut self.work)
+    }
+
+    /// A frame came. `is_blocked`: nothing can be written now.
+    pub(crate) fn on_text(&mut self, text: &str, now: Instant, is_blocked: bool) {
+        let Incoming { id, frame } = frame::parse(text);
+        if let Ok(frame) = &frame
+            && let Err(refusal) = self.admit(frame, now)
+        {
+            return self.refuse(id.as_deref(), frame, &refusal);
+        }
+        match frame {
+            Err(refusal) => self.say_refusal(id.as_deref(), &refusal),
+            Ok(ClientFrame::Ping) => {
+                let pong = RelayFrame::Pong { id: id.as_deref() };
+                self.outbox.push_pong(pong.to_text(), is_blocked);
+            }
+            Ok(ClientFrame::Pong) => {}
+            Ok(ClientFrame::Subscribe(subscribes)) => {
+                self.each(subscribes, id.as_deref(), |this, subscribe| {
+                    this.subscribe(subscribe, id.clone())
+                });
+            }
+            Ok(ClientFrame::Unsubscribe(targets)) => {
+                self.each(targets, id.as_deref(), |this, target| {
+                    this.unsubscribe(&target, id.as_deref())
+                });
+            }
+            Ok(ClientFrame::Command(command)) => {
+                self.is_answering = true;
+                self.work.push(Work::Command(id, command));
+            }
+            Ok(ClientFrame::Answer(answer)) => {
+                self.is_answering = true;
+                self.work.push(Work::Answer(id, answer));
+            }
+            Ok(ClientFrame::Request(request)) => self.on_request(id, request),
+        }
+    }
+
+    /// Something was done.
+    pub(crate) fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Page(ticket, page, pending) => {
+                self.subscriptions.on_page(ticket, &page, pending.as_deref(), &mut self.read);
+            }
+            Done::Pending(ticket, pending) => {
+                self.subscriptions.on_pending(ticket, &pending, &mut self.read);
+            }
+            Done::Accepted(id, accepted) => {
+                self.is_answering = false;
+                match accepted {
+                    Ok(accepted) => self.outbox.push(accepted.frame(id.as_deref()).to_text()),
+                    Err(refusal) => self.say_refusal(id.as_deref(), &refusal),
+                }
+            }
+            Done::Replied(id, reply) => {
+                self.requests -= 1;
+                self.outbox.push(reply.frame(Some(&id)).to_text());
+            }
+        }
+    }
+
+    /// A frame came for this connection from elsewhere.
+    pub(crate) fn on_message(&mut self, frame: String) {
+        self.outbox.push_if_there_is_room(frame);
+    }
+
+    /// Redis may have gone or come back. Said once per change.
+    pub(crate) fn on_status(&mut self, status: Status) {
+        if status != self.said_status {
+            self.said_status = status;
+            self.outbox.push(RelayFrame::RelayStatus { redis: status.as_str() }.to_text());
+        }
+    }
+
+    /// The replica leaves; this viewer is to come back elsewhere, `after` a while.
+    pub(crate) fn on_leaving(&mut self, now: Instant, after: Duration) {
+        if !self.lifecycle.is_leaving() {
+            self.lifecycle.leave(now, after);
+            let after_ms = after.as_millis() as u64;
+            self.outbox.push(RelayFrame::Reconnect { after_ms }.to_text());
+        }
+    }
+
+    /// When [`on_time`](Self::on_time) wants to be called.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.lifecycle.deadline()
+    }
+
+    /// The deadline has come.
+    pub(crate) fn on_time(&mut self, now: Instant, activity: &Activity) {
+        while let Some(due) = self.lifecycle.on_time(now, activity, self.is_answering) {
+            match due {
+                Due::Ping { is_visible } => {
+                    self.ping_wanted = true;
+                    if is_visible {
+                        self.outbox.push(RelayFrame::Ping.to_text());
+                    }
+                }
+                Due::Expiring { left } => {
+                    let in_ms = left.as_millis() as u64;
+                    self.outbox.push(RelayFrame::TokenExpiring { in_ms }.to_text());
+                }
+                Due::Close(code) => {
+                    self.end = Some(code);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Does it for each of a frame's channels; each that is refused has an error of its own. A list that is
+    /// longer than [`LIST_MAX`] has one for all the rest.
+    fn each<T>(
+        &mut self,
+        list: Vec<Result<T, Refusal>>,
+        id: Option<&RawValue>,
+        mut what: impl FnMut(&mut Self, T) -> Result<(), Refusal>,
+    ) {
+        let length = list.len();
+        for one in list.into_iter().take(LIST_MAX) {
+            if let Err(refusal) = one.and_then(|one| what(self, one)) {
+                self.say_refusal(id, &refusal);
+            }
+        }
+        if length > LIST_MAX {
+            let message =
+                format!("{length} channels in one frame: those after {LIST_MAX} are left out");
+            self.say_refusal(id, &Refusal::new(ErrorCode::LimitExceeded, message));
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        subscribe: Subscribe,
+        id: Option<CorrelationId>,
+    ) -> Result<(), Refusal> {
+        let target = &subscribe.target;
+        if !self.principal.grant.may_subscribe(&target.channel) {
+            let message = format!("`{}` not found or not permitted", target.channel);
+            let refusal = Refusal::new(ErrorCode::NotFound, message);
+            return Err(refusal.about(target.channel.as_str()));
+        }
+        let format = subscribe.format.unwrap_or(match target.addressing {
+            Addressing::Channel => self.format,
+            Addressing::SessionId | Addressing::PlanId => Format::Flat,
+        });
+        let (mut reads, mut out) = (Vec::new(), Vec::new());
+        self.subscriptions.subscribe(subscribe, format, id, &mut reads, &mut out)?;
+        out.into_iter().for_each(|frame| self.outbox.push(frame));
+        self.begin(reads);
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, target: &Target, id: Option<&RawValue>) -> Result<(), Refusal> {
+        let mut reads = Vec::new();
+        self.subscriptions.unsubscribe(target, &mut reads)?;
+        self.begin(reads);
+        self.outbox.push(RelayFrame::Unsubscribed { id, channel: target.named() }.to_text());
+        Ok(())
+    }
+
+    fn begin(&mut self, reads: Vec<Read>) {
+        self.work.extend(reads.into_iter().map(Work::Read));
+    }
+
+    /// Whether the frame comes no faster than it may.
+    fn admit(&mut self, frame: &ClientFrame, now: Instant) -> Result<(), Refusal> {
+        let pace = match frame {
+            ClientFrame::Command(Command { cancels: Some(_), .. }) | ClientFrame::Answer(_) => {
+                &mut self.decisions
+            }
+            ClientFrame::Command(_) | ClientFrame::Request(_) => &mut self.asks,
+            _ => return Ok(()),
+        };
+        pace.admit(now).map_err(|wait| {
+            let message = format!("a connection may send {COMMANDS_PER_SECOND} a second");
+            let refusal = Refusal::new(ErrorCode::RateLimited, message);
+            Refusal { retry_after: Some(wait), ..refusal }
+        })
+    }
+
+    /// A request waits for its reply beside everything else.
+    fn on_request(&mut self, id: Option<CorrelationId>, request: frame::Request) {
+        // `parse` lets no request through that has no id.
+        if let Some(id) = id.clone().filter(|_| self.requests < REQUESTS_MAX) {
+            self.requests += 1;
+            return self.work.push(Work::Request(id, request));
+        }
+        let message = format!("{REQUESTS_MAX} requests of this connection wait for their replies");
+        let refusal = Refusal::new(ErrorCode::LimitExceeded, message);
+        self.refuse(id.as_deref(), &ClientFrame::Request(request), &refusal);
+    }
+
+    /// Whoever sent a request waits for a `response`.
+    fn refuse(&mut self, id: Option<&RawValue>, frame: &ClientFrame, refusal: &Refusal) {
+        match frame {
+            ClientFrame::Request(request) => {
+                let (command_id, outcome) = (request.command_id, Outcome::Error(refusal.body()));
+                self.outbox.push(RelayFrame::Response { id, command_id, outcome }.to_text());
+            }
+            _ => self.say_refusal(id, refusal),
+        }
+    }
+
+    fn say_refusal(&mut self, id: Option<&RawValue>, refusal: &Refusal) {
+        let (channel, error) = (refusal.channel.as_deref(), refusal.body());
+        self.outbox.push(RelayFrame::Error { id, channel, error }.to_text());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! What a viewer is to be told in answer to its frames, until its transport can write it. Bounded in bytes.
+//!
+//! Events do not wait here: a [`Subscription`](crate::events::Subscription) is a cursor and keeps none.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// Beyond this nothing more is asked for the viewer: no frame of it is read, no reply is taken, and what nobody
+/// here asked for is dropped. What one more frame can add stays far below the MiB that a connection may hold.
+const ROOM_BYTES: usize = 64 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct ViewerOutbox {
+    frames: VecDeque<Bytes>,
+    /// The answer to the last of the pings that came while nothing could be written.
+    pong: Option<Bytes>,
+    bytes: usize,
+}
+
+impl ViewerOutbox {
+    pub(super) fn push(&mut self, frame: impl Into<Bytes>) {
+        let frame = frame.into();
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+    }
+
+    /// While the transport is blocked only the last pong is kept.
+    pub(super) fn push_pong(&mut self, frame: String, is_blocked: bool) {
+        if !is_blocked {
+            return self.push(frame);
+        }
+        let frame = Bytes::from(frame);
+        self.bytes += frame.len();
+        if let Some(before) = self.pong.replace(frame) {
+            self.bytes -= before.len();
+        }
+    }
+
+    /// For what nobody here asked for: it must not pile up where nobody reads.
+    pub(super) fn push_if_there_is_room(&mut self, frame: String) {
+        if self.has_room() {
+            self.push(frame);
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes <= ROOM_BYTES
+    }
+
+    /// Hands out all that waits.
+    pub(super) fn take(&mut self, out: &mut Vec<Bytes>) {
+        out.extend(self.frames.drain(..));
+        out.extend(self.pong.take());
+        self.bytes = 0;
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(outbox: &mut ViewerOutbox) -> Vec<Bytes> {
+        let mut out = Vec::new();
+        outbox.take(&mut out);
+        out
+    }
+
+    #[test]
+    fn of_pings_whose_pong_cannot_be_written_only_the_last_is_answered() {
+        let mut outbox = ViewerOutbox::default();
+        outbox.push("answer");
+        (0..100_000).for_each(|i| outbox.push_pong(i.to_string(), true));
+
+        assert_eq!(outbox.bytes(), "answer".len() + "99999".len());
+        assert_eq!(texts(&mut outbox), ["answer", "99999"]);
+        ["1", "2"].into_iter().for_each(|pong| outbox.push_pong(pong.to_owned(), false));
+        assert_eq!(texts(&mut outbox), ["1", "2"], "while bytes are taken each is answered");
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_dropped_where_there_is_no_room() {
+        let mut outbox = ViewerOutbox::default();
+        outbox.push("x".repeat(ROOM_BYTES + 1));
+        assert!(!outbox.has_room());
+
+        outbox.push_if_there_is_room("message".to_owned());
+
+        assert_eq!(texts(&mut outbox).len(), 1);
+        assert!(outbox.has_room());
+    }
+}

@@ -1,0 +1,195 @@
+//! Conversations without a socket: frames, finished work and the time go in; frames, work and close codes come out.
+
+use journal::{Journal, Name, NewEntry};
+use protocol::{Channel, Grant};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::auth;
+use crate::supervisor::Supervisor;
+
+const MIB: usize = 1024 * 1024;
+
+struct Viewer {
+    journal: Journal,
+    events: Arc<Events>,
+    wake: Arc<Wake>,
+    conversation: Conversation,
+}
+
+impl Viewer {
+    fn new() -> Self {
+        let journal = Journal::in_memory();
+        let events = Events::start(&journal, &Supervisor::new());
+        let wake = Arc::<Wake>::default();
+        let principal = Arc::new(auth::authenticate(None, None).unwrap());
+        assert_eq!(principal.grant, Grant::everything());
+        let opening =
+            Opening { format: Format::Envelope, heartbeat: Heartbeat::Never, subscribe: None };
+        let conversation = Conversation::open(
+            Arc::clone(&events),
+            Arc::clone(&wake),
+            principal,
+            "here-1",
+            opening,
+            Instant::now(),
+        );
+        Self { journal, events, wake, conversation }
+    }
+
+    fn says(&mut self, frame: &Value) {
+        self.conversation.on_text(&frame.to_string(), Instant::now(), false);
+    }
+
+    fn hears(&mut self) -> Vec<Value> {
+        let mut out = Vec::new();
+        self.conversation.take(&mut out);
+        out.iter().map(|frame| serde_json::from_slice(frame).unwrap()).collect()
+    }
+
+    fn kinds(&mut self) -> Vec<String> {
+        let kind = |frame: Value| frame["type"].as_str().unwrap().to_owned();
+        self.hears().into_iter().map(kind).collect()
+    }
+
+    /// Lets the feed go on until there is something to be read.
+    async fn read(&mut self) -> Read {
+        loop {
+            std::future::poll_fn(|cx| self.wake.poll_woken(cx)).await;
+            assert_eq!(self.kinds(), [""; 0], "nothing before it is read");
+            let work = self.conversation.take_work();
+            if let Some(Work::Read(read)) = work.into_iter().next() {
+                return read;
+            }
+        }
+    }
+
+    async fn append(&self, channel: &str, count: usize) {
+        let name = Name::events(channel.parse::<Channel>().unwrap());
+        let entries = (0..count).map(|i| NewEntry::new("number", i.to_string())).collect();
+        self.journal.append(&name, entries).await.unwrap();
+    }
+}
+
+fn subscribe(channel: &str) -> Value {
+    json!({"type": "subscribe", "channel": channel, "since": "start", "id": channel})
+}
+
+#[tokio::test]
+async fn a_subscriber_is_answered_with_the_page_that_was_read_for_it() {
+    let mut viewer = Viewer::new();
+    viewer.append("agent:a", 3).await;
+    assert_eq!(viewer.kinds(), ["connected"]);
+
+    viewer.says(&subscribe("agent:a"));
+    let Read::Page(ticket, request) = viewer.read().await else { panic!("a page is read") };
+    let (page, pending) = viewer.events.read(&request).await.unwrap();
+    viewer.conversation.on_done(Done::Page(ticket, page, pending));
+
+    assert_eq!(viewer.kinds(), ["subscribed", "event", "event", "event", "caught_up"]);
+}
+
+/// One page at a time; when nobody wants it any more the next one has its turn.
+#[tokio::test]
+async fn a_page_that_nobody_wants_any_more_is_forgotten_and_the_next_is_read() {
+    let mut viewer = Viewer::new();
+    viewer.append("agent:a", 1).await;
+    viewer.append("agent:b", 1).await;
+    assert_eq!(viewer.kinds(), ["connected"]);
+    viewer.says(&subscribe("agent:a"));
+    let Read::Page(first, _) = viewer.read().await else { panic!("a page is read") };
+    viewer.says(&subscribe("agent:b"));
+    let membership = viewer.events.join(&"agent:b".parse().unwrap(), &Arc::default(), 0);
+    while membership.watched().head().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(viewer.kinds(), [""; 0]);
+    assert!(viewer.conversation.take_work().is_empty(), "one page at a time");
+
+    viewer.says(&json!({"type": "unsubscribe", "channel": "agent:a"}));
+
+    let work = viewer.conversation.take_work();
+    let [Work::Read(Read::Forget(slot)), Work::Read(Read::Page(second, _))] = &work[..] else {
+        panic!("{work:?}")
+    };
+    assert_eq!(*slot, first.slot);
+    assert_ne!(first, *second);
+}
+
+/// While a command is carried out no other frame is wanted, so that their order is that of their frames.
+#[tokio::test]
+async fn commands_are_carried_out_one_after_the_other() {
+    let mut viewer = Viewer::new();
+    assert_eq!(viewer.kinds(), ["connected"]);
+    viewer.says(&json!({"type": "command", "agent_id": "a", "name": "go", "id": 1}));
+    assert!(!viewer.conversation.wants_input());
+    let mut work = viewer.conversation.take_work();
+    let Some(Work::Command(id, command)) = work.pop() else { panic!("{work:?}") };
+    assert_eq!(command.name, "go");
+
+    let refusal = Refusal::new(ErrorCode::AgentUnavailable, "no agent");
+    viewer.conversation.on_done(Done::Accepted(id, Err(refusal)));
+
+    assert!(viewer.conversation.wants_input());
+    let answer = viewer.hears().pop().unwrap();
+    assert_eq!((&answer["id"], &answer["code"]), (&json!(1), &json!("agent_unavailable")));
+}
+
+/// Whatever is said to it while nothing can be written.
+#[tokio::test]
+async fn what_waits_for_a_viewer_is_less_than_a_mib() {
+    let mut viewer = Viewer::new();
+    let names: Vec<String> = (0..5_000).map(|i| format!("nonsense-{i}")).collect();
+    let floods = [
+        json!({"type": "ping", "id": "x".repeat(100)}),
+        json!({"type": "dance", "id": "x".repeat(100)}),
+        json!({"type": "unsubscribe", "channels": names}),
+        json!({"type": "subscribe", "channels": names}),
+    ];
+    for flood in floods {
+        let flood = flood.to_string();
+        for _ in 0..20_000 {
+            if viewer.conversation.wants_input() {
+                viewer.conversation.on_text(&flood, Instant::now(), true);
+            }
+            viewer.conversation.on_message(flood.clone());
+        }
+        let held = viewer.conversation.outbox.bytes();
+        assert!(held < MIB, "{held} bytes wait");
+        viewer.hears();
+    }
+}
+
+/// Pings alone do not keep a viewer from being heard, however many.
+#[tokio::test]
+async fn a_viewer_that_only_pings_and_does_not_read_can_still_cancel() {
+    let mut viewer = Viewer::new();
+    let ping = json!({"type": "ping", "id": "x".repeat(100)}).to_string();
+    for _ in 0..10_000 {
+        assert!(viewer.conversation.wants_input());
+        viewer.conversation.on_text(&ping, Instant::now(), true);
+    }
+
+    let cancel = json!({"type": "cancel_agent", "agent_id": "a"}).to_string();
+    viewer.conversation.on_text(&cancel, Instant::now(), true);
+
+    assert!(matches!(viewer.conversation.take_work()[..], [Work::Command(..)]));
+}
+
+#[tokio::test]
+async fn a_change_of_redis_and_a_leaving_are_said_once() {
+    let mut viewer = Viewer::new();
+    assert_eq!(viewer.kinds(), ["connected"]);
+    for status in [Status::Ok, Status::Degraded, Status::Degraded, Status::Ok] {
+        viewer.conversation.on_status(status);
+    }
+    for _ in 0..2 {
+        viewer.conversation.on_leaving(Instant::now(), Duration::from_secs(1));
+    }
+    assert_eq!(viewer.kinds(), ["relay_status", "relay_status", "reconnect"]);
+
+    let end = viewer.conversation.deadline();
+    viewer.conversation.on_time(end, &Activity::default());
+
+    assert_eq!(viewer.conversation.end(), Some(CloseCode::Restart));
+}

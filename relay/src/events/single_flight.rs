@@ -1,0 +1,469 @@
+//! Single flight: of each key one read is under way at a time, shared by everybody who waits for it.
+//!
+//! Each read runs in a task of its own, so a reader that is not polled (its socket takes no bytes) holds nobody
+//! up. A read ends with its last waiter. What is read, and whom a read answers, is the [`Source`]'s matter:
+//! [`pages`](super::pages) and [`approvals`](super::approvals).
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use futures_util::future::BoxFuture;
+use journal::Unavailable;
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Reads, keeps what was read, and says whom it answers. Does not wait.
+pub(super) trait Source: Debug + Send + 'static {
+    /// One read per key at a time.
+    type Key: Clone + Debug + Eq + Hash + Send;
+    /// What is asked.
+    type Question: Clone + Debug + Send;
+    /// What one read brings.
+    type Read: Send;
+    /// What a question is answered with.
+    type Answer: Debug + Send;
+
+    /// What the question is about.
+    fn key(question: &Self::Question) -> Self::Key;
+
+    /// The answer, where what was kept holds it.
+    fn known(&self, question: &Self::Question) -> Option<Self::Answer>;
+
+    /// The read that is to begin.
+    fn begin(&mut self, turn: &Turn<'_, Self::Question>) -> Reading<Self::Read>;
+
+    /// Keeps what was read, for those who come later.
+    fn keep(&mut self, read: &Self::Read);
+
+    /// The answer to `question`, where the read holds it.
+    fn answer(
+        &self,
+        read: &Self::Read,
+        question: &Self::Question,
+        asked: Asked,
+    ) -> Option<Self::Answer>;
+}
+
+/// A read that was begun.
+pub(super) type Reading<R> = BoxFuture<'static, Result<R, Unavailable>>;
+
+/// Who waits when a read begins.
+#[derive(Debug)]
+pub(super) struct Turn<'a, Q> {
+    /// Whoever waits for longest. If the read does not answer it, the next one is its own as well.
+    pub(super) first: &'a Q,
+    /// The last read was for the same, and did not answer it.
+    pub(super) is_second_try: bool,
+    /// Whoever came last.
+    pub(super) last: &'a Q,
+    /// How many wait.
+    pub(super) waiting: usize,
+}
+
+/// When a question was asked, as a read sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Before the read began: what it says is not older than the question.
+    pub(super) before: bool,
+    /// What was read was forgotten meanwhile: it may be told to those who had asked for just that.
+    pub(super) is_forgotten: bool,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum ReadError {
+    /// Redis does not answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The read's task ended: a bug, or the replica stops.
+    #[error("the read was ended")]
+    Ended,
+}
+
+/// The reads of one source.
+#[derive(Debug)]
+pub(super) struct SingleFlight<S: Source> {
+    shared: Arc<Mutex<Shared<S>>>,
+}
+
+#[derive(Debug)]
+struct Shared<S: Source> {
+    source: S,
+    lines: HashMap<S::Key, Line<S>>,
+    serials: u64,
+    tasks: JoinSet<()>,
+}
+
+/// Those who wait for reads of one key, and the task that reads for them.
+#[derive(Debug)]
+struct Line<S: Source> {
+    serial: u64,
+    waiting: VecDeque<Waiter<S>>,
+    is_forgotten: bool,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Waiter<S: Source> {
+    serial: u64,
+    question: S::Question,
+    has_led: bool,
+    reply: oneshot::Sender<Result<S::Answer, ReadError>>,
+}
+
+impl<S: Source> SingleFlight<S> {
+    pub(super) fn new(source: S) -> Self {
+        let (lines, tasks) = (HashMap::new(), JoinSet::new());
+        Self { shared: Arc::new(Mutex::new(Shared { source, lines, serials: 0, tasks })) }
+    }
+
+    /// The answer, from what was kept or from a read. Dropping the future leaves the line.
+    pub(super) async fn read(&self, question: &S::Question) -> Result<S::Answer, ReadError> {
+        let (place, reply) = {
+            let mut shared = lock(&self.shared);
+            if let Some(answer) = shared.source.known(question) {
+                return Ok(answer);
+            }
+            shared.wait(&self.shared, question)
+        };
+        let answer = reply.await.unwrap_or(Err(ReadError::Ended));
+        place.is_answered();
+        answer
+    }
+
+    /// What was read of these keys may have changed: reads that are under way are neither kept nor shared with
+    /// those who come later. `forget` clears what the source has kept.
+    pub(super) fn forget(&self, is_it: impl Fn(&S::Key) -> bool, forget: impl FnOnce(&mut S)) {
+        let mut shared = lock(&self.shared);
+        let lines = shared.lines.iter_mut().filter(|(key, _)| is_it(key));
+        lines.for_each(|(_, line)| line.is_forgotten = true);
+        forget(&mut shared.source);
+    }
+
+    #[cfg(test)]
+    pub(super) fn look<T>(&self, look: impl FnOnce(&mut S, usize) -> T) -> T {
+        let mut shared = lock(&self.shared);
+        let lines = shared.lines.len();
+        look(&mut shared.source, lines)
+    }
+}
+
+impl<S: Source> Shared<S> {
+    fn wait(
+        &mut self,
+        this: &Arc<Mutex<Self>>,
+        question: &S::Question,
+    ) -> (Place<S>, oneshot::Receiver<Result<S::Answer, ReadError>>) {
+        let key = S::key(question);
+        self.serials += 1;
+        let serial = self.serials;
+        let (reply, replied) = oneshot::channel();
+        let waiter = Waiter { serial, question: question.clone(), has_led: false, reply };
+        let place = Place { shared: Some(Arc::clone(this)), key: key.clone(), serial };
+        if let Some(line) = self.lines.get_mut(&key) {
+            line.waiting.push_back(waiter);
+            return (place, replied);
+        }
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                tracing::error!(%error, "a read panicked");
+            }
+        }
+        let driver = Driver { shared: Arc::clone(this), key: key.clone(), serial };
+        let task = self.tasks.spawn(driver.run());
+        let waiting = VecDeque::from([waiter]);
+        self.lines.insert(key, Line { serial, waiting, is_forgotten: false, task });
+        (place, replied)
+    }
+
+    /// Begins the line's next read; with the serial before which all had asked by now.
+    fn begin(&mut self, key: &S::Key, serial: u64) -> Option<(Reading<S::Read>, u64)> {
+        let line = self.lines.get_mut(key).filter(|line| line.serial == serial)?;
+        line.is_forgotten = false;
+        let waiting = line.waiting.len();
+        let is_second_try = std::mem::replace(&mut line.waiting.front_mut()?.has_led, true);
+        let (first, last) = (&line.waiting.front()?.question, &line.waiting.back()?.question);
+        let reading = self.source.begin(&Turn { first, is_second_try, last, waiting });
+        Some((reading, self.serials + 1))
+    }
+
+    /// Answers those whom the read answers. True where others wait still.
+    fn end(
+        &mut self,
+        key: &S::Key,
+        serial: u64,
+        begun: u64,
+        read: Result<S::Read, Unavailable>,
+    ) -> bool {
+        let Some(line) = self.lines.get_mut(key).filter(|line| line.serial == serial) else {
+            return false;
+        };
+        match &read {
+            // Whoever wants it tries again later, all at once.
+            Err(error) => {
+                line.waiting.drain(..).for_each(|one| one.tell(Err(error.clone().into())));
+            }
+            Ok(read) => {
+                if !line.is_forgotten {
+                    self.source.keep(read);
+                }
+                for waiter in std::mem::take(&mut line.waiting) {
+                    let before = waiter.serial < begun;
+                    let asked = Asked { before, is_forgotten: line.is_forgotten };
+                    match self.source.answer(read, &waiter.question, asked) {
+                        Some(answer) => waiter.tell(Ok(answer)),
+                        None => line.waiting.push_back(waiter),
+                    }
+                }
+            }
+        }
+        let is_empty = line.waiting.is_empty();
+        if is_empty {
+            self.lines.remove(key);
+        }
+        !is_empty
+    }
+
+    fn leave(&mut self, key: &S::Key, serial: u64) {
+        let Some(line) = self.lines.get_mut(key) else { return };
+        line.waiting.retain(|waiter| waiter.serial != serial);
+        if line.waiting.is_empty() {
+            line.task.abort();
+            self.lines.remove(key);
+        }
+    }
+}
+
+impl<S: Source> Waiter<S> {
+    fn tell(self, answer: Result<S::Answer, ReadError>) {
+        // Whoever asked may be about to leave.
+        drop(self.reply.send(answer));
+    }
+}
+
+/// The task that reads for one line, one read after the other, until nobody waits.
+struct Driver<S: Source> {
+    shared: Arc<Mutex<Shared<S>>>,
+    key: S::Key,
+    serial: u64,
+}
+
+impl<S: Source> Driver<S> {
+    async fn run(self) {
+        loop {
+            let Some((reading, begun)) = lock(&self.shared).begin(&self.key, self.serial) else {
+                return;
+            };
+            let read = reading.await;
+            if !lock(&self.shared).end(&self.key, self.serial, begun, read) {
+                return;
+            }
+        }
+    }
+}
+
+impl<S: Source> Drop for Driver<S> {
+    /// After a panic those who wait are told so.
+    fn drop(&mut self) {
+        let mut shared = lock(&self.shared);
+        if shared.lines.get(&self.key).is_some_and(|line| line.serial == self.serial) {
+            shared.lines.remove(&self.key);
+        }
+    }
+}
+
+/// A place in a line; dropping it leaves.
+#[derive(Debug)]
+struct Place<S: Source> {
+    shared: Option<Arc<Mutex<Shared<S>>>>,
+    key: S::Key,
+    serial: u64,
+}
+
+impl<S: Source> Place<S> {
+    fn is_answered(mut self) {
+        self.shared = None;
+    }
+}
+
+impl<S: Source> Drop for Place<S> {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            lock(shared).leave(&self.key, self.serial);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no code panics with this lock held")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::FutureExt;
+    use futures_util::future::{join_all, pending};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Reads a number when it is let go; a read answers those who had asked before it began.
+    #[derive(Debug, Default)]
+    struct Gated {
+        begun: Arc<AtomicUsize>,
+        ended: Arc<AtomicUsize>,
+        gate: Arc<Notify>,
+        panics: bool,
+    }
+
+    struct CountsItsEnd(Arc<AtomicUsize>);
+
+    impl Drop for CountsItsEnd {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Source for Gated {
+        type Key = ();
+        type Question = usize;
+        type Read = usize;
+        type Answer = usize;
+
+        fn key(_: &usize) {}
+
+        fn known(&self, _: &usize) -> Option<usize> {
+            None
+        }
+
+        fn begin(&mut self, _: &Turn<'_, usize>) -> Reading<usize> {
+            let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let end = CountsItsEnd(Arc::clone(&self.ended));
+            let (gate, panics) = (Arc::clone(&self.gate), self.panics);
+            async move {
+                let _end = end;
+                gate.notified().await;
+                assert!(!panics, "as this test wants it");
+                Ok(number)
+            }
+            .boxed()
+        }
+
+        fn keep(&mut self, _: &usize) {}
+
+        fn answer(&self, read: &usize, _: &usize, asked: Asked) -> Option<usize> {
+            asked.before.then_some(*read)
+        }
+    }
+
+    /// What the source counts, and its gate.
+    struct Seen {
+        begun: Arc<AtomicUsize>,
+        ended: Arc<AtomicUsize>,
+        gate: Arc<Notify>,
+    }
+
+    fn gated(panics: bool) -> (SingleFlight<Gated>, Seen) {
+        let source = Gated { panics, ..Gated::default() };
+        let seen = Seen {
+            begun: Arc::clone(&source.begun),
+            ended: Arc::clone(&source.ended),
+            gate: Arc::clone(&source.gate),
+        };
+        (SingleFlight::new(source), seen)
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_not_polled_holds_nobody_up() {
+        let (reads, seen) = gated(false);
+        let mut first = Box::pin(reads.read(&1));
+        assert!(first.as_mut().now_or_never().is_none());
+        until(|| seen.begun.load(Ordering::SeqCst) == 1).await;
+        let mut idle = Box::pin(reads.read(&2));
+        assert!(idle.as_mut().now_or_never().is_none());
+        let mut last = Box::pin(reads.read(&3));
+        assert!(last.as_mut().now_or_never().is_none());
+
+        seen.gate.notify_one();
+        assert_eq!(first.await, Ok(1));
+        seen.gate.notify_one();
+
+        assert_eq!(last.await, Ok(2));
+        assert_eq!(idle.await, Ok(2), "and what it asked for is there for it");
+        assert_eq!(reads.look(|_, lines| lines), 0);
+    }
+
+    #[tokio::test]
+    async fn a_read_ends_with_its_last_waiter() {
+        let (reads, seen) = gated(false);
+        let waiting = (0..3).map(|i| {
+            let reads = &reads;
+            let mut one = Box::pin(async move { reads.read(&i).await });
+            assert!(one.as_mut().now_or_never().is_none());
+            one
+        });
+        let mut waiting: Vec<_> = waiting.collect();
+        until(|| seen.begun.load(Ordering::SeqCst) == 1).await;
+
+        let last = waiting.pop();
+        drop(waiting);
+        tokio::task::yield_now().await;
+        assert_eq!(seen.ended.load(Ordering::SeqCst), 0, "one waits still");
+        drop(last);
+
+        until(|| seen.ended.load(Ordering::SeqCst) == 1).await;
+        assert_eq!(reads.look(|_, lines| lines), 0);
+        // And it can be asked anew.
+        seen.gate.notify_one();
+        assert_eq!(reads.read(&0).await, Ok(2));
+    }
+
+    #[tokio::test]
+    async fn all_who_came_before_a_read_share_it() {
+        let (reads, seen) = gated(false);
+        seen.gate.notify_one();
+
+        let answers = join_all((0..1_000).map(|i| {
+            let reads = &reads;
+            async move { reads.read(&i).await }
+        }));
+
+        assert!(answers.await.iter().all(|answer| *answer == Ok(1)));
+        assert_eq!(seen.begun.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_read_that_panics_leaves_nobody_waiting() {
+        let (reads, seen) = gated(true);
+        seen.gate.notify_one();
+
+        assert_eq!(reads.read(&1).await, Err(ReadError::Ended));
+
+        assert_eq!(reads.look(|_, lines| lines), 0);
+    }
+
+    #[tokio::test]
+    async fn a_read_ends_with_the_source() {
+        let (reads, seen) = gated(false);
+        tokio::select! {
+            biased;
+            _ = reads.read(&1) => {}
+            () = until(|| seen.begun.load(Ordering::SeqCst) == 1) => {}
+            () = pending() => {}
+        }
+
+        until(|| seen.ended.load(Ordering::SeqCst) == 1).await;
+    }
+}
