@@ -232,20 +232,18 @@ async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Tr
                 return Poll::Ready(End::Close(code));
             }
             if connection.wants_input() {
-                match Pin::new(&mut *socket).poll_next(cx) {
-                    Poll::Ready(Some(Ok(Message::Text(text)))) => {
+                match next_message(socket, cx) {
+                    Poll::Ready(Ok(Some(Message::Text(text)))) => {
                         connection.on_text(&text, is_blocked);
                         continue;
                     }
-                    Poll::Ready(Some(Ok(Message::Binary(_)))) => {
-                        return Poll::Ready(End::Close(CloseCode::Unsupported));
-                    }
-                    Poll::Ready(Some(Ok(Message::Close(_))) | None) => {
+                    Poll::Ready(Ok(Some(Message::Close(_)) | None)) => {
                         return Poll::Ready(End::Gone);
                     }
-                    // The library answers pings.
-                    Poll::Ready(Some(Ok(_))) => continue,
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(broken(&error)),
+                    Poll::Ready(Ok(Some(_))) => {
+                        return Poll::Ready(End::Close(CloseCode::Unsupported));
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(broken(&error)),
                     Poll::Pending => {}
                 }
             }
@@ -255,6 +253,16 @@ async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Tr
         }
     })
     .await
+}
+
+/// The next message that is not only a sign of life. The library answers pings.
+fn next_message(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>> {
+    loop {
+        let message = ready!(Pin::new(&mut *socket).poll_next(cx)).transpose()?;
+        if !matches!(message, Some(Message::Ping(_) | Message::Pong(_))) {
+            return Poll::Ready(Ok(message));
+        }
+    }
 }
 
 /// What a socket error means to the browser.
