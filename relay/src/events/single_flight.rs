@@ -268,8 +268,12 @@ impl<S: Source> Driver<S> {
 }
 
 impl<S: Source> Drop for Driver<S> {
-    /// After a panic those who wait are told so.
+    /// After a panic those who wait are told so. At any other end there is nobody left, and the lock may be held by
+    /// whoever ends it.
     fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
         let mut shared = lock(&self.shared);
         if shared.lines.get(&self.key).is_some_and(|line| line.serial == self.serial) {
             shared.lines.remove(&self.key);
