@@ -27,7 +27,7 @@ pub(crate) struct Activity {
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Due {
+pub(crate) enum Due {
     /// A sign of life; one that a page's script can see, or of the transport's own kind.
     Ping { is_visible: bool },
     /// The grant ends soon.
@@ -129,26 +129,26 @@ impl Lifecycle {
     }
 }
 
-/// The end of a grant, and the notice before it.
+/// The end of a grant, and the notice before it. Any transport's.
 #[derive(Debug)]
-struct GrantEnd {
+pub(crate) struct GrantEnd {
     ends_at: Option<Instant>,
     notice_at: Option<Instant>,
 }
 
 impl GrantEnd {
-    fn new(now: Instant, remaining: Option<Duration>) -> Self {
+    pub(crate) fn new(now: Instant, remaining: Option<Duration>) -> Self {
         // A token for ever and a day has no end that a clock could show.
         let ends_at = remaining.and_then(|remaining| now.checked_add(remaining));
         let notice_at = ends_at.map(|end| end.checked_sub(TOKEN_EXPIRING_NOTICE).unwrap_or(now));
         Self { ends_at, notice_at }
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.notice_at.or(self.ends_at)
     }
 
-    fn on_time(&mut self, now: Instant) -> Option<Due> {
+    pub(crate) fn on_time(&mut self, now: Instant) -> Option<Due> {
         let ends_at = self.ends_at?;
         if now >= ends_at {
             return Some(Due::Close(CloseCode::TokenExpired));
@@ -158,9 +158,9 @@ impl GrantEnd {
     }
 }
 
-/// Since when nothing has moved.
+/// Since when nothing has moved. Any transport's.
 #[derive(Debug)]
-struct Silence {
+pub(crate) struct Silence {
     limit: Duration,
     read: u64,
     written: u64,
@@ -168,13 +168,18 @@ struct Silence {
 }
 
 impl Silence {
-    fn new(now: Instant, limit: Duration) -> Self {
+    pub(crate) fn new(now: Instant, limit: Duration) -> Self {
         Self { limit, read: 0, written: 0, moved_at: now }
     }
 
     /// Neither sends nor accepts a byte. While nothing waits to be written, only what comes in counts: our pings
     /// into a dead socket's buffer prove nothing.
-    fn is_over(&mut self, now: Instant, activity: &Activity, is_answering: bool) -> bool {
+    pub(crate) fn is_over(
+        &mut self,
+        now: Instant,
+        activity: &Activity,
+        is_answering: bool,
+    ) -> bool {
         let accepts = activity.is_blocked && activity.written != self.written;
         if activity.read != self.read || accepts || is_answering {
             self.moved_at = now;

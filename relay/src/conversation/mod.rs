@@ -8,7 +8,7 @@
 //! That a viewer does not read keeps nobody from being heard: frames are wanted as long as its
 //! [outbox](ViewerOutbox) has room.
 
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod outbox;
 mod pace;
 mod subscriptions;
