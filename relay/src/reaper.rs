@@ -7,35 +7,27 @@ use std::time::Duration;
 
 use journal::{Journal, Reaper};
 use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
 
 /// A lost agent is known within a lease and a second.
 const PACE: Duration = Duration::from_millis(500);
 
-/// Handles what falls due, until `shutdown`.
-pub(crate) async fn run(journal: Journal, shutdown: CancellationToken) {
+/// Handles what falls due, for ever. Each deadline is one step that is done or not: it may be left and begun anew
+/// at any time.
+pub(crate) async fn run(journal: Journal) {
     let mut reaper = Reaper::new(journal);
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_away = false;
     loop {
-        tokio::select! {
-            _ = pace.tick() => {}
-            () = shutdown.cancelled() => return,
-        }
-        // Each deadline is one step that is done or not: leaving in the middle does no harm.
-        let polled = tokio::select! {
-            polled = reaper.poll() => polled,
-            () = shutdown.cancelled() => return,
-        };
-        match polled {
+        pace.tick().await;
+        match reaper.poll().await {
             Err(error) if !is_away => {
                 is_away = true;
-                tracing::warn!(%error, "what falls due waits until redis is back");
+                tracing::warn!(%error, "reaper paused: redis does not answer");
             }
             Ok(()) if is_away => {
                 is_away = false;
-                tracing::info!("what has fallen due is done again");
+                tracing::info!("reaper resumed");
             }
             _ => {}
         }

@@ -113,7 +113,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         }
     });
     let journal = app.journal.clone();
-    supervisor.restart("reaper", move || reaper::run(journal.clone(), CancellationToken::new()));
+    supervisor.restart("reaper", move || reaper::run(journal.clone()));
     let (journal, events) = (app.journal.clone(), Arc::clone(&app.events));
     let connections = app.connections.clone();
     supervisor.restart("counts", move || {
