@@ -9,7 +9,7 @@ use protocol::agent::body::{ListChange, NoteCall};
 use tokio_util::sync::CancellationToken;
 
 use super::LinkError;
-use super::relay::RelayLink;
+use super::relay_link::RelayLink;
 
 /// How many runs or channels one frame names: well within a frame, with names of hundreds of bytes.
 const NOTED_AT_ONCE: usize = 128;

@@ -1,6 +1,6 @@
 //! How agents reach the record: by the journal itself, or through a relay that speaks to it.
 //!
-//! [`Agent`](crate::Agent) → **link** → [`journal`], or [`relay`] → a relay's `/ws/agents/{agent_id}`
+//! [`Agent`](crate::Agent) → **link** → [`journal`], or [`relay_link`] → a relay's `/ws/agents/{agent_id}`
 //!
 //! [`Link`] is what a process opens; [`RecordLink`] is one agent's share of it, with the verbs that an agent
 //! needs.
@@ -8,9 +8,9 @@
 mod error;
 mod follow;
 mod lease;
-mod relay;
 mod relay_calls;
 mod relay_client;
+mod relay_link;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub(crate) use error::LinkError;
 pub(crate) use follow::{LinkFollower, LinkUpdates};
 pub(crate) use lease::LeaseHandle;
 use lease::RelayLease;
-use relay::RelayLink;
+use relay_link::RelayLink;
 
 use crate::ConnectError;
 use crate::options::without_secrets;

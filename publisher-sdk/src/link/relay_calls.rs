@@ -1,6 +1,6 @@
 //! Calls that wait for their replies: in order, bounded, repeated on the next connection.
 //!
-//! [`relay`](super::relay) → **calls** → [`relay_client`](super::relay_client). No I/O happens here.
+//! [`relay_link`](super::relay_link) → **calls** → [`relay_client`](super::relay_client). No I/O happens here.
 
 use std::collections::BTreeMap;
 
@@ -260,7 +260,7 @@ mod tests {
         calls.begin_anew();
         let mut late = add(&mut calls, publish(1));
         calls.refuse_all("no");
-        let mut told = |reply: &mut Reply| reply.try_recv().unwrap().unwrap_err();
+        let told = |reply: &mut Reply| reply.try_recv().unwrap().unwrap_err();
         assert!(matches!(told(&mut replies[0]), LinkError::Unavailable(_)), "it may be done");
         assert!(matches!(told(&mut replies[1]), LinkError::Refused(_)));
         assert!(matches!(told(&mut late), LinkError::Refused(_)));

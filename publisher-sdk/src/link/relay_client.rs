@@ -1,6 +1,6 @@
 //! The agent's end of the connection to a relay: one WebSocket, remade for ever.
 //!
-//! [`relay`](super::relay) → **client** → a relay's `/ws/agents/{agent_id}`
+//! [`relay_link`](super::relay_link) → **client** → a relay's `/ws/agents/{agent_id}`
 //!
 //! What has no reply when the connection breaks is sent again on the next one, in its order; the relay, or
 //! the next one, knows by the id what it has done. Leases are taken back first, then what is followed. A

@@ -69,7 +69,8 @@ pub(crate) async fn agent(
             .max_frame_size(FRAME_BYTES_HARD)
             .on_upgrade(async move |socket| {
                 let supervisor = app.supervisor.clone();
-                supervisor.unless_stopped(serve(app, socket, principal, id, traffic)).await;
+                let serving = serve(app, socket, principal, id, traffic);
+                Box::pin(supervisor.unless_stopped(serving)).await;
             }),
         Err(error) => {
             let message = format!("this is a WebSocket: {error}");

@@ -130,7 +130,7 @@ impl<S: Source> SingleFlight<S> {
             shared.wait(&self.shared, question)
         };
         let answer = reply.await.unwrap_or(Err(ReadError::Ended));
-        place.is_answered();
+        place.answered();
         answer
     }
 
@@ -290,7 +290,7 @@ struct Place<S: Source> {
 }
 
 impl<S: Source> Place<S> {
-    fn is_answered(mut self) {
+    fn answered(mut self) {
         self.shared = None;
     }
 }
