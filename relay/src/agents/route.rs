@@ -129,8 +129,11 @@ async fn read(calls: &mut Calls, stream: &mut SplitStream<WebSocket>) -> Option<
             Some(Ok(Message::Close(_))) | None => return None,
             Some(Err(error)) => {
                 tracing::debug!(%error, "an agent's connection broke");
-                let is_too_large = error.to_string().contains("too large")
-                    || error.to_string().contains("too long");
+                let error = error.into_inner();
+                let is_too_large = matches!(
+                    error.downcast_ref(),
+                    Some(tokio_tungstenite::tungstenite::Error::Capacity(_))
+                );
                 return is_too_large.then_some(CloseCode::TooLarge);
             }
         }
