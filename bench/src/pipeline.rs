@@ -148,7 +148,10 @@ impl Appends {
         let journal = |name: &Name| Appended {
             stream: stream(name),
             record: key(name, "seq", &format!(":{producer}")),
-            settings: format!("relay:{{{}}}:cfg", name.channel.partition()),
+            settings: format!(
+                "relay:{{{}}}:cfg",
+                protocol::partition_tag(name.channel.partition())
+            ),
             notification: notification(name),
             incarnation: 1_763_661_000_000_000,
             sequence: 0,
@@ -216,11 +219,19 @@ pub(crate) fn stream(name: &Name) -> String {
 }
 
 fn key(name: &Name, what: &str, rest: &str) -> String {
-    format!("relay:{{{}}}:{what}:{}{rest}", name.channel.partition(), name.channel)
+    format!(
+        "relay:{{{}}}:{what}:{}{rest}",
+        protocol::partition_tag(name.channel.partition()),
+        name.channel
+    )
 }
 
 fn notification(name: &Name) -> String {
-    format!("relay:0:{{{}}}:events:{}", name.channel.partition(), name.channel)
+    format!(
+        "relay:0:{{{}}}:events:{}",
+        protocol::partition_tag(name.channel.partition()),
+        name.channel
+    )
 }
 
 fn load(source: &str, connection: &mut Connection) -> Result<String> {

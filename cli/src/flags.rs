@@ -40,6 +40,14 @@ pub(crate) const REDIS: Flag = Flag {
            rediss:// for TLS",
 };
 
+pub(crate) const PREFIX: Flag = Flag {
+    name: "prefix",
+    variable: "RELAY_PREFIX",
+    value: Some("NAME"),
+    default: Some("relay"),
+    help: "What all names in Redis begin with: another one for each deployment that shares it",
+};
+
 pub(crate) const JWT_SECRET_FILE: Flag = Flag {
     name: "jwt-secret-file",
     variable: "RELAY_JWT_SECRET_FILE",
@@ -120,6 +128,7 @@ pub(crate) const LOG_VARIABLE: &str = "RELAY_LOG";
 const SERVING: &[&Flag] = &[
     &LISTEN,
     &REDIS,
+    &PREFIX,
     &JWT_SECRET_FILE,
     &ADMIN_LISTEN,
     &ALLOW_ANONYMOUS,
@@ -144,7 +153,7 @@ pub(crate) const DEMO: Subcommand = Subcommand {
 pub(crate) const DEMO_AGENT: Subcommand = Subcommand {
     name: "demo-agent",
     about: "Run the demo's agent alone, against a Redis",
-    flags: &[&REDIS, &LEASE, &SESSION, &AGENT_ID, &LOG_FORMAT],
+    flags: &[&REDIS, &PREFIX, &LEASE, &SESSION, &AGENT_ID, &LOG_FORMAT],
 };
 
 pub(crate) const CHECK: Subcommand = Subcommand {

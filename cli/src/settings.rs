@@ -8,10 +8,10 @@ use protocol::Channel;
 use relay::{Config, Key};
 use tracing_subscriber::filter::EnvFilter;
 
-use crate::arguments::{Given, Value};
+use crate::arguments::{Given, Source, Value};
 use crate::flags::{
     ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE, DRAIN, Flag,
-    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, REDIS, SERVE, SESSION,
+    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, PREFIX, REDIS, SERVE, SESSION,
 };
 use crate::logs::Format;
 use crate::problem::{Problem, named, shown};
@@ -173,11 +173,17 @@ impl Judge<'_> {
 
     /// The address of the Redis and its journals.
     fn redis(&mut self) -> Option<(String, Journal)> {
-        let Value { text: url, .. } = self.given.value(&REDIS)?;
+        let Value { text: mut url, .. } = self.given.value(&REDIS)?;
         if let Err(Refusal { why, instead }) = value::redis_scheme(&url) {
-            let shown = value::without_secrets(&url);
+            let shown = journal::without_secrets(&url);
             self.problems.push(Problem::value(&REDIS, &shown, &why, instead));
             return None;
+        }
+        if let Some(prefix) = self.given.value(&PREFIX)
+            && prefix.source != Source::Default
+        {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            url = format!("{url}{separator}prefix={}", prefix.text);
         }
         match Journal::open(&url) {
             Ok(journal) => Some((url, journal)),

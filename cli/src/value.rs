@@ -12,8 +12,6 @@ use std::time::Duration;
 use journal::{LEASE_MAX, LEASE_MIN};
 use relay::Key;
 
-use crate::problem::shown;
-
 /// A longer drain is a slip: what starts the replicas anew will not wait for it.
 const DURATION_MAX: Duration = Duration::from_secs(600);
 /// More is no secret but some other file.
@@ -124,22 +122,11 @@ pub(crate) fn redis_scheme(url: &str) -> Result<(), Refusal> {
         return Ok(());
     }
     let instead = if is_redis {
-        format!("Write `{scheme}://{}`.", without_secrets(rest.trim_start_matches('/')))
+        format!("Write `{scheme}://{}`.", journal::without_secrets(rest.trim_start_matches('/')))
     } else {
         "Write `redis://127.0.0.1:6379`, or `rediss://…` for TLS.".to_owned()
     };
     Err(Refusal::new("that is no address of a Redis", instead))
-}
-
-/// An address of a Redis as it may stand in a log: no user, no password, no query.
-pub(crate) fn without_secrets(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    let (scheme, rest) = url.split_once("://").map_or((None, url), |(s, rest)| (Some(s), rest));
-    let rest = match rest.rsplit_once('@') {
-        Some((_, host)) => format!("***@{host}"),
-        None => rest.to_owned(),
-    };
-    shown(&scheme.map_or_else(|| rest.clone(), |scheme| format!("{scheme}://{rest}")))
 }
 
 #[cfg(test)]
@@ -235,18 +222,6 @@ mod tests {
         ] {
             let refusal = redis_scheme(url).unwrap_err();
             assert!(refusal.instead.contains(instead), "{url}: {refusal:?}");
-        }
-    }
-
-    #[test]
-    fn a_shown_address_holds_no_secret() {
-        for (url, shown) in [
-            ("redis://h:6379/2", "redis://h:6379/2"),
-            ("redis://user:p@ss@h:6379", "redis://***@h:6379"),
-            ("user:pass@h:6379", "***@h:6379"),
-            ("http://h/?token=abc", "http://h/"),
-        ] {
-            assert_eq!(without_secrets(url), shown);
         }
     }
 }

@@ -2,12 +2,15 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use protocol::Offset;
 use thiserror::Error;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// How long a producer's newest sequence is remembered after the last keeping.
 pub(crate) const PRODUCER_RECORD_LIFETIME: Duration = Duration::from_secs(900);
@@ -20,7 +23,7 @@ pub struct NewEntry {
     pub name: Box<str>,
     /// The data, JSON.
     pub data: Box<str>,
-    /// For two minutes, an entry with the same id on the same journal is this one, whoever appends it.
+    /// For 15 minutes, an entry with the same id on the same journal is this one, whoever appends it.
     pub idempotency_key: Option<Box<str>>,
 }
 
@@ -68,8 +71,12 @@ pub enum AppendError {
     /// Redis refused; the entries are not in the journal.
     #[error("redis refused the append: {0}")]
     Refused(String),
-    /// Redis could not be reached for ten minutes, or the process ends. The outcome is unknown.
-    #[error("redis could not be reached, whether the entries were appended is unknown")]
+    /// Redis could not be reached or refused for as long as was waited; the entries are not in the journal,
+    /// and will not be.
+    #[error("redis cannot be reached or takes no appends; nothing was appended")]
+    NotAppended,
+    /// Redis did not answer for as long as was waited, or the process ends. The outcome is unknown.
+    #[error("redis did not answer; it is unknown whether the entries were appended")]
     Unavailable,
     /// A newer incarnation of this producer writes now, or it was declared lost.
     #[error("a newer incarnation of this producer has taken over, or it was declared lost")]
@@ -79,7 +86,7 @@ pub enum AppendError {
 impl AppendError {
     /// Whether the same append, tried again later, can succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Full | Self::Unavailable)
+        matches!(self, Self::Full | Self::NotAppended | Self::Unavailable)
     }
 
     /// Whether it is certain that nothing was appended.
@@ -98,7 +105,36 @@ pub struct Receipt(State);
 #[derive(Debug)]
 enum State {
     Done(Option<AppendOutcome>),
-    Waiting(oneshot::Receiver<AppendOutcome>),
+    Waiting(oneshot::Receiver<AppendOutcome>, Arc<Claim>),
+}
+
+/// Who decides about an append that waits: its caller, who may take it back, or who sends it.
+#[derive(Debug, Default)]
+pub(crate) struct Claim(AtomicU8);
+
+impl Claim {
+    const WAITS: u8 = 0;
+    const SENT: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    /// It is sent now: false where it was taken back.
+    pub(crate) fn send(&self) -> bool {
+        let sent = self.change(Self::WAITS, Self::SENT);
+        sent || self.0.load(Ordering::SeqCst) == Self::SENT
+    }
+
+    /// It was sent, and nothing came of it: it waits again.
+    pub(crate) fn was_refused(&self) {
+        self.change(Self::SENT, Self::WAITS);
+    }
+
+    pub(crate) fn withdraw(&self) -> bool {
+        self.change(Self::WAITS, Self::WITHDRAWN)
+    }
+
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
 }
 
 impl Receipt {
@@ -106,8 +142,24 @@ impl Receipt {
         Self(State::Done(Some(outcome)))
     }
 
-    pub(crate) fn waiting(outcome: oneshot::Receiver<AppendOutcome>) -> Self {
-        Self(State::Waiting(outcome))
+    pub(crate) fn waiting(outcome: oneshot::Receiver<AppendOutcome>, claim: Arc<Claim>) -> Self {
+        Self(State::Waiting(outcome, claim))
+    }
+
+    /// Waits until `deadline` at the latest. What has not been sent by then, or was sent and refused, is taken
+    /// back.
+    ///
+    /// # Errors
+    /// [`AppendError::NotAppended`] where the append was taken back, [`AppendError::Unavailable`] where it is
+    /// under way.
+    pub async fn until(mut self, deadline: Instant) -> Result<Vec<Appended>, AppendError> {
+        if let Ok(outcome) = tokio::time::timeout_at(deadline, &mut self).await {
+            return outcome;
+        }
+        match &self.0 {
+            State::Waiting(_, claim) if claim.withdraw() => Err(AppendError::NotAppended),
+            _ => Err(AppendError::Unavailable),
+        }
     }
 }
 
@@ -120,7 +172,7 @@ impl Future for Receipt {
             State::Done(outcome) => {
                 Poll::Ready(outcome.take().unwrap_or(Err(AppendError::Unavailable)))
             }
-            State::Waiting(receiver) => Pin::new(receiver)
+            State::Waiting(receiver, _) => Pin::new(receiver)
                 .poll(cx)
                 .map(|sent| sent.unwrap_or(Err(AppendError::Unavailable))),
         }

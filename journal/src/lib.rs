@@ -30,7 +30,9 @@
 //! # });
 //! ```
 
+mod address;
 mod append;
+mod backoff;
 mod counts;
 mod follow;
 mod link;
@@ -44,6 +46,7 @@ mod state;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use address::without_secrets;
 pub use append::{AppendError, Appended, NewEntry, Receipt};
 pub use follow::{Follower, Update, Updates};
 pub use name::{Name, Side};
@@ -167,6 +170,17 @@ impl Journal {
         }
     }
 
+    /// The fields of the retention settings in Redis that cannot be read: the defaults hold instead.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where Redis does not say.
+    pub async fn malformed_retention(&self) -> Result<Vec<String>, Unavailable> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(Vec::new()),
+            Backend::Redis(redis) => redis.malformed_retention().await,
+        }
+    }
+
     /// Writes what every appender shall keep from now on. In memory it is given at the start.
     ///
     /// # Errors
@@ -183,8 +197,8 @@ impl Journal {
     /// buffer (16 MiB per `Journal`): what this caller enqueues later stands later. The [`Receipt`]
     /// resolves when they are in the journal; dropping it changes nothing.
     ///
-    /// While Redis is away the entries wait and are retried, each at most once in the journal, for ten
-    /// minutes.
+    /// While Redis is away or refuses them the entries wait and are retried, each at most once in the journal,
+    /// for ten minutes. Who waits no longer than that takes them back ([`Receipt::until`]).
     ///
     /// # Errors
     /// [`AppendError::TooLarge`] where the buffer could never hold the entries.

@@ -6,11 +6,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crc::{CRC_16_XMODEM, Crc};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::CHANNEL_ID_BYTES_MAX;
+use crate::partition::partition;
 
 /// What a channel is about. The set is closed: retention and permissions hang on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,17 +140,11 @@ impl Channel {
         &self.name
     }
 
-    /// Which of the 256 partitions holds everything about this channel: CRC16 (XMODEM, as Redis
-    /// Cluster uses) of the address, modulo 256. Golden examples: `vectors/channels.json`.
+    /// Which of the 256 [partitions](partition) holds everything about this channel. Golden examples:
+    /// `vectors/channels.json`.
     pub fn partition(&self) -> u8 {
         partition(&self.name)
     }
-}
-
-/// The partition of any name: CRC16 (XMODEM) modulo 256, see [`Channel::partition`].
-pub fn partition(name: &str) -> u8 {
-    const CRC: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
-    (CRC.checksum(name.as_bytes()) % 256) as u8
 }
 
 impl std::str::FromStr for Channel {

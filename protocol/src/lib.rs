@@ -18,12 +18,13 @@ pub mod limits;
 mod merge;
 mod name;
 mod offset;
+mod partition;
 
 pub use agent::{
     AgentCall, AgentError, AgentMessage, ApprovalAnswer, Asks, CallBody, CallError, Parent,
     Resolved, Status, Take,
 };
-pub use channel::{Channel, ChannelError, Kind, partition};
+pub use channel::{Channel, ChannelError, Kind};
 pub use code::{CloseCode, ErrorCode};
 pub use encode::{Format, encode, iso_8601};
 pub use entry::{Entry, UNREADABLE};
@@ -32,3 +33,4 @@ pub use json::{DataError, check_data};
 pub use merge::{Frame, merge};
 pub use name::{NameError, check_command_name, check_event_name, check_idempotency_key};
 pub use offset::{Offset, OffsetError};
+pub use partition::{partition, partition_tag};

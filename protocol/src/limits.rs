@@ -68,8 +68,9 @@ pub const GRANT_PATTERNS_MAX: usize = 256;
 /// A token, in bytes. Larger ones are refused before they are looked at.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// How long a `POST /api/v1/publish` with an `id` can be retried.
-pub const IDEMPOTENCY_KEY_LIFETIME: Duration = Duration::from_secs(120);
+/// How long the `id` of a publish is remembered: a caller can send it again for five minutes, and a replica
+/// that could not reach Redis sends it for ten.
+pub const IDEMPOTENCY_KEY_LIFETIME: Duration = Duration::from_secs(900);
 /// The pace of WebSocket pings.
 pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A connection that neither sends nor accepts a byte for this long is cut: two pings unanswered.

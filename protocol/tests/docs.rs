@@ -7,7 +7,7 @@ use std::time::Duration;
 use protocol::frame::{self, ClientFrame};
 use protocol::{
     AgentCall, AgentMessage, Channel, CloseCode, ErrorCode, Kind, NameError, check_event_name,
-    limits,
+    limits, partition_tag,
 };
 use serde_json::Value;
 
@@ -163,7 +163,7 @@ fn every_example_is_json_and_every_link_leads_somewhere() {
 #[test]
 fn the_names_in_redis_show_the_right_partition() {
     let channel: Channel = "session:42".parse().unwrap();
-    let right = format!(":{{{}}}:", channel.partition());
+    let right = format!(":{{{}}}:", partition_tag(channel.partition()));
     let shown = DOC.split("`relay:").skip(1).filter_map(|rest| rest.split('`').next());
     let with_partition: Vec<&str> = shown.filter(|name| name.contains('{')).collect();
     assert!(with_partition.len() >= 8, "{with_partition:?}");

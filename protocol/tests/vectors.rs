@@ -11,6 +11,7 @@ use protocol::frame;
 use protocol::{
     Channel, ChannelError, DataError, Entry, Format, Frame, Grant, NameError, Offset,
     check_command_name, check_data, check_event_name, check_idempotency_key, encode, merge,
+    partition_tag,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -24,8 +25,18 @@ fn every_vector_file_is_run() {
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
-    let run =
-        ["agents", "channels", "data", "flat", "frames", "grants", "merging", "names", "offsets"];
+    let run = [
+        "agents",
+        "channels",
+        "data",
+        "flat",
+        "frames",
+        "grants",
+        "merging",
+        "names",
+        "offsets",
+        "partitions",
+    ];
     assert_eq!(files, run.iter().map(|name| format!("{name}.json")).collect());
 }
 
@@ -79,6 +90,20 @@ fn channels() {
         };
         assert_eq!(found, reason, "{name}: `{text}`");
     }
+}
+
+#[test]
+fn partitions() {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        #[serde(rename = "about")]
+        _about: Vec<String>,
+        tags: Vec<u16>,
+    }
+
+    let file: File = load("partitions.json");
+    assert_eq!(file.tags, (0..=u8::MAX).map(partition_tag).collect::<Vec<_>>());
 }
 
 #[test]

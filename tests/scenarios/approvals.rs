@@ -263,7 +263,7 @@ async fn a_reset_says_what_waits_for_an_answer() {
     let mut browser = cluster.browser().subscribed_to(SESSION).await;
     let seen = browser.history().offset(SESSION).unwrap();
 
-    let _: i64 = cluster.redis.run(&["DEL", "relay:{78}:events:session:42"]).await;
+    let _: i64 = cluster.redis.run(&["DEL", "relay:{343}:events:session:42"]).await;
     agent.asks(SESSION, "p1", MINUTE).await;
     let reset = browser.wait_for_type("reset").await;
     let mut back = cluster.browser().connect().await;

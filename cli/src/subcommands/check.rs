@@ -1,10 +1,9 @@
 //! `check`: what `serve` would do, said and not done.
 
-use journal::Journal;
+use journal::{Journal, without_secrets};
 
 use crate::arguments::{Given, Source};
 use crate::flags::{Flag, JWT_SECRET_FILE, LOG_FORMAT, REDIS};
-use crate::value::without_secrets;
 
 /// Prints the configuration, and whether its Redis answers and is set as it must be. One that does not
 /// is no mistake: the relay starts without it, and serves as soon as it is there.
@@ -19,6 +18,15 @@ pub(crate) async fn run(given: &Given, journal: &Journal) {
                     println!(
                         "\nWarning: maxmemory-policy is `{policy}`, so Redis will delete journals when it \
                          reaches its maxmemory.\nSet it to noeviction."
+                    );
+                }
+                if let Ok(malformed) = journal.malformed_retention().await
+                    && !malformed.is_empty()
+                {
+                    println!(
+                        "\nWarning: the retention settings in Redis for {} cannot be read, so the \
+                         defaults hold.\n`serve` writes them anew when it starts.",
+                        malformed.join(", ")
                     );
                 }
             }

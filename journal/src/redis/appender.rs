@@ -3,25 +3,27 @@
 //! A pool here would cost four times the Redis CPU (it validates every connection it hands out, and
 //! spreads what could be pipelined). The order per journal and every retry are [`pipeline`](super::pipeline)'s.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use protocol::Channel;
 use protocol::limits::IDEMPOTENCY_KEY_LIFETIME;
-use rand::Rng;
 use redis::aio::MultiplexedConnection;
-use redis::{Client, Cmd, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind, Value};
+use redis::{Client, Cmd, FromRedisValue, RedisError, RedisResult, Script, Value};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::keys::{self, Keys};
+use super::outage::{Failure, Outage, Trouble, failure};
 use super::pipeline::{Answer, Call, Pipeline, Send};
 use super::wire::{self, Place};
-use crate::append::{AppendOutcome, PRODUCER_RECORD_LIFETIME};
+use crate::append::{AppendOutcome, Claim, PRODUCER_RECORD_LIFETIME};
+use crate::backoff::Backoff;
 use crate::{AppendError, Name, NewEntry, Receipt, Retention};
 
 /// What may wait to be appended, in bytes: 16 MiB, twice the largest publish.
@@ -30,10 +32,6 @@ const BUFFER_BYTES: usize = 16 * 1024 * 1024;
 const JOBS: usize = 4096;
 /// Commands that may wait for the connection to write them.
 const PIPELINE: usize = 4096;
-/// The pause after an answer that only time will change, such as `LOADING`.
-const PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause between two attempts to connect.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// How often idle pipelines are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
@@ -80,16 +78,19 @@ struct Job {
 impl Appender {
     pub(super) fn start(client: Client, keys: Keys) -> Self {
         let (jobs, received) = mpsc::channel(JOBS);
+        let address = client.get_connection_info().addr().to_string();
         let task = Task {
             client,
             keys,
             script: Script::new(include_str!("append.lua")),
             producer: Uuid::new_v4().simple().to_string(),
             pipelines: HashMap::new(),
+            unfinished: HashSet::new(),
             connection: None,
             connections: 0,
             connecting: None,
-            attempts: 0,
+            backoff: Backoff::default(),
+            outage: Outage::of(address),
             paused_until: None,
             answers: FuturesUnordered::new(),
             incarnation: 0,
@@ -143,9 +144,10 @@ fn submit(
         return Receipt::done(Ok(Vec::new()));
     }
     let (answer, outcome) = oneshot::channel::<AppendOutcome>();
-    let caller = Call::new(answer, entries.len(), room);
+    let claim = Arc::<Claim>::default();
+    let caller = Call::new(answer, entries.len(), room, Arc::clone(&claim));
     slot.send(Job { way, entries, id, caller });
-    Receipt::waiting(outcome)
+    Receipt::waiting(outcome, claim)
 }
 
 /// The answer to one run of the script, and over which connection it was sent.
@@ -162,11 +164,15 @@ struct Task {
     script: Script,
     producer: String,
     pipelines: HashMap<Way, Pipeline>,
+    /// Those in which something waits. The others cost nothing until they are tidied away.
+    unfinished: HashSet<Way>,
     connection: Option<MultiplexedConnection>,
     /// Counts connections, so that a late failure of an old one does not cost us the new one.
     connections: u64,
     connecting: Option<BoxFuture<'static, RedisResult<MultiplexedConnection>>>,
-    attempts: u32,
+    backoff: Backoff,
+    outage: Outage,
+    /// After a failure neither a connection is made nor anything sent until then.
     paused_until: Option<Instant>,
     answers: FuturesUnordered<BoxFuture<'static, Answered>>,
     incarnation: u64,
@@ -176,7 +182,7 @@ impl Task {
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut tidy = tokio::time::interval(TIDY_EVERY);
         let mut ending = false;
-        while !(ending && self.pipelines.values().all(Pipeline::is_done)) {
+        while !(ending && self.unfinished.is_empty()) {
             self.connect_if_needed();
             let pause = self.paused_until;
             tokio::select! {
@@ -201,6 +207,9 @@ impl Task {
                         pipeline.give_up_if_too_old(now);
                         !pipeline.is_idle(now)
                     });
+                    let pipelines = &self.pipelines;
+                    self.unfinished
+                        .retain(|way| pipelines.get(way).is_some_and(|one| !one.is_done()));
                 }
             }
         }
@@ -224,10 +233,11 @@ impl Task {
         };
         pipeline.push(job.entries, job.id.unwrap_or_default(), &job.caller);
         self.pump(&job.way);
+        self.unfinished.insert(job.way);
     }
 
     fn pump_all(&mut self) {
-        let ways: Vec<Way> = self.pipelines.keys().cloned().collect();
+        let ways: Vec<Way> = self.unfinished.iter().cloned().collect();
         for way in ways {
             self.pump(&way);
         }
@@ -287,10 +297,14 @@ impl Task {
 
     async fn on_answer(&mut self, answered: Answered) {
         let Answered { way, sequence, connection, result } = answered;
-        let answer = match result.and_then(read_answer) {
+        // A refusal comes as a value.
+        let answer = match result.and_then(Value::extract_error).and_then(read_answer) {
             Ok(answer) => {
-                // Only now: a demoted server takes connections, and refuses every append.
-                self.attempts = 0;
+                // Only now: a demoted server takes connections and answers, and appends nothing.
+                if matches!(answer, Answer::Appended { .. }) {
+                    self.backoff.reset();
+                    self.outage.is_over();
+                }
                 answer
             }
             Err(error) => self.judge(&error, connection).await,
@@ -299,12 +313,15 @@ impl Task {
             pipeline.answered(sequence, answer, Instant::now());
         }
         self.pump(&way);
+        if self.pipelines.get(&way).is_none_or(Pipeline::is_done) {
+            self.unfinished.remove(&way);
+        }
     }
 
     /// What a failure means for the batch, and what to do about its cause.
     async fn judge(&mut self, error: &RedisError, connection: u64) -> Answer {
         let is_current = connection == self.connections && self.connection.is_some();
-        match kind(error) {
+        match failure(error) {
             Failure::NoScript => {
                 if is_current {
                     self.load_script().await;
@@ -312,15 +329,19 @@ impl Task {
                 Answer::Failed
             }
             Failure::Passing => {
-                tracing::debug!(%error, "redis cannot take appends now");
-                self.paused_until.get_or_insert(Instant::now() + PAUSE);
-                Answer::Failed
+                self.failed(Trouble::refused(error), error);
+                Answer::NotNow
+            }
+            Failure::Demoted if !is_current => Answer::NotNow,
+            Failure::Connection if !is_current => Answer::Failed,
+            Failure::Demoted => {
+                self.connection = None;
+                self.failed(Trouble::refused(error), error);
+                Answer::NotNow
             }
             Failure::Connection => {
-                if is_current {
-                    tracing::warn!(%error, "the append connection is lost; entries wait");
-                    self.connection = None;
-                }
+                self.connection = None;
+                self.failed(Trouble::Unreachable, error);
                 Answer::Failed
             }
             Failure::Lasting => {
@@ -330,29 +351,75 @@ impl Task {
         }
     }
 
+    /// Pauses.
+    fn failed(&mut self, trouble: Trouble, error: &RedisError) {
+        if self.paused_until.is_none() {
+            self.paused_until = Some(Instant::now() + self.backoff.next());
+        }
+        self.outage.failed(trouble, error);
+    }
+
     async fn load_script(&mut self) {
         let Some(connection) = &mut self.connection else { return };
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(include_str!("append.lua"));
         if let Err(error) = load.exec_async(connection).await {
-            tracing::warn!(%error, "the append script could not be loaded");
             self.connection = None;
+            self.failed(Trouble::Unreachable, &error);
+        }
+    }
+
+    /// What this user may not run, of all that the script runs.
+    async fn check_permissions(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let name = Name::events(Channel::global_everyone());
+        let mut check = redis::cmd("EVAL");
+        check
+            .arg(include_str!("permissions.lua"))
+            .arg(4)
+            .arg(self.keys.stream(&name))
+            .arg(self.keys.producer_record(&name, &self.producer))
+            .arg(self.keys.settings(name.channel.partition()))
+            .arg(self.keys.idempotency(&name, &self.producer))
+            .arg(self.keys.notification(&name));
+        let denied: RedisResult<String> = check.query_async(connection).await;
+        match denied {
+            Ok(denied) if denied.is_empty() => {}
+            Ok(denied) => {
+                let why = format!("its user may not run {denied} on the keys of the relay");
+                let error =
+                    RedisError::from((redis::ErrorKind::AuthenticationFailed, "", why.clone()));
+                self.refuse_all(&why, &error);
+            }
+            // A server that cannot say it, or that has another trouble, says so when it is asked to append.
+            Err(error) => match error.code() {
+                Some("NOPERM") => self.refuse_all(&error.to_string(), &error),
+                Some(_) => {}
+                None => {
+                    self.connection = None;
+                    self.failed(Trouble::Unreachable, &error);
+                }
+            },
+        }
+    }
+
+    fn refuse_all(&mut self, why: &str, error: &RedisError) {
+        self.connection = None;
+        self.failed(Trouble::Refused("NOPERM".to_owned()), error);
+        for way in self.unfinished.drain() {
+            if let Some(pipeline) = self.pipelines.get_mut(&way) {
+                pipeline.fail_all(&AppendError::Refused(why.to_owned()));
+            }
         }
     }
 
     fn connect_if_needed(&mut self) {
-        let has_work = !self.pipelines.values().all(Pipeline::is_done);
-        if self.connection.is_some() || self.connecting.is_some() || !has_work {
+        let is_idle = self.unfinished.is_empty() || self.paused_until.is_some();
+        if self.connection.is_some() || self.connecting.is_some() || is_idle {
             return;
         }
         let client = self.client.clone();
-        let longest = BACKOFF_MAX.min(Duration::from_millis(25) * 2_u32.pow(self.attempts.min(8)));
-        // Full jitter: after an outage not everybody knocks at once. The first attempt does not wait.
-        let wait =
-            if self.attempts == 0 { Duration::ZERO } else { longest.mul_f64(rand::rng().random()) };
-        self.attempts += 1;
         self.connecting = Some(Box::pin(async move {
-            tokio::time::sleep(wait).await;
             let config = super::connection_config().set_pipeline_buffer_size(PIPELINE);
             client.get_multiplexed_async_connection_with_config(&config).await
         }));
@@ -361,15 +428,13 @@ impl Task {
     async fn on_connected(&mut self, connected: RedisResult<MultiplexedConnection>) {
         match connected {
             Ok(connection) => {
-                if self.attempts > 1 {
-                    tracing::info!(attempts = self.attempts, "the append connection stands again");
-                }
                 self.connection = Some(connection);
                 self.connections += 1;
                 self.load_script().await;
+                self.check_permissions().await;
                 self.pump_all();
             }
-            Err(error) => tracing::debug!(%error, "redis cannot be reached for appending"),
+            Err(error) => self.failed(Trouble::Unreachable, &error),
         }
     }
 }
@@ -391,37 +456,6 @@ fn options(name: &Name, send: &Send) -> String {
         PRODUCER_RECORD_LIFETIME.as_millis(),
         Retention::field(name)
     )
-}
-
-enum Failure {
-    NoScript,
-    /// Redis is busy, loading, full or read-only: time will change it.
-    Passing,
-    Connection,
-    Lasting,
-}
-
-fn kind(error: &RedisError) -> Failure {
-    if wire::is_no_script(error) {
-        return Failure::NoScript;
-    }
-    match error.kind() {
-        redis::ErrorKind::Server(
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::TryAgain
-            | ServerErrorKind::ClusterDown
-            | ServerErrorKind::MasterDown,
-        ) => return Failure::Passing,
-        // Demoted: connect anew, to whoever is the master then.
-        redis::ErrorKind::Server(ServerErrorKind::ReadOnly) => return Failure::Connection,
-        _ => {}
-    }
-    match error.code() {
-        // MISCONF: the disk is full; OOM: the memory is. Both refuse before anything is written.
-        Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS") => Failure::Passing,
-        Some(_) => Failure::Lasting,
-        None => Failure::Connection,
-    }
 }
 
 /// What `append.lua` answers.

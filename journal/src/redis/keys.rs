@@ -1,43 +1,60 @@
-//! Names in Redis: `<prefix>:{<partition>}:<what>:<channel>`, one delimiter rule for all.
+//! Names in Redis: `<prefix>:{<tag of the partition>}:<what>:<channel>`, one delimiter rule for all.
 //!
 //! A channel has exactly one colon and no brace, so no channel can collide with another key. All keys of
-//! one channel share the hash tag `{partition}`, hence a Cluster slot.
+//! one partition share the hash tag `{<tag>}`, hence a Cluster slot.
 
-use protocol::{Channel, partition};
+use std::sync::Arc;
+
+use protocol::{Channel, partition, partition_tag};
 
 use crate::retention::Keep;
 use crate::state::{Index, Record};
 use crate::{Name, Side};
 
-/// Before every key, so that other users of the same Redis are safe from us.
-const PREFIX: &str = "relay";
+/// Before every key, unless the URL says another.
+pub(super) const PREFIX: &str = "relay";
+/// The longest prefix, in bytes.
+const PREFIX_BYTES_MAX: usize = 32;
 
-/// The names that one database uses.
+/// The names that one deployment uses in one database.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
+    /// Before every key and pub/sub name, so that others in the same Redis are safe from us, and we from them.
+    prefix: Arc<str>,
     /// Part of pub/sub names only: Redis' pub/sub ignores databases.
     database: i64,
 }
 
 impl Keys {
-    pub(crate) fn new(database: i64) -> Self {
-        Self { database }
+    pub(crate) fn new(prefix: &str, database: i64) -> Self {
+        Self { prefix: prefix.into(), database }
+    }
+
+    /// Why this is no prefix.
+    pub(super) fn check_prefix(prefix: &str) -> Result<(), String> {
+        let is_allowed = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_');
+        if prefix.is_empty() || prefix.len() > PREFIX_BYTES_MAX || !prefix.chars().all(is_allowed) {
+            return Err(format!(
+                "the prefix must be 1 to {PREFIX_BYTES_MAX} of a to z, 0 to 9, `-` and `_`"
+            ));
+        }
+        Ok(())
     }
 
     /// The journal itself.
     pub(crate) fn stream(&self, name: &Name) -> String {
-        key(name, what(name.side))
+        self.key(name, what(name.side))
     }
 
     /// The notification of the journal: where its entries are published.
     pub(crate) fn notification(&self, name: &Name) -> String {
-        let (partition, channel) = (name.channel.partition(), &name.channel);
-        format!("{PREFIX}:{}:{{{partition}}}:{}:{channel}", self.database, what(name.side))
+        let (tag, channel) = (partition_tag(name.channel.partition()), &name.channel);
+        format!("{}:{}:{{{tag}}}:{}:{channel}", self.prefix, self.database, what(name.side))
     }
 
     /// Which journal a notification belongs to.
     pub(crate) fn name(&self, notification: &str) -> Option<Name> {
-        let rest = notification.strip_prefix(PREFIX)?.strip_prefix(':')?;
+        let rest = notification.strip_prefix(&*self.prefix)?.strip_prefix(':')?;
         let rest = rest.strip_prefix(&self.database.to_string())?.strip_prefix(':')?;
         let (_, rest) = rest.split_once("}:")?;
         let (what, channel) = rest.split_once(':')?;
@@ -55,7 +72,7 @@ impl Keys {
             Side::Events => "seq",
             Side::Commands => "cseq",
         };
-        format!("{}:{producer}", key(name, what))
+        format!("{}:{producer}", self.key(name, what))
     }
 
     /// The place of the entry that was appended with an idempotency key.
@@ -64,74 +81,78 @@ impl Keys {
             Side::Events => "idem",
             Side::Commands => "cidem",
         };
-        format!("{}:{id}", key(name, what))
+        format!("{}:{id}", self.key(name, what))
     }
 
     /// The settings of a partition: a script in Cluster reads no foreign slot.
     pub(crate) fn settings(&self, partition: u8) -> String {
-        format!("{PREFIX}:{{{partition}}}:cfg")
+        self.of_partition(partition, "cfg")
     }
 
     /// Where a link listens for its own probes, and where it can be notified.
     pub(crate) fn probe(&self, link: &str) -> String {
-        format!("{PREFIX}:{}:probe:{link}", self.database)
+        format!("{}:{}:probe:{link}", self.prefix, self.database)
     }
 
     /// The state of a record.
     pub(crate) fn state(&self, record: &Record) -> String {
-        format!("{}:{}", channel_key(&record.channel, record.kind.as_str()), record.id)
+        format!("{}:{}", self.channel_key(&record.channel, record.kind.as_str()), record.id)
     }
 
     /// A list beside a channel's records.
     pub(crate) fn index(&self, channel: &Channel, index: &Index) -> String {
         match index.key() {
-            (what, "") => channel_key(channel, what),
-            (what, of) => format!("{}:{of}", channel_key(channel, what)),
+            (what, "") => self.channel_key(channel, what),
+            (what, of) => format!("{}:{of}", self.channel_key(channel, what)),
         }
     }
 
     /// What waits on a channel: the list, the entries, and how many there are.
     pub(crate) fn waiting(&self, channel: &Channel) -> [String; 3] {
-        ["waiting", "waiting-entries", "waiting-counts"].map(|what| channel_key(channel, what))
+        ["waiting", "waiting-entries", "waiting-counts"].map(|what| self.channel_key(channel, what))
     }
 
     /// When what falls due in a partition.
     pub(crate) fn deadlines(&self, partition: u8) -> String {
-        format!("{PREFIX}:{{{partition}}}:deadlines")
+        self.of_partition(partition, "deadlines")
     }
 
     /// How many of each replica subscribe to a channel.
     pub(crate) fn counts(&self, channel: &Channel) -> String {
-        channel_key(channel, "counts")
+        self.channel_key(channel, "counts")
     }
 
     /// The replicas that are there.
     pub(crate) fn replicas(&self) -> String {
-        format!("{PREFIX}:{{0}}:replicas")
+        self.of_partition(0, "replicas")
     }
 
     /// What is written to see whether Redis writes.
     pub(crate) fn written(&self) -> String {
-        format!("{PREFIX}:{{0}}:written")
+        self.of_partition(0, "written")
     }
 
     /// How many connections each replica holds.
     pub(crate) fn connections(&self) -> String {
-        format!("{PREFIX}:{{0}}:connections")
+        self.of_partition(0, "connections")
     }
 
     /// On which channel an approval stands. Its slot is its own.
     pub(crate) fn approval_place(&self, request_id: &str) -> String {
-        format!("{PREFIX}:{{{}}}:place:{request_id}", partition(request_id))
+        self.of_partition(partition(request_id), &format!("place:{request_id}"))
     }
-}
 
-fn key(name: &Name, what: &str) -> String {
-    channel_key(&name.channel, what)
-}
+    fn key(&self, name: &Name, what: &str) -> String {
+        self.channel_key(&name.channel, what)
+    }
 
-fn channel_key(channel: &Channel, what: &str) -> String {
-    format!("{PREFIX}:{{{}}}:{what}:{channel}", channel.partition())
+    fn channel_key(&self, channel: &Channel, what: &str) -> String {
+        self.of_partition(channel.partition(), &format!("{what}:{channel}"))
+    }
+
+    fn of_partition(&self, partition: u8, rest: &str) -> String {
+        format!("{}:{{{}}}:{rest}", self.prefix, partition_tag(partition))
+    }
 }
 
 fn what(side: Side) -> &'static str {
@@ -146,31 +167,45 @@ pub(crate) fn retention(keep: Keep) -> String {
     format!("{} {} {}", keep.entries, keep.bytes, keep.age.as_millis())
 }
 
+/// Whether the append script can read it.
+pub(super) fn is_retention(setting: &str) -> bool {
+    let is_number = |part: &str| {
+        let is_digits = part.bytes().all(|byte| byte.is_ascii_digit());
+        is_digits && (1..=15).contains(&part.len()) && !part.starts_with('0')
+    };
+    let parts: Vec<&str> = setting.split(' ').collect();
+    parts.len() == 3 && parts.into_iter().all(is_number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_bell_leads_back_to_its_journal() {
-        let keys = Keys::new(3);
+        let keys = Keys::new("a-1", 3);
         for name in [
             Name::events("session:42".parse().unwrap()),
             Name::commands("agent:a|b".parse().unwrap()),
         ] {
             assert_eq!(keys.name(&keys.notification(&name)), Some(name.clone()));
             assert_eq!(
-                Keys::new(0).name(&keys.notification(&name)),
+                Keys::new("a-1", 0).name(&keys.notification(&name)),
                 None,
                 "another database's notification"
             );
+            for prefix in ["a", "a-11", PREFIX] {
+                let other = Keys::new(prefix, 3);
+                assert_eq!(other.name(&keys.notification(&name)), None, "another deployment's");
+            }
         }
         assert_eq!(keys.name(&keys.probe("x")), None);
     }
 
     #[test]
     fn all_keys_of_a_channel_share_its_slot() {
-        let (keys, name) = (Keys::new(0), Name::events("session:42".parse().unwrap()));
-        let tag = format!("{{{}}}", name.channel.partition());
+        let (keys, name) = (Keys::new(PREFIX, 0), Name::events("session:42".parse().unwrap()));
+        let tag = format!("{{{}}}", partition_tag(name.channel.partition()));
         for key in [
             keys.stream(&name),
             keys.notification(&name),
@@ -179,6 +214,16 @@ mod tests {
             keys.settings(name.channel.partition()),
         ] {
             assert!(key.contains(&tag), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_has_no_character_with_a_meaning() {
+        for good in ["relay", "a", "staging-2", "x_y", &"x".repeat(32)] {
+            assert_eq!(Keys::check_prefix(good), Ok(()), "{good}");
+        }
+        for bad in ["", "A", "a:b", "{0}", "a b", "ü", "*", &"x".repeat(33)] {
+            assert!(Keys::check_prefix(bad).is_err(), "{bad}");
         }
     }
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use deadpool_redis::Pool;
 use futures_util::StreamExt;
 use protocol::UNREADABLE;
-use rand::Rng;
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::{AsyncCommands, Client, ConnectionInfo, Msg};
 use tokio::sync::mpsc;
@@ -20,6 +19,7 @@ use uuid::Uuid;
 use super::keys::Keys;
 use super::wire;
 use crate::Name;
+use crate::backoff::Backoff;
 use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 
 /// How long connecting, or confirming a batch of subscriptions, may take.
@@ -28,8 +28,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const PROBE_AFTER: Duration = Duration::from_secs(2);
 /// …and is cut if it has not heard it this much later.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest pause between two attempts to connect.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// How many journals are followed with one command.
 const FOLLOW_BATCH: usize = 500;
 
@@ -51,31 +49,44 @@ struct Supervisor {
 
 impl Supervisor {
     async fn run(self, mut far_end: FarEnd) {
-        let mut attempts = 0_u32;
+        let address = self.info.addr().to_string();
+        let mut backoff = Backoff::default();
+        // Failed attempts since it stood last.
+        let mut failures = 0_u64;
         while !far_end.deliver.is_closed() {
             match self.connect().await {
                 Ok((sink, stream)) => {
-                    attempts = 0;
+                    if failures > 0 {
+                        tracing::info!(%address, failures, "redis follow link up again");
+                    }
+                    let since = Instant::now();
                     // What was asked of the last link is asked again after `Up`.
                     while far_end.requests.try_recv().is_ok() {}
                     far_end.deliver.signal(Signal::Up).await;
-                    let why = tokio::select! {
-                        why = self.ask(sink, &mut far_end.requests, &far_end.deliver) => why,
-                        why = self.listen(stream, &far_end.deliver) => why,
+                    let reason = tokio::select! {
+                        reason = self.ask(sink, &mut far_end.requests, &far_end.deliver) => reason,
+                        reason = self.listen(stream, &far_end.deliver) => reason,
                     };
                     if far_end.deliver.is_closed() {
                         return;
                     }
-                    tracing::warn!(why, "the follow link is lost");
+                    tracing::warn!(%address, reason, "redis follow link down");
                     far_end.deliver.signal(Signal::Down).await;
+                    failures = 0;
+                    // One that breaks at once is no sign that all is well.
+                    if since.elapsed() > ANSWER_TIMEOUT {
+                        backoff.reset();
+                    }
                 }
-                Err(why) => tracing::debug!(why, "redis cannot be reached for following"),
+                Err(reason) => {
+                    if failures == 0 {
+                        tracing::warn!(%address, reason, "redis cannot be reached for following");
+                    }
+                    failures += 1;
+                }
             }
-            attempts += 1;
-            let longest = BACKOFF_MAX.min(Duration::from_millis(25) * 2_u32.pow(attempts.min(8)));
-            let wait = longest.mul_f64(rand::rng().random());
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(backoff.next()) => {}
                 // With the link down requests come to nothing: they are asked again after `Up`.
                 () = async { while far_end.requests.recv().await.is_some() {} } => return,
             }

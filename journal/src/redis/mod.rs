@@ -7,6 +7,7 @@ mod appender;
 mod counts;
 mod keys;
 mod link;
+mod outage;
 mod pipeline;
 pub(crate) mod probe;
 mod shared;
@@ -26,6 +27,7 @@ use protocol::frame::Since;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use crate::address::without_secrets;
 use crate::link::Link;
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
 use crate::{AppendError, Name, NewEntry, Page, Producer, Receipt, Retention, Side, Unavailable};
@@ -45,7 +47,7 @@ const POOL_WAIT: Duration = Duration::from_secs(5);
 /// The URL is none that we understand.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "`{url}` is no Redis URL: {why}; write redis://[user:password@]host[:port][/database], or rediss:// for TLS"
+    "`{url}` is no Redis URL: {why}; write redis://[user:password@]host[:port][/database][?prefix=…], or rediss:// for TLS"
 )]
 pub struct OpenError {
     /// The URL without its password.
@@ -71,18 +73,20 @@ pub(crate) struct Redis {
 
 impl Redis {
     pub(crate) fn open(url: &str) -> Result<Self, OpenError> {
-        let refuse = |why: String| OpenError { url: without_password(url), why };
+        let refuse = |why: String| OpenError { url: without_secrets(url), why };
         if !url.starts_with("redis://") && !url.starts_with("rediss://") {
             return Err(refuse("the scheme must be redis or rediss".to_owned()));
         }
         // rustls panics at the first handshake where no provider, or more than one, was compiled in. An
         // application that chose its own before us keeps it.
         drop(rustls::crypto::ring::default_provider().install_default());
+        let (url, prefix) = prefix(url);
+        Keys::check_prefix(&prefix).map_err(&refuse)?;
         let info = url.into_connection_info().map_err(|error| refuse(error.to_string()))?;
         // Without it a small append can wait 40 ms for the acknowledgement of the one before.
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info.clone()).map_err(|error| refuse(error.to_string()))?;
-        let keys = Keys::new(info.redis_settings().db());
+        let keys = Keys::new(&prefix, info.redis_settings().db());
         let pool = pool(info.clone()).map_err(&refuse)?;
         let shared = Shared::new(client.clone());
         let appender = Appender::start(client, keys.clone());
@@ -113,6 +117,23 @@ impl Redis {
         let info = info.map_err(unavailable)?;
         let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
         Ok(policy.filter(|policy| *policy != "noeviction").map(str::to_owned))
+    }
+
+    pub(crate) async fn malformed_retention(&self) -> Result<Vec<String>, Unavailable> {
+        let fields = Retention::default().fields().map(|(field, _)| field);
+        let mut pipe = ::redis::pipe();
+        for partition in 0..=u8::MAX {
+            pipe.cmd("HMGET").arg(self.keys.settings(partition)).arg(&fields);
+        }
+        let mut connection = self.connection().await?;
+        let all: Vec<Vec<Option<String>>> =
+            pipe.query_async(&mut connection).await.map_err(unavailable)?;
+        let is_malformed = |at: usize| {
+            let mut settings = all.iter().filter_map(|one| one[at].as_deref());
+            settings.any(|setting| !keys::is_retention(setting))
+        };
+        let malformed = fields.iter().enumerate().filter(|(at, _)| is_malformed(*at));
+        Ok(malformed.map(|(_, field)| (*field).to_owned()).collect())
     }
 
     pub(crate) async fn keep(&self, retention: &Retention) -> Result<(), Unavailable> {
@@ -244,6 +265,19 @@ impl Redis {
     }
 }
 
+/// The URL without its `prefix`, and the prefix.
+fn prefix(url: &str) -> (String, String) {
+    let Some((before, query)) = url.split_once('?') else {
+        return (url.to_owned(), keys::PREFIX.to_owned());
+    };
+    let (ours, rest): (Vec<&str>, Vec<&str>) =
+        query.split('&').partition(|pair| pair.starts_with("prefix="));
+    let prefix = ours.last().map_or(keys::PREFIX, |pair| &pair["prefix=".len()..]);
+    let url =
+        if rest.is_empty() { before.to_owned() } else { format!("{before}?{}", rest.join("&")) };
+    (url, prefix.to_owned())
+}
+
 /// How every connection of ours is made.
 fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
@@ -295,13 +329,5 @@ fn head(answer: Value) -> Result<Option<Offset>, Unavailable> {
     match parts.as_slice() {
         [id, time] => wire::position(id, time).map(Some).map_err(unavailable),
         _ => Ok(None),
-    }
-}
-
-fn without_password(url: &str) -> String {
-    let Some((before, host)) = url.rsplit_once('@') else { return url.to_owned() };
-    match before.split_once("://") {
-        Some((scheme, _)) => format!("{scheme}://***@{host}"),
-        None => format!("***@{host}"),
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::wire::Place;
-use crate::append::AppendOutcome;
+use crate::append::{AppendOutcome, Claim};
 use crate::{AppendError, Appended, NewEntry};
 
 mod recovery;
@@ -54,6 +54,7 @@ pub(super) struct Call {
     left: usize,
     /// The room that the entries take in the buffer, given back with the answer.
     room: Option<OwnedSemaphorePermit>,
+    claim: Arc<Claim>,
 }
 
 impl Call {
@@ -61,6 +62,7 @@ impl Call {
         answer: oneshot::Sender<AppendOutcome>,
         entries: usize,
         room: OwnedSemaphorePermit,
+        claim: Arc<Claim>,
     ) -> Arc<Mutex<Self>> {
         let appended = Vec::with_capacity(entries);
         Arc::new(Mutex::new(Self {
@@ -68,6 +70,7 @@ impl Call {
             appended,
             left: entries,
             room: Some(room),
+            claim,
         }))
     }
 
@@ -94,6 +97,10 @@ type Caller = Arc<Mutex<Call>>;
 /// What is said of an entry that was in the journal already, wherever.
 const REPEATED: Appended = Appended { offset: None, listeners: 0 };
 
+fn is_withdrawn(caller: &Caller) -> bool {
+    !caller.lock().expect("no code panics with this lock held").claim.send()
+}
+
 fn settle(caller: &Caller, with: impl FnOnce(&mut Call)) {
     with(&mut caller.lock().expect("no code panics with this lock held"));
 }
@@ -104,6 +111,7 @@ struct Waiting {
     id: u64,
     entry: NewEntry,
     caller: Caller,
+    since: Instant,
 }
 
 /// Entries that are appended by one run of the script.
@@ -118,6 +126,10 @@ struct Batch {
     rows: Arc<[String]>,
     idempotency_key: Option<Box<str>>,
     bytes: usize,
+    /// Since when its first entry waits.
+    since: Instant,
+    /// It was sent, and no answer says that it was not appended.
+    is_unknown: bool,
     /// Who waits, entry by entry; nobody for batches sent again from what was kept.
     callers: Vec<Caller>,
     /// Who waits for an entry that its author has given once more.
@@ -158,8 +170,10 @@ pub(super) enum Answer {
     Fenced,
     /// Refused: the same producer has appended through another process, with this newer incarnation.
     Overtaken(u64),
-    /// No answer, or one that time will change.
+    /// No answer: it may have been appended.
     Failed,
+    /// Refused now; time will change it.
+    NotNow,
     /// Refused for good.
     Refused(String),
 }
@@ -187,6 +201,7 @@ pub(super) struct Pipeline {
     waiting: VecDeque<Waiting>,
     batches: VecDeque<Batch>,
     kept: VecDeque<(Batch, Instant)>,
+    kept_bytes: usize,
     /// The newest sequence whose batch was acknowledged; 0 where none is known.
     acknowledged: u64,
     acknowledged_at: Instant,
@@ -223,6 +238,7 @@ impl Pipeline {
             waiting: VecDeque::new(),
             batches: VecDeque::new(),
             kept: VecDeque::new(),
+            kept_bytes: 0,
             acknowledged: 0,
             acknowledged_at: Instant::now(),
             newest: None,
@@ -243,8 +259,10 @@ impl Pipeline {
         if self.is_done() {
             self.progress_at = Instant::now();
         }
+        let since = Instant::now();
         let waiting = (id..).zip(entries);
-        let waiting = waiting.map(|(id, entry)| Waiting { id, entry, caller: Arc::clone(caller) });
+        let waiting =
+            waiting.map(|(id, entry)| Waiting { id, entry, caller: Arc::clone(caller), since });
         self.waiting.extend(waiting);
     }
 
@@ -279,6 +297,9 @@ impl Pipeline {
             self.acknowledged = 0;
         }
         let at = self.batches.iter().position(|batch| !batch.sent)?;
+        if !self.may_go(at, now) {
+            return self.next(now);
+        }
         let before =
             at.checked_sub(1).map_or(self.acknowledged, |before| self.batches[before].sequence);
         let batch = &mut self.batches[at];
@@ -314,6 +335,7 @@ impl Pipeline {
         let mut idempotency_key = None;
         let before = self.batches.back().map_or(self.acknowledged, |batch| batch.sequence);
         let mut repeats = Vec::new();
+        let mut since = None;
         while let Some(Waiting { id, entry, .. }) = self.waiting.front() {
             if self.is_numbered && *id <= ids.last().copied().unwrap_or(before) {
                 let Some(repeated) = self.waiting.pop_front() else { break };
@@ -331,7 +353,13 @@ impl Pipeline {
             {
                 break;
             }
-            let Some(Waiting { id, entry, caller }) = self.waiting.pop_front() else { break };
+            let Some(next) = self.waiting.pop_front() else { break };
+            if is_withdrawn(&next.caller) {
+                settle(&next.caller, |call| call.settle(Err(AppendError::NotAppended)));
+                continue;
+            }
+            since.get_or_insert(next.since);
+            let Waiting { id, entry, caller, .. } = next;
             bytes += entry.cost();
             rows.push(format!(
                 "{} {} {}",
@@ -355,6 +383,8 @@ impl Pipeline {
             rows: rows.into(),
             idempotency_key,
             bytes,
+            since: since?,
+            is_unknown: false,
             callers,
             repeats,
             first_sent: None,
@@ -393,6 +423,7 @@ impl Pipeline {
                 } else if self.is_numbered {
                     Trouble::Ahead { stored }
                 } else {
+                    self.was_refused(sequence);
                     Trouble::Resend
                 };
                 self.trouble = self.trouble.max(Some(trouble));
@@ -401,7 +432,17 @@ impl Pipeline {
             Answer::Overtaken(by) => {
                 self.trouble = self.trouble.max(Some(Trouble::Overtaken { by }));
             }
-            Answer::Failed => self.trouble = self.trouble.max(Some(Trouble::Resend)),
+            Answer::Failed => {
+                let batch = self.batches.iter_mut().find(|batch| batch.sequence == sequence);
+                if let Some(batch) = batch {
+                    batch.is_unknown = true;
+                }
+                self.trouble = self.trouble.max(Some(Trouble::Resend));
+            }
+            Answer::NotNow => {
+                self.was_refused(sequence);
+                self.trouble = self.trouble.max(Some(Trouble::Resend));
+            }
             Answer::Fenced => self.refuse(sequence, AppendError::Fenced),
             Answer::Refused(why) => self.refuse(sequence, AppendError::Refused(why)),
         }
@@ -430,17 +471,17 @@ impl Pipeline {
             {
                 self.newest = Some((place.epoch, place.n + batch.rows.len() as u64 - 1));
             }
+            self.kept_bytes += batch.bytes;
             self.kept.push_back((batch, now));
         }
         self.forget_kept(now);
     }
 
     fn forget_kept(&mut self, now: Instant) {
-        let mut bytes: usize = self.kept.iter().map(|(batch, _)| batch.bytes).sum();
         while let Some((batch, since)) = self.kept.front()
-            && (bytes > KEPT_BYTES || now.duration_since(*since) > KEPT_FOR)
+            && (self.kept_bytes > KEPT_BYTES || now.duration_since(*since) > KEPT_FOR)
         {
-            bytes -= batch.bytes;
+            self.kept_bytes -= batch.bytes;
             self.kept.pop_front();
         }
     }

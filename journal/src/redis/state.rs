@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Channel, Offset};
-use rand::Rng;
 use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, ToRedisArgs, Value};
 use tokio::time::Instant;
 
 use super::{Redis, keys, unavailable, wire};
+use crate::backoff::Backoff;
 use crate::retention::Retention;
 use crate::state::{
     Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
@@ -364,7 +364,7 @@ impl Redis {
         invocation: &ScriptInvocation<'_>,
     ) -> Result<Vec<Value>, Unavailable> {
         let deadline = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_millis(20);
+        let mut backoff = Backoff::default();
         loop {
             let tried = match self.lend().await {
                 Ok(mut connection) => {
@@ -372,12 +372,9 @@ impl Redis {
                 }
                 Err(error) => Err(error),
             };
+            let next = Instant::now() + backoff.next();
             match tried {
-                Err(_) if Instant::now() + pause < deadline => {
-                    let jitter = rand::rng().random_range(0.5..1.0);
-                    tokio::time::sleep(pause.mul_f64(jitter)).await;
-                    pause = (pause * 2).min(Duration::from_millis(500));
-                }
+                Err(_) if next < deadline => tokio::time::sleep_until(next).await,
                 tried => return tried,
             }
         }

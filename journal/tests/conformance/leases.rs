@@ -203,7 +203,8 @@ async fn the_counts_of_a_dead_replica_do_not_stay_in_redis() {
     let journal = Journal::open(&server.url()).unwrap();
     let mut redis = server.connection().await;
     let session = channel("session:1");
-    let counts = format!("relay:{{{}}}:counts:{session}", session.partition());
+    let counts =
+        format!("relay:{{{}}}:counts:{session}", protocol::partition_tag(session.partition()));
     let (dead, gone): (&str, u64) = ("dead", 1_000);
     let _: () = redis::cmd("HSET")
         .arg(&counts)

@@ -25,6 +25,7 @@ mod numbered;
 mod promises;
 mod reaper;
 mod redis_only;
+mod refusals;
 mod returning;
 mod server;
 mod states;

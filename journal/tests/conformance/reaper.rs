@@ -47,8 +47,10 @@ async fn an_approval_whose_record_has_expired_is_not_pending_for_ever() {
     let own = lease.channel().clone();
     journal.ask(lease.holder(), &approval(&own, "q1")).await.unwrap();
     let mut redis = server.connection().await;
-    let gone: u64 =
-        redis.del(format!("relay:{{{}}}:approval:{own}:q1", own.partition())).await.unwrap();
+    let gone: u64 = redis
+        .del(format!("relay:{{{}}}:approval:{own}:q1", protocol::partition_tag(own.partition())))
+        .await
+        .unwrap();
     assert_eq!(gone, 1);
     tokio::time::sleep(Duration::from_millis(400)).await;
     let mut reaper = Reaper::new(journal.clone());
@@ -69,7 +71,11 @@ async fn commands_whose_records_have_expired_do_not_fill_the_channel_for_ever() 
         new.expires_in = Duration::from_millis(300);
         let sent = journal.send(&new).await.unwrap();
         let gone: u64 = redis
-            .del(format!("relay:{{{}}}:command:{own}:{}", own.partition(), sent.key))
+            .del(format!(
+                "relay:{{{}}}:command:{own}:{}",
+                protocol::partition_tag(own.partition()),
+                sent.key
+            ))
             .await
             .unwrap();
         assert_eq!(gone, 1);
@@ -77,7 +83,10 @@ async fn commands_whose_records_have_expired_do_not_fill_the_channel_for_ever() 
     tokio::time::sleep(Duration::from_millis(400)).await;
     let mut reaper = Reaper::new(journal.clone());
     poll_for(&mut reaper, Duration::from_secs(4)).await;
-    let due: u64 = redis.zcard(format!("relay:{{{}}}:deadlines", own.partition())).await.unwrap();
+    let due: u64 = redis
+        .zcard(format!("relay:{{{}}}:deadlines", protocol::partition_tag(own.partition())))
+        .await
+        .unwrap();
     assert_eq!(due, 0, "nothing is due any more");
     let sent = journal.send(&command(&own)).await;
     assert!(!matches!(sent, Err(SendError::Busy(_))), "{sent:?}");

@@ -13,7 +13,11 @@ async fn backend() -> (Backend, redis::aio::MultiplexedConnection) {
 }
 
 fn key(name: &Name) -> String {
-    format!("relay:{{{}}}:events:{}", name.channel.partition(), name.channel)
+    format!(
+        "relay:{{{}}}:events:{}",
+        protocol::partition_tag(name.channel.partition()),
+        name.channel
+    )
 }
 
 async fn next_n(updates: &mut Updates) -> Vec<u64> {
@@ -149,8 +153,47 @@ fn a_url_that_is_none_says_what_to_write() {
         let error = Journal::open(url).unwrap_err().to_string();
         assert!(error.contains("write redis://"), "{error}");
     }
+    for prefix in ["", "a:b", "{1}", "A"] {
+        let error = Journal::open(&format!("redis://h/?prefix={prefix}")).unwrap_err().to_string();
+        assert!(error.contains("the prefix must be"), "{error}");
+    }
     for url in ["redis://user:secret@:x/", "user:secret@host"] {
         let error = Journal::open(url).unwrap_err().to_string();
         assert!(!error.contains("secret"), "{error}");
     }
+}
+
+/// Two deployments, each with what the other would take for its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deployments_with_different_prefixes_hear_nothing_of_each_other() {
+    let (backend, mut connection) = backend().await;
+    let url = backend.server.as_ref().unwrap().url();
+    let [one, two] =
+        ["one", "two"].map(|prefix| Journal::open(&format!("{url}/?prefix={prefix}")).unwrap());
+    let name = events("shared");
+    let (follower, mut updates) = two.follow();
+    follower.follow(&name, None);
+    let live = next_about(&mut updates, "live").await;
+    one.append(&name, vec![entry("of one").with_key("k")]).await.unwrap();
+    let lease = one.lease(&"agent:a".parse().unwrap(), "a", None, None).await.unwrap();
+
+    let own = two.append(&name, vec![entry("of two").with_key("k")]).await.unwrap();
+
+    assert_eq!(
+        (live, own[0].offset.unwrap().n),
+        (Update::Live { name: name.clone(), head: None }, 1)
+    );
+    let Update::Entries { entries, .. } = next_about(&mut updates, "its own entry").await else {
+        panic!("entries must follow")
+    };
+    assert_eq!(&*entries[0].data, r#"{"delta":"of two"}"#);
+    assert!(two.alive().await.unwrap().is_empty() && one.alive().await.unwrap().len() == 1);
+    drop(lease);
+    let keys: Vec<String> = connection.keys("*").await.unwrap();
+    let others = keys.iter().filter(|key| !key.starts_with("one:") && !key.starts_with("two:"));
+    // The backend's own journal has written its settings.
+    assert_eq!(
+        others.filter(|key| !key.ends_with(":cfg")).collect::<Vec<_>>(),
+        Vec::<&String>::new()
+    );
 }

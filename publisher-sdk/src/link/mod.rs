@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{
     AppendError, Appended, ApprovalAnswer, Asked, CommandOutcome, Holder, Journal, Name,
-    NewApproval, NewEntry, Parent, Resolved, Take,
+    NewApproval, NewEntry, Parent, Resolved, Take, without_secrets,
 };
 use protocol::{Asks, CallBody, Channel};
 use uuid::Uuid;
@@ -31,7 +31,6 @@ use lease::RelayLease;
 use relay_link::RelayLink;
 
 use crate::ConnectError;
-use crate::options::without_secrets;
 
 /// Where agents come in: a process of many agents opens one, and [attaches](crate::AgentOptions::attach) each.
 ///

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use journal::{LEASE_DEFAULT, Name, Reason, Since, Update};
+use journal::{LEASE_DEFAULT, Name, Reason, Since, Update, without_secrets};
 use protocol::agent::body::{LeaseCall, WithdrawCall};
 use protocol::{AgentCall, AgentMessage, CallBody, Channel, Entry};
 use rand::Rng;
@@ -31,7 +31,6 @@ use super::LinkError;
 use super::follow::{FollowRequest, FollowRequests};
 use super::relay_calls::{ReplySender, WaitingCalls};
 use crate::ConnectError;
-use crate::options::without_secrets;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

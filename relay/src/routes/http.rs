@@ -23,7 +23,8 @@ use super::refuse::Refused;
 use super::{AppState, Query, authenticate, body};
 use crate::auth::Principal;
 
-/// How long a publisher waits while Redis is away. With an `id` it may then safely ask again.
+/// How long a publisher waits while Redis is away or refuses. What was not sent by then is taken back; where the
+/// outcome is unknown, it may safely ask again with an `id`.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a body may take to arrive: 8 MiB at 2 Mbit/s.
@@ -140,13 +141,12 @@ async fn append(
     let mut outcomes = Vec::with_capacity(receipts.len());
     for receipt in receipts {
         outcomes.push(match receipt {
-            Ok(receipt) => match tokio::time::timeout_at(deadline, receipt).await {
-                Ok(Ok(appended)) => {
+            Ok(receipt) => match receipt.until(deadline).await {
+                Ok(appended) => {
                     let offset = appended.first().and_then(|appended| appended.offset);
                     offset.ok_or_else(|| refuse(&AppendError::Unavailable))
                 }
-                Ok(Err(error)) => Err(refuse(&error)),
-                Err(_) => Err(refuse(&AppendError::Unavailable)),
+                Err(error) => Err(refuse(&error)),
             },
             Err(refused) => Err(refused),
         });

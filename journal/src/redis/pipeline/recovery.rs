@@ -2,9 +2,34 @@
 
 use super::*;
 
+impl Batch {
+    /// Another process may have appended the same, and its idempotency key may have run out.
+    fn is_late(&self, now: Instant) -> bool {
+        self.idempotency_key.is_some() && now.duration_since(self.since) > RETRY_FOR
+    }
+}
+
 impl Pipeline {
+    /// Whoever waits hears `error`, or that the outcome is unknown.
+    pub(in super::super) fn fail_all(&mut self, error: &AppendError) {
+        for batch in self.batches.drain(..) {
+            let error = if batch.is_unknown { &AppendError::Unavailable } else { error };
+            for caller in batch.callers.iter().chain(&batch.repeats) {
+                settle(caller, |call| call.settle(Err(error.clone())));
+            }
+        }
+        for waiting in self.waiting.drain(..) {
+            settle(&waiting.caller, |call| call.settle(Err(error.clone())));
+        }
+    }
+
     /// The batch fails for good; those behind it close ranks.
     pub(super) fn refuse(&mut self, sequence: u64, error: AppendError) {
+        self.drop_batch(sequence, error);
+        self.trouble = self.trouble.max(Some(Trouble::Resend));
+    }
+
+    fn drop_batch(&mut self, sequence: u64, error: AppendError) {
         if let Some(at) = self.batches.iter().position(|batch| batch.sequence == sequence)
             && let Some(batch) = self.batches.remove(at)
         {
@@ -12,7 +37,6 @@ impl Pipeline {
                 settle(caller, |call| call.settle(Err(error.clone())));
             }
         }
-        self.trouble = self.trouble.max(Some(Trouble::Resend));
     }
 
     /// Every answer is in: make ready to send again.
@@ -24,7 +48,7 @@ impl Pipeline {
             Trouble::Ahead { stored } => {
                 if stored > self.acknowledged {
                     // What another process appended in between is not among them.
-                    self.kept.clear();
+                    self.forget_all_kept();
                     (self.acknowledged_at, self.progress_at) = (now, now);
                 }
                 self.acknowledged = stored;
@@ -33,7 +57,7 @@ impl Pipeline {
                 self.acknowledge(now);
             }
             Trouble::Overtaken { by } => {
-                self.kept.clear();
+                self.forget_all_kept();
                 self.newest = None;
                 self.incarnation = self.incarnation.max(by) + 1;
                 self.acknowledged = 0;
@@ -73,10 +97,9 @@ impl Pipeline {
                 };
             }
         }
-        let first = self.acknowledged + 1;
-        for (sequence, batch) in (first..).zip(self.batches.iter_mut()) {
-            // A done batch in the middle keeps its sequence: those before it are known to Redis.
-            batch.sequence = batch.ids.last().copied().unwrap_or(sequence);
+        // A done batch in the middle keeps its sequence: those before it are known to Redis.
+        self.renumber();
+        for batch in &mut self.batches {
             batch.sent = batch.done.is_some();
         }
     }
@@ -107,10 +130,18 @@ impl Pipeline {
         }
     }
 
+    fn forget_all_kept(&mut self) {
+        self.kept.clear();
+        self.kept_bytes = 0;
+    }
+
     fn return_kept(&mut self) {
+        self.kept_bytes = 0;
         while let Some((mut batch, _)) = self.kept.pop_back() {
             batch.done = None;
             batch.first_sent = None;
+            batch.is_unknown = false;
+            batch.since = Instant::now();
             self.batches.push_front(batch);
         }
         for batch in &mut self.batches {
@@ -118,18 +149,70 @@ impl Pipeline {
         }
     }
 
-    /// Nothing is retried for ever: whoever waits hears that the outcome is unknown, and what may still
+    /// That run of the script appended nothing: its callers may take their entries back.
+    pub(super) fn was_refused(&mut self, sequence: u64) {
+        let batch = self.batches.iter().find(|batch| batch.sequence == sequence);
+        for caller in batch.filter(|batch| !batch.is_unknown).iter().flat_map(|b| &b.callers) {
+            settle(caller, |call| {
+                if call.appended.is_empty() {
+                    call.claim.was_refused();
+                }
+            });
+        }
+    }
+
+    /// Whether anything is left of the batch that is sent next. What its callers have taken back leaves it; all
+    /// of it is dropped where its idempotency key, stored by another process, may have run out.
+    pub(super) fn may_go(&mut self, at: usize, now: Instant) -> bool {
+        let batch = &mut self.batches[at];
+        if batch.is_unknown || batch.callers.is_empty() {
+            return true;
+        }
+        let is_late = batch.is_late(now);
+        let goes: Vec<bool> =
+            batch.callers.iter().map(|caller| !is_late && !is_withdrawn(caller)).collect();
+        if goes.iter().all(|goes| *goes) {
+            return true;
+        }
+        let mut left = goes.iter();
+        batch.callers.retain(|caller| {
+            let goes = left.next().is_some_and(|goes| *goes);
+            if !goes {
+                settle(caller, |call| call.settle(Err(AppendError::NotAppended)));
+            }
+            goes
+        });
+        let mut left = goes.iter();
+        batch.ids.retain(|_| left.next().is_some_and(|goes| *goes));
+        batch.rows = (batch.rows.iter().zip(&goes))
+            .filter(|(_, goes)| **goes)
+            .map(|(row, _)| row.clone())
+            .collect();
+        let is_left = !batch.rows.is_empty();
+        if !is_left {
+            self.batches.remove(at);
+        }
+        self.renumber();
+        is_left
+    }
+
+    /// Sequences are consecutive again, but for those that an author has given.
+    fn renumber(&mut self) {
+        for (sequence, batch) in (self.acknowledged + 1..).zip(self.batches.iter_mut()) {
+            batch.sequence = batch.ids.last().copied().unwrap_or(sequence);
+        }
+    }
+
+    /// Nothing is retried for ever: whoever waits hears whether the outcome is unknown, and what may still
     /// be on its way to Redis is fenced off by the next incarnation.
     pub(in super::super) fn give_up_if_too_old(&mut self, now: Instant) {
         let is_stuck = self.outstanding == 0 && !self.is_done();
-        if !is_stuck || now.duration_since(self.progress_at) <= RETRY_FOR {
+        let is_old = now.duration_since(self.progress_at) > RETRY_FOR
+            || self.batches.iter().any(|batch| batch.is_unknown && batch.is_late(now));
+        if !is_stuck || !is_old {
             return;
         }
-        let sent =
-            self.batches.drain(..).flat_map(|batch| batch.callers.into_iter().chain(batch.repeats));
-        for caller in sent.chain(self.waiting.drain(..).map(|waiting| waiting.caller)) {
-            settle(&caller, |call| call.settle(Err(AppendError::Unavailable)));
-        }
+        self.fail_all(&AppendError::NotAppended);
         self.trouble = None;
         self.newest = None;
         if !self.is_numbered {

@@ -8,12 +8,17 @@ struct Rig {
     pipeline: Pipeline,
     now: Instant,
     outcomes: Vec<oneshot::Receiver<AppendOutcome>>,
+    claims: Vec<Arc<Claim>>,
 }
 
 impl Rig {
     fn with(appends: usize) -> Self {
-        let mut rig =
-            Self { pipeline: Pipeline::new(100), now: Instant::now(), outcomes: Vec::new() };
+        let mut rig = Self {
+            pipeline: Pipeline::new(100),
+            now: Instant::now(),
+            outcomes: Vec::new(),
+            claims: Vec::new(),
+        };
         for index in 0..appends {
             rig.append(index);
         }
@@ -25,7 +30,9 @@ impl Rig {
         let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         // An idempotency key, so that every entry is a batch of its own.
         let entry = NewEntry::new("e", index.to_string()).with_key(index.to_string());
-        self.pipeline.push(vec![entry], 0, &Call::new(answer, 1, room));
+        let claim = Arc::<Claim>::default();
+        self.claims.push(Arc::clone(&claim));
+        self.pipeline.push(vec![entry], 0, &Call::new(answer, 1, room, claim));
         self.outcomes.push(outcome);
     }
 
@@ -79,6 +86,7 @@ fn whatever_opens_keeps_too_because_only_then_the_record_gets_its_lifetime() {
     // It begins to wait only now, and was kept a moment ago.
     rig.pipeline.progress_at = rig.now;
     rig.pipeline.kept_at = Some(rig.now);
+    rig.pipeline.waiting[0].since = rig.now;
 
     let late = rig.send();
     assert!(late[0].open && late[0].keeps);
@@ -196,8 +204,53 @@ fn what_never_found_a_connection_fails_after_ten_minutes_too() {
     assert!(rig.send().is_empty());
 
     for outcome in &mut rig.outcomes {
-        assert_eq!(outcome.try_recv(), Ok(Err(AppendError::Unavailable)));
+        assert_eq!(outcome.try_recv(), Ok(Err(AppendError::NotAppended)));
     }
+}
+
+#[test]
+fn what_its_caller_took_back_is_not_sent() {
+    let mut rig = Rig::with(3);
+    let sent = rig.send();
+    rig.answer(&sent[0], 1);
+    assert!(rig.claims[1].withdraw());
+
+    let sent = rig.send();
+
+    assert_eq!((rows(&sent), sent[0].sequence), (vec!["2"], 2));
+    assert!(!rig.claims[2].withdraw(), "it is under way");
+}
+
+#[test]
+fn what_redis_refused_can_be_taken_back_and_what_it_did_not_answer_cannot() {
+    let mut rig = Rig::with(4);
+    let sent = rig.send();
+    rig.answer(&sent[0], 1);
+    let sent = rig.send();
+    rig.pipeline.answered(sent[0].sequence, Answer::NotNow, rig.now);
+    rig.pipeline.answered(sent[1].sequence, Answer::Failed, rig.now);
+    rig.pipeline.answered(sent[2].sequence, Answer::Gap(Some(1)), rig.now);
+
+    assert!(rig.claims[1].withdraw());
+    assert!(!rig.claims[2].withdraw());
+    assert!(rig.claims[3].withdraw());
+
+    let again = rig.send();
+    assert_eq!((rows(&again), again[0].sequence), (vec!["2"], 2));
+}
+
+#[test]
+fn no_idempotency_key_is_sent_when_it_may_have_run_out() {
+    let mut rig = Rig::with(2);
+    let sent = rig.send();
+    rig.answer(&sent[0], 1);
+    rig.now += RETRY_FOR + Duration::from_secs(1);
+    // Something was acknowledged just now, so that the pipeline is not given up as a whole.
+    rig.pipeline.progress_at = rig.now;
+
+    assert!(rig.send().is_empty());
+
+    assert_eq!(rig.outcomes[1].try_recv(), Ok(Err(AppendError::NotAppended)));
 }
 
 /// A producer that numbers its entries; Redis' record, and the numbers that were appended, as the script
@@ -245,7 +298,7 @@ impl Numbered {
         let (answer, outcome) = oneshot::channel();
         let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let entry = NewEntry::new("e", id.to_string());
-        self.pipeline.push(vec![entry], id, &Call::new(answer, 1, room));
+        self.pipeline.push(vec![entry], id, &Call::new(answer, 1, room, Arc::default()));
         self.outcomes.push(outcome);
     }
 

@@ -1,0 +1,91 @@
+//! Why nothing is appended: what an error means, and one line in the log for each change.
+//!
+//! [`appender`](super::appender) asks.
+
+use redis::{RedisError, ServerErrorKind};
+use tokio::time::Instant;
+
+use super::wire;
+
+/// What a failed append means.
+#[derive(Debug)]
+pub(super) enum Failure {
+    NoScript,
+    /// Redis is busy, loading or full: time will change it.
+    Passing,
+    /// This server is no master any more: connect anew, to the one that is.
+    Demoted,
+    Connection,
+    Lasting,
+}
+
+pub(super) fn failure(error: &RedisError) -> Failure {
+    if wire::is_no_script(error) {
+        return Failure::NoScript;
+    }
+    match error.kind() {
+        redis::ErrorKind::Server(
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown,
+        ) => return Failure::Passing,
+        redis::ErrorKind::Server(ServerErrorKind::ReadOnly) => return Failure::Demoted,
+        _ => {}
+    }
+    match error.code() {
+        // MISCONF: the disk is full; OOM: the memory is. Both refuse before anything is written.
+        Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS") => Failure::Passing,
+        Some(_) => Failure::Lasting,
+        None => Failure::Connection,
+    }
+}
+
+/// Why nothing is appended now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    Unreachable,
+    /// Redis answers with this code.
+    Refused(String),
+}
+
+impl Trouble {
+    pub(super) fn refused(error: &RedisError) -> Self {
+        Self::Refused(error.code().unwrap_or_default().to_owned())
+    }
+}
+
+/// Is said when it begins, when it changes, and when it ends.
+#[derive(Debug)]
+pub(super) struct Outage {
+    address: String,
+    now: Option<(Trouble, Instant, u64)>,
+}
+
+impl Outage {
+    pub(super) fn of(address: String) -> Self {
+        Self { address, now: None }
+    }
+
+    pub(super) fn failed(&mut self, trouble: Trouble, error: &RedisError) {
+        let address = &self.address;
+        match &mut self.now {
+            Some((now, _, failures)) if *now == trouble => {
+                *failures += 1;
+                return;
+            }
+            _ if trouble == Trouble::Unreachable => {
+                tracing::warn!(%address, reason = %error, "redis append connection lost");
+            }
+            _ => tracing::warn!(%address, reason = %error, "redis refuses appends"),
+        }
+        self.now = Some((trouble, Instant::now(), 1));
+    }
+
+    pub(super) fn is_over(&mut self) {
+        if let Some((_, since, failures)) = self.now.take() {
+            let (address, seconds) = (&self.address, since.elapsed().as_secs());
+            tracing::info!(%address, failures, seconds, "redis takes appends again");
+        }
+    }
+}
