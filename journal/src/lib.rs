@@ -51,15 +51,17 @@ pub use append::{AppendError, Appended, NewEntry, Receipt};
 pub use follow::{Follower, Update, Updates};
 pub use name::{Name, Side};
 use protocol::Channel;
+pub use protocol::agent::body::{ListChange, NoteCall};
 pub use protocol::frame::Since;
 pub use protocol::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
 pub use read::{Page, Reason, Unavailable, Waiting};
 pub use redis::OpenError;
 pub use retention::{Keep, Retention};
 pub use state::Holder;
+pub use state::alive::{Alive, AlivePage};
 pub use state::approval::{AskError, Asked, NewApproval, Pending};
 pub use state::command::{Command, CommandOutcome, NewCommand, SendError, Sent};
-pub use state::lease::{Alive, LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Lease, LeaseError};
+pub use state::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Lease, LeaseError};
 pub use state::reaper::Reaper;
 pub use state::waiting::WaitingClass;
 
@@ -67,6 +69,7 @@ pub use counts::{COUNTS_LIFETIME, ReplicaCounts};
 
 use memory::Memory;
 use redis::Redis;
+use state::alive::Sample;
 use state::renewal::Leases;
 use state::{Change, Committed, Deadline, Index, Live, Members, Record, Snapshot};
 
@@ -398,10 +401,28 @@ impl Journal {
         }
     }
 
-    async fn leased(&self) -> Result<Vec<(Record, Option<String>)>, Unavailable> {
+    async fn leased(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Box<str>>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.leased()),
-            Backend::Redis(redis) => redis.leased().await,
+            Backend::Memory(memory) => Ok(memory.leased(after, limit)),
+            Backend::Redis(redis) => redis.leased(after, limit).await,
+        }
+    }
+
+    async fn states(&self, records: &[Record]) -> Result<Vec<Option<String>>, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.states(records)),
+            Backend::Redis(redis) => redis.states(records).await,
+        }
+    }
+
+    async fn samples(&self, indexes: &[(Channel, Index)]) -> Result<Vec<Sample>, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.samples(indexes)),
+            Backend::Redis(redis) => redis.samples(indexes).await,
         }
     }
 

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use journal::Parent;
+use journal::{NoteCall, Parent};
 use protocol::{Channel, Kind};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -20,6 +19,7 @@ use crate::closing::Closing;
 use crate::commands::consumer::Outlet;
 use crate::commands::inbox::{Inbox, JoinError, Membership};
 use crate::commands::listener;
+use crate::ends::{Ends, Teller};
 use crate::events::buffer::Buffer;
 use crate::events::writer;
 use crate::leases::{Leases, RETRY_PAUSE};
@@ -59,6 +59,7 @@ pub(crate) struct Inner {
     pub(crate) lifecycle: LifecyclePublisher,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) runs: Arc<Runs>,
+    pub(crate) ends: Arc<Ends>,
     parent: Option<Parent>,
     is_closing: AtomicBool,
     /// Everything is ended.
@@ -102,6 +103,11 @@ impl Agent {
         let leases = Leases::new(link.clone(), lease, fenced.clone());
         let (follower, updates) = link.follow();
         let runs = Arc::<Runs>::default();
+        let teller = Teller {
+            buffer: Arc::clone(&buffer),
+            leases: Arc::clone(&leases),
+            runs: Arc::clone(&runs),
+        };
         let inbox = Arc::new(Inbox::new(link, follower, leases, Arc::clone(&runs)));
         tokio::spawn(writer::write(Arc::clone(&buffer), events));
         tokio::spawn(listener::listen(updates, Arc::clone(&inbox)));
@@ -111,6 +117,7 @@ impl Agent {
             lifecycle: LifecyclePublisher { channel: channel.clone(), buffer },
             inbox,
             runs,
+            ends: Arc::new(Ends::new(teller)),
             parent,
             is_closing: AtomicBool::new(false),
             closed: CancellationToken::new(),
@@ -241,7 +248,7 @@ impl Agent {
     /// [`FlushError::Failed`] counts the events that were sent without waiting since the last flush
     /// and were lost.
     pub async fn flush(&self) -> Result<(), FlushError> {
-        self.inner.lifecycle.buffer.flush().await
+        self.inner.flush().await
     }
 
     /// How many events that nobody waited for have been lost since the agent began. Each loss is
@@ -311,26 +318,25 @@ impl Inner {
         })
     }
 
-    /// Writes into the leases which runs are open: on the own channel, and on the one it was begun
-    /// on.
-    pub(crate) async fn note_runs(&self, begun_on: &Channel) -> Result<(), LinkError> {
-        note_runs(&self.inbox.leases, &self.runs, begun_on).boxed().await
+    /// Waits until all that was said, and all ends that are owed, are in the journal.
+    pub(crate) async fn flush(&self) -> Result<(), FlushError> {
+        let (flushed, ()) = tokio::join!(self.lifecycle.buffer.flush(), self.ends.told());
+        flushed
     }
 
-    /// The run's end was said: when it is written, the run is noted no longer.
-    pub(crate) fn unnote_run(&self, run: &Current) {
-        if !self.runs.is_noted(run.key) {
-            return;
-        }
-        let (buffer, runs) = (Arc::clone(&self.lifecycle.buffer), Arc::clone(&self.runs));
-        let (leases, run) = (Arc::clone(&self.inbox.leases), run.clone());
-        self.inbox.in_background(async move {
-            buffer.written().await;
-            runs.unnote(run.key);
-            if let Err(error) = note_runs(&leases, &runs, &run.channel).await {
-                tracing::debug!(run = &*run.id, %error, "a run's end is not noted");
+    /// Notes that the run has begun: on the own channel, and on the one it was begun on.
+    pub(crate) async fn note_begun(&self, run: &Current) -> Result<(), LinkError> {
+        let (leases, begun_on) = (Arc::clone(&self.inbox.leases), run.channel.clone());
+        let note = NoteCall::begun([(&*run.id).into()]);
+        // To its end, also where the caller has stopped waiting: the run's end comes after it.
+        let noting = tokio::spawn(async move {
+            leases.note(leases.own(), &note).await?;
+            if begun_on != *leases.own() {
+                leases.note(&begun_on, &note).await?;
             }
+            Ok(())
         });
+        noting.await.unwrap_or_else(|_| Err(LinkError::unavailable("the runtime ends")))
     }
 
     async fn close(&self) -> Result<(), FlushError> {
@@ -362,6 +368,7 @@ impl Inner {
             lifecycle: self.lifecycle.clone(),
             inbox: Arc::clone(&self.inbox),
             runs: Arc::clone(&self.runs),
+            ends: Arc::clone(&self.ends),
             parent: self.parent.clone(),
         })
     }
@@ -374,15 +381,6 @@ impl Drop for Inner {
             self.runtime.spawn(closing.close());
         }
     }
-}
-
-async fn note_runs(leases: &Leases, runs: &Runs, begun_on: &Channel) -> Result<(), LinkError> {
-    let own = leases.own();
-    leases.note_runs(own, || runs.noted(own)).await?;
-    if begun_on != own {
-        leases.note_runs(begun_on, || runs.noted(begun_on)).await?;
-    }
-    Ok(())
 }
 
 /// Takes the lease that makes the agent known, and declares whose child it is.

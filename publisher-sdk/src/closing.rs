@@ -9,7 +9,9 @@ use journal::Parent;
 use serde_json::{Map, Value};
 
 use crate::commands::inbox::Inbox;
+use crate::ends::Ends;
 use crate::lifecycle::{LifecyclePhase, LifecyclePublisher};
+use crate::run::with_key;
 use crate::runs::Runs;
 use crate::{FlushError, Reason};
 
@@ -19,6 +21,7 @@ pub(crate) struct Closing {
     pub(crate) lifecycle: LifecyclePublisher,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) runs: Arc<Runs>,
+    pub(crate) ends: Arc<Ends>,
     pub(crate) parent: Option<Parent>,
 }
 
@@ -32,10 +35,14 @@ impl Closing {
             let why = run.cancellation.get().cloned();
             let mut fields = why.map_or_else(Map::new, |why| why.fields());
             fields.insert("runId".to_owned(), Value::from(&*run.id));
-            // Whoever owns the run finds that its end was said.
-            self.runs.end(run.key, || {
-                self.lifecycle.say_without_waiting(LifecyclePhase::Cancelled, fields)
-            });
+            // The owner of the run finds that its end was told.
+            match self.lifecycle.entry(LifecyclePhase::Cancelled, fields) {
+                Ok(entry) => {
+                    let owe = || drop(self.ends.owe(&run, Some(with_key(entry))));
+                    self.runs.end(run.key, owe);
+                }
+                Err(error) => tracing::warn!(run = &*run.id, %error, "a run's end cannot be told"),
+            }
         }
         self.lifecycle.buffer.close();
     }
@@ -43,7 +50,8 @@ impl Closing {
     /// Ends everything; waits for Redis as long as it takes.
     pub(crate) async fn close(self) -> Result<(), FlushError> {
         self.begin();
-        let (flushed, ()) = tokio::join!(self.lifecycle.buffer.flush(), self.inbox.settled());
+        let (flushed, (), ()) =
+            tokio::join!(self.lifecycle.buffer.flush(), self.inbox.settled(), self.ends.told());
         if let Some(parent) = &self.parent
             && let Err(error) = self.inbox.link.disown(parent, self.inbox.leases.holder()).await
         {

@@ -11,16 +11,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use journal::Holder;
+use futures_util::future::{BoxFuture, join_all};
+use journal::{Holder, ListChange, NewEntry, NoteCall};
 use protocol::Channel;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::link::{LeaseHandle, LinkError, RecordLink};
 
 /// The pace at which an unanswered Redis is asked again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How many channels one note names at most.
+const NOTE_MAX: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Leases {
@@ -138,35 +141,56 @@ impl Leases {
         self.leave(&self.own, || false).await;
     }
 
-    /// Notes on `channel` which runs are open; tried until it is done.
-    pub(crate) async fn note_runs(
-        &self,
-        channel: &Channel,
-        runs: impl Fn() -> Vec<Box<str>>,
-    ) -> Result<(), LinkError> {
+    /// Notes beside the lease of `channel` what came and went; tried until it is done. Nothing is noted where no
+    /// lease is held.
+    pub(crate) async fn note(&self, channel: &Channel, note: &NoteCall) -> Result<(), LinkError> {
         loop {
-            let slot = self.slots().get(channel).cloned();
-            let Some(slot) = slot else { return Ok(()) };
-            let noted = match &*slot.lock().await {
-                // The runs as they are now: whoever notes last notes what is true.
-                Some(held) => held.lease.note_runs(runs()).await,
-                None => return Ok(()),
-            };
-            match noted {
-                Err(LinkError::Unavailable(_)) => tokio::time::sleep(RETRY_PAUSE).await,
+            let Some(slot) = self.locked(channel).await else { return Ok(()) };
+            let Some(held) = &*slot else { return Ok(()) };
+            match held.lease.note(note).await {
+                Err(LinkError::Unavailable(_)) => {}
                 noted => return noted,
             }
+            drop(slot);
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// Keeps the record of the served channels true, for whoever asks who is alive.
+    /// Tells the end of a run on the agent's own channel; tried until it is done. What is given back resolves when
+    /// the end is copied to `global:events`.
+    pub(crate) async fn end_run(
+        &self,
+        run_id: &str,
+        entry: &NewEntry,
+    ) -> Result<BoxFuture<'static, ()>, LinkError> {
+        loop {
+            let slot = self.locked(&self.own).await;
+            let held = slot.as_ref().and_then(|slot| slot.as_ref());
+            // It is released last, when nothing is owed any more.
+            let Some(held) = held else { return Err(LinkError::Fenced) };
+            match held.lease.end_run(run_id, entry).await {
+                Err(LinkError::Unavailable(_)) => {}
+                ended => return ended,
+            }
+            drop(slot);
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn locked(&self, channel: &Channel) -> Option<OwnedMutexGuard<Option<Held>>> {
+        let slot = self.slots().get(channel).cloned()?;
+        Some(slot.lock_owned().await)
+    }
+
+    /// Keeps the record of the served channels true, for those who ask who is alive.
     async fn keep_channels(self: Arc<Self>) {
         let ended = self.ended.clone();
         let keeping = async {
+            let mut noted = BTreeSet::new();
             loop {
                 self.changed.notified().await;
-                while let Err(LinkError::Unavailable(_)) = self.note_channels().await {
-                    tokio::time::sleep(RETRY_PAUSE).await;
+                if let Err(error) = self.note_channels(&mut noted).await {
+                    tracing::debug!(%error, "the served channels are not noted");
                 }
             }
         };
@@ -177,14 +201,25 @@ impl Leases {
         }
     }
 
-    async fn note_channels(&self) -> Result<(), LinkError> {
-        let slot = self.slots().get(&self.own).cloned();
-        let Some(slot) = slot else { return Ok(()) };
-        let held = slot.lock().await;
-        let Some(held) = &*held else { return Ok(()) };
-        let others = self.serving().iter().cloned().collect::<Vec<_>>();
-        let channels = [self.own.clone()].into_iter().chain(others).collect();
-        held.lease.note_channels(channels).await
+    /// Notes what has changed since, some at a time: no frame grows with the number of sessions.
+    async fn note_channels(&self, noted: &mut BTreeSet<Channel>) -> Result<(), LinkError> {
+        loop {
+            let mut served = self.serving().clone();
+            served.insert(self.own.clone());
+            let added: Vec<Channel> = served.difference(noted).take(NOTE_MAX).cloned().collect();
+            let room = NOTE_MAX - added.len();
+            let removed: Vec<Channel> = noted.difference(&served).take(room).cloned().collect();
+            if added.is_empty() && removed.is_empty() {
+                return Ok(());
+            }
+            let channels = ListChange { added, removed };
+            let note = NoteCall { channels, ..NoteCall::default() };
+            self.note(&self.own, &note).await?;
+            noted.extend(note.channels.added);
+            for removed in &note.channels.removed {
+                noted.remove(removed);
+            }
+        }
     }
 
     fn watch(&self, lease: LeaseHandle) -> Held {

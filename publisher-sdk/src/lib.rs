@@ -44,6 +44,7 @@ mod agent;
 mod approvals;
 mod closing;
 mod commands;
+mod ends;
 mod error;
 mod events;
 mod leases;

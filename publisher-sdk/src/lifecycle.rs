@@ -66,37 +66,8 @@ impl LifecyclePublisher {
         saying.await.unwrap_or(Err(PublishError::Closed)).map(drop)
     }
 
-    /// Puts it in at once, whether there is room or not: an end that is owed. What is given back says when both
-    /// are written.
-    pub(crate) fn owe(
-        &self,
-        phase: LifecyclePhase,
-        fields: Map<String, Value>,
-    ) -> Result<impl Future<Output = Result<(), PublishError>> + Send + 'static, PublishError> {
-        let entry = self.entry(phase, fields)?;
-        let own = self.buffer.owe(&self.channel, entry.clone())?;
-        let all = self.buffer.owe(&Channel::global_events(), entry)?;
-        Ok(async move {
-            for answered in [own, all] {
-                answered.await.unwrap_or(Err(PublishError::Closed))?;
-            }
-            Ok(())
-        })
-    }
-
-    /// The same as far as possible where nobody can wait.
-    pub(crate) fn say_without_waiting(&self, phase: LifecyclePhase, fields: Map<String, Value>) {
-        match self.owe(phase, fields) {
-            // Whoever declared the agent lost has said so.
-            Ok(_) | Err(PublishError::Fenced) => {}
-            Err(error) => {
-                let event = phase.event();
-                tracing::warn!(channel = %self.channel, %error, "`{event}` could not be said");
-            }
-        }
-    }
-
-    fn entry(
+    /// The event, as it is appended.
+    pub(crate) fn entry(
         &self,
         phase: LifecyclePhase,
         mut fields: Map<String, Value>,

@@ -125,7 +125,7 @@ impl Publisher {
     /// # Errors
     /// As [`Agent::flush`](crate::Agent::flush).
     pub async fn flush(&self) -> Result<(), FlushError> {
-        self.agent.lifecycle.buffer.flush().await
+        self.agent.flush().await
     }
 }
 

@@ -5,16 +5,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use journal::Parent;
+use journal::{NewEntry, Parent};
 use protocol::{Channel, Kind};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::agent::Inner;
+use crate::ends;
 use crate::lifecycle::{self, LifecyclePhase};
-use crate::link::LinkError;
 use crate::reason::within_bounds;
 use crate::runs::Current;
 use crate::{Cancellation, PublishError, Reason};
@@ -124,16 +125,12 @@ impl Run {
         let fields = self.fields(lifecycle::fields(fields)?);
         self.agent.runs.note(&self.current);
         let announced = async {
-            self.agent.note_runs(&self.current.channel).await.map_err(|error| match error {
-                LinkError::Fenced => PublishError::Fenced,
-                LinkError::Refused(why) => PublishError::Refused(why),
-                _ => PublishError::Closed,
-            })?;
+            self.agent.note_begun(&self.current).await.map_err(ends::refused)?;
             self.agent.lifecycle.say(LifecyclePhase::Spawned, fields).await
         };
         let announced = announced.await;
         if announced.is_err() {
-            self.agent.unnote_run(&self.current);
+            drop(self.agent.ends.owe(&self.current, None));
         }
         announced
     }
@@ -209,23 +206,13 @@ impl Run {
         phase: LifecyclePhase,
         fields: Map<String, Value>,
     ) -> Result<(), PublishError> {
-        let (agent, current) = (Arc::clone(&self.agent), self.current.clone());
-        let fields = self.fields(fields);
-        let Some(saying) = agent.runs.end(current.key, || agent.lifecycle.owe(phase, fields))
-        else {
+        let entry = self.agent.lifecycle.entry(phase, self.fields(fields))?;
+        let owe = || self.agent.ends.owe(&self.current, Some(with_key(entry)));
+        let Some(told) = self.agent.runs.end(self.current.key, owe) else {
             // The agent was closed, and has said so.
             return Ok(());
         };
-        // However early the caller stops waiting: what is said is noted, too.
-        let ending = tokio::spawn(async move {
-            let said = match saying {
-                Ok(saying) => saying.await,
-                Err(error) => Err(error),
-            };
-            agent.unnote_run(&current);
-            said
-        });
-        ending.await.unwrap_or(Err(PublishError::Closed))
+        told.await.unwrap_or(Err(PublishError::Closed))
     }
 
     fn fields(&self, mut fields: Map<String, Value>) -> Map<String, Value> {
@@ -245,15 +232,17 @@ impl Drop for Run {
             None => (LifecyclePhase::Failed, failed("the run ended without a result")),
         };
         let fields = self.fields(fields);
-        let say = || {
-            if is_owed {
-                self.agent.lifecycle.say_without_waiting(phase, fields);
-            }
-        };
-        if self.agent.runs.end(self.current.key, say).is_some() {
-            self.agent.unnote_run(&self.current);
-        }
+        let entry = self.agent.lifecycle.entry(phase, fields);
+        self.agent.runs.end(self.current.key, || match entry {
+            Ok(entry) if is_owed => drop(self.agent.ends.owe(&self.current, Some(with_key(entry)))),
+            _ => {}
+        });
     }
+}
+
+/// An end is told once, however often it is tried.
+pub(crate) fn with_key(entry: NewEntry) -> NewEntry {
+    entry.with_key(Uuid::new_v4().to_string())
 }
 
 fn failed(error: &str) -> Map<String, Value> {

@@ -140,17 +140,6 @@ impl Runs {
         self.state().noted.contains_key(&key)
     }
 
-    /// The runs that are noted: on the agent's own channel all, on a session those begun there.
-    pub(crate) fn noted(&self, channel: &Channel) -> Vec<Box<str>> {
-        let state = self.state();
-        let mut noted: Vec<(u64, Box<str>)> = (state.noted.values())
-            .filter(|run| is_reached(channel, &run.channel))
-            .map(|run| (run.key, (&*run.id).into()))
-            .collect();
-        noted.sort_unstable_by_key(|(key, _)| *key);
-        noted.into_iter().map(|(_, id)| id).collect()
-    }
-
     /// The run has ended. Whoever finds that it was current until now says its end: `say` puts that into the
     /// buffer before anybody who waits for the last run, or closes, can take the run for over.
     pub(crate) fn end<T>(&self, key: u64, say: impl FnOnce() -> T) -> Option<T> {

@@ -89,3 +89,29 @@ async fn a_redis_that_refuses_writes_for_a_while_ends_no_agent_and_each_run_once
         assert!(losses(&browser).is_empty(), "{setting}");
     }
 }
+
+/// (a) All is gone, and the agents go on at once.
+#[tokio::test]
+async fn a_flushed_redis_fences_no_agent_whatever_it_does_next() {
+    let cluster = cluster().await;
+    let agent = cluster.agent("worker").await;
+    for step in 0..12 {
+        let run = agent.begin_run(format!("r{step}"));
+        let kept = if step % 4 == 1 {
+            None
+        } else {
+            Some(agent.session(&format!("s{step}")).await.unwrap())
+        };
+        run.announce(&()).await.unwrap();
+        let () = cluster.redis.run(&["FLUSHALL"]).await;
+        match step % 4 {
+            0 => run.complete().await.unwrap(),
+            1 => drop(agent.session(&format!("s{step}")).await.unwrap()),
+            2 => agent.begin_run("other").announce(&()).await.unwrap(),
+            _ => drop(kept),
+        }
+        assert!(!agent.is_fenced(), "step {step}");
+    }
+    pause(cluster.lease()).await;
+    assert!(!agent.is_fenced());
+}

@@ -8,6 +8,7 @@ use protocol::{Channel, Offset};
 use super::waiting::WaitingList;
 use super::{Memory, State, StoredStream, micros};
 use crate::Name;
+use crate::state::alive::{SHOWN_MAX, Sample};
 use crate::state::{
     Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
     RecordKind, Snapshot, WaitingLimits,
@@ -107,6 +108,7 @@ impl Memory {
         let is_met = match &change.condition {
             Condition::Always => true,
             Condition::Due(deadline) => state.records.is_due(*deadline, record, now),
+            Condition::Absent(other) => state.records.state(other, now).is_none(),
             Condition::Room(list, most) => {
                 (state.records.index(&record.channel, list).len() as u64) < *most
             }
@@ -159,10 +161,13 @@ impl Memory {
     pub(crate) fn renew(&self, leases: &[(Record, Holder)], lasts: Duration) -> Vec<usize> {
         let mut state = self.state();
         let ends = state.now_us() + micros(lasts);
+        let records = &mut state.records;
         let renewed = leases.iter().enumerate().filter_map(|(place, (lease, holder))| {
-            let is_fenced = state.records.is_fenced(&lease.channel, holder.producer());
-            match state.records.deadlines.get_mut(&(Deadline::Lose, lease.clone())) {
-                Some(at) if !is_fenced => {
+            let agents = records.indexes.get(&(lease.channel.clone(), Index::Agents));
+            let incarnation = agents.and_then(|agents| agents.get(&holder.agent));
+            let is_theirs = incarnation.is_some_and(|it| **it == *holder.incarnation.to_string());
+            match records.deadlines.get_mut(&(Deadline::Lose, lease.clone())) {
+                Some(at) if is_theirs => {
                     *at = ends;
                     None
                 }
@@ -172,14 +177,34 @@ impl Memory {
         renewed.collect()
     }
 
-    pub(crate) fn leased(&self) -> Vec<(Record, Option<String>)> {
+    pub(crate) fn leased(&self, after: Option<&str>, limit: usize) -> Vec<Box<str>> {
+        let state = self.state();
+        let leases = state.records.deadlines.keys().filter(|(deadline, record)| {
+            *deadline == Deadline::Lose && record.channel.kind() == protocol::Kind::Agent
+        });
+        let place = |id: &str| (protocol::partition(&format!("agent:{id}")), Box::<str>::from(id));
+        let after = after.map(place);
+        let mut ids: Vec<_> = leases.map(|(_, record)| place(&record.id)).collect();
+        ids.sort_unstable();
+        let ids = ids.into_iter().filter(|id| after.as_ref().is_none_or(|after| id > after));
+        ids.take(limit).map(|(_, id)| id).collect()
+    }
+
+    pub(crate) fn states(&self, records: &[Record]) -> Vec<Option<String>> {
         let mut state = self.state();
         let now = state.now_us();
-        let leases =
-            state.records.deadlines.keys().filter(|(deadline, _)| *deadline == Deadline::Lose);
-        leases
-            .map(|(_, record)| (record.clone(), state.records.state(record, now).cloned()))
-            .collect()
+        records.iter().map(|record| state.records.state(record, now).cloned()).collect()
+    }
+
+    pub(crate) fn samples(&self, indexes: &[(Channel, Index)]) -> Vec<Sample> {
+        let state = self.state();
+        let sample = |index: &(Channel, Index)| {
+            let members = state.records.indexes.get(index);
+            let shown = members.into_iter().flat_map(|members| members.keys()).take(SHOWN_MAX);
+            let total = members.map_or(0, |members| members.len() as u64);
+            Sample { members: shown.cloned().collect(), total }
+        };
+        indexes.iter().map(sample).collect()
     }
 
     pub(crate) fn place_approval(
@@ -263,6 +288,16 @@ impl State {
                 {
                     members.remove(id);
                 }
+            }
+            Effect::Clear(index) => {
+                self.records.indexes.remove(&(channel.clone(), index.clone()));
+            }
+            Effect::Write(record, state, lifetime) => {
+                let until = Some(now + micros(*lifetime));
+                self.records.states.insert(record.clone(), (state.clone(), until));
+            }
+            Effect::DueOf(deadline, record, after) => {
+                self.records.deadlines.insert((*deadline, record.clone()), now + micros(*after));
             }
             Effect::Due(deadline, None) => {
                 self.records.deadlines.remove(&(*deadline, record.clone()));

@@ -4,11 +4,13 @@
 -- KEYS  1 state   2… those that the parts below name by their numbers
 -- ARGV  1 expected state, '' for none   2 new state, '' for none   3 its lifetime in ms, '' for ever
 --       4… parts:
---   conditions  fenced <producer's record> | is-due <deadlines> <member> | room <index> <most>
+--   conditions  fenced <producer's record> | is-due <deadlines> <member> | room <index> <most> |
+--               absent <record>
 --   effects     append <stream> <notification> <settings> <retention field> <its default> <row> |
 --               wait <those six> <list> <entries> <counts> <member> <class> <sender> <limits> |
 --               wait-no-more <list> <entries> <counts> <member> |
---               put <index> <member> <value> | remove <index> <member> |
+--               put <index> <member> <value> | remove <index> <member> | clear <index> |
+--               write <record> <state> <lifetime ms> |
 --               due <deadlines> <member> <ms from now> | never <deadlines> <member> |
 --               fence <producer's record> <lifetime ms> | notify <address> <text>
 --
@@ -91,6 +93,9 @@ parts = {
   ['room'] = {2, function(index, most)
     if call('HLEN', key(index)) >= tonumber(most) then return 'unmet' end
   end},
+  ['absent'] = {1, function(record)
+    if call('GET', key(record)) then return 'unmet' end
+  end},
   ['append'] = {6, function(stream, _, settings, field, default)
     local head = call('XREVRANGE', key(stream), '+', '-', 'COUNT', '1')[1]
     last[stream] = head and head[1] or nil
@@ -152,6 +157,10 @@ parts = {
     function(index, member, value) call('HSET', key(index), member, value) end},
   ['remove'] = {2, function(index) call('HLEN', key(index)) end,
     function(index, member) call('HDEL', key(index), member) end},
+  ['clear'] = {1, function(index) call('HLEN', key(index)) end,
+    function(index) call('DEL', key(index)) end},
+  ['write'] = {3, function(record) call('GET', key(record)) end,
+    function(record, state, lifetime) call('SET', key(record), state, 'PX', lifetime) end},
   ['due'] = {3, function(deadlines) call('ZCARD', key(deadlines)) end,
     function(deadlines, member, after)
       call('ZADD', key(deadlines), string.format('%.0f', ms + tonumber(after)), member)

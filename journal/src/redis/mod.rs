@@ -6,6 +6,7 @@
 mod appender;
 mod counts;
 mod keys;
+mod leases;
 mod link;
 mod outage;
 mod pipeline;

@@ -1,6 +1,5 @@
 //! States in Redis: [`state`](crate::state)'s steps as one script, and what is read around them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ pub(super) struct Scripts {
     snapshot: Script,
     live: Script,
     waiting: Script,
-    renew: Script,
+    pub(super) renew: Script,
     approvals: Script,
     forget: Script,
 }
@@ -122,6 +121,9 @@ impl Redis {
             Condition::Due(deadline) => {
                 step.arg("is-due").key(deadlines()).arg(member(deadline));
             }
+            Condition::Absent(record) => {
+                step.arg("absent").key(keys.state(record));
+            }
             Condition::Room(index, most) => {
                 step.arg("room").key(keys.index(channel, index)).arg(*most);
             }
@@ -155,6 +157,16 @@ impl Redis {
                 }
                 Effect::Remove(index, id) => {
                     step.arg("remove").key(keys.index(channel, index)).arg(&**id);
+                }
+                Effect::Clear(index) => {
+                    step.arg("clear").key(keys.index(channel, index));
+                }
+                Effect::Write(record, state, lifetime) => {
+                    step.arg("write").key(keys.state(record)).arg(state).arg(millis(*lifetime));
+                }
+                Effect::DueOf(deadline, record, after) => {
+                    let member = self::member(*deadline, channel, &record.id);
+                    step.arg("due").key(deadlines()).arg(member).arg(millis(*after));
                 }
                 Effect::Due(deadline, Some(after)) => {
                     step.arg("due").key(deadlines()).arg(member(deadline)).arg(millis(*after));
@@ -227,76 +239,6 @@ impl Redis {
         invocation.arg(member(deadline, &record.channel, &record.id));
         let mut connection = self.lend().await?;
         invocation.invoke_async(&mut connection).await.map_err(unavailable)
-    }
-
-    /// Renews leases; answers the places of those that are not there, or another's.
-    pub(crate) async fn renew(
-        &self,
-        leases: &[(Record, Holder)],
-        lasts: Duration,
-    ) -> Result<Vec<usize>, Unavailable> {
-        let mut partitions: HashMap<u8, Vec<usize>> = HashMap::new();
-        for (place, (record, _)) in leases.iter().enumerate() {
-            partitions.entry(record.channel.partition()).or_default().push(place);
-        }
-        let partitions: Vec<(u8, Vec<usize>)> = partitions.into_iter().collect();
-        let mut connection = self.lend().await?;
-        for loaded in [false, true] {
-            let mut pipe = redis::pipe();
-            if loaded {
-                pipe.load_script(&self.state.renew).ignore();
-            }
-            for (partition, places) in &partitions {
-                let mut invocation = self.state.renew.key(self.keys.deadlines(*partition));
-                invocation.arg(millis(lasts));
-                for place in places {
-                    let (record, holder) = &leases[*place];
-                    let events = Name::events(record.channel.clone());
-                    invocation.key(self.keys.producer_record(&events, &holder.producer()));
-                    invocation.arg(member(Deadline::Lose, &record.channel, &record.id));
-                }
-                pipe.invoke_script(&invocation);
-            }
-            match pipe.query_async::<Vec<Vec<usize>>>(&mut connection).await {
-                Err(error) if !loaded && wire::is_no_script(&error) => {}
-                Err(error) => return Err(unavailable(error)),
-                Ok(missing) => {
-                    let missing = partitions.iter().zip(missing);
-                    return Ok(missing
-                        .flat_map(|((_, places), missing)| {
-                            missing.into_iter().filter_map(|at| places.get(at.checked_sub(1)?))
-                        })
-                        .copied()
-                        .collect());
-                }
-            }
-        }
-        Err(Unavailable("the scripts are flushed again and again".to_owned()))
-    }
-
-    /// Every lease that lasts, with its state.
-    pub(crate) async fn leased(&self) -> Result<Vec<(Record, Option<String>)>, Unavailable> {
-        let mut connection = self.connection().await?;
-        let mut pipe = redis::pipe();
-        for partition in 0..=u8::MAX {
-            pipe.zrange(self.keys.deadlines(partition), 0, -1);
-        }
-        let all: Vec<Vec<String>> = pipe.query_async(&mut connection).await.map_err(unavailable)?;
-        let leases = all.iter().flatten().filter_map(|member| deadline(member));
-        let leases: Vec<Record> = leases
-            .filter(|(deadline, _)| *deadline == Deadline::Lose)
-            .map(|(_, record)| record)
-            .collect();
-        if leases.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipe = redis::pipe();
-        for record in &leases {
-            pipe.get(self.keys.state(record));
-        }
-        let states: Vec<Option<String>> =
-            pipe.query_async(&mut connection).await.map_err(unavailable)?;
-        Ok(leases.into_iter().zip(states).collect())
     }
 
     /// Notes on which channel the approval stands; answers where it stood first.
@@ -414,16 +356,16 @@ fn row(entry: &NewEntry) -> String {
     format!("{} {} {}", entry.name, entry.idempotency_key.as_deref().unwrap_or("-"), entry.data)
 }
 
-fn millis(duration: Duration) -> String {
+pub(super) fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
 /// How a deadline stands among the deadlines.
-fn member(deadline: Deadline, channel: &Channel, id: &str) -> String {
+pub(super) fn member(deadline: Deadline, channel: &Channel, id: &str) -> String {
     format!("{} {channel} {id}", deadline.as_str())
 }
 
-fn deadline(member: &str) -> Option<(Deadline, Record)> {
+pub(super) fn deadline(member: &str) -> Option<(Deadline, Record)> {
     let mut parts = member.splitn(3, ' ');
     let word = parts.next()?;
     let deadline = Deadline::ALL.into_iter().find(|deadline| deadline.as_str() == word)?;

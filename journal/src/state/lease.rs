@@ -1,14 +1,14 @@
-//! ◆ An agent's proof of life on a channel: held, renewed, released, or lost.
+//! ◆ An agent's proof of life on a channel: taken, held, released.
 //!
-//! A lease names the agent's incarnation. Whoever takes the lease anew, or finds it lost, fences the older
-//! incarnation in the same step: from then on it can neither publish there nor take or finish commands. A
-//! lost agent is announced once, by the one step that changes its state from alive to lost; everything
-//! that may be repeated comes after it.
+//! [`standing`](super::standing) → **lease** → [`renewal`](super::renewal), [`note`](super::note),
+//! [`loss`](super::loss). A lease names the agent's incarnation, and the highest one wins, always: who takes the
+//! lease, or finds an older incarnation's, fences that in the same step. From then on it can neither publish
+//! there nor take or finish commands. Which runs are open, and which channels the agent serves, stands in
+//! indexes beside the lease, so that no step grows with them.
 
 use std::time::Duration;
 
-use protocol::agent::body::NoteCall;
-use protocol::{Channel, Kind, Parent};
+use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -16,9 +16,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::loss::lost_event;
+use super::loss::OpenRuns;
+use super::renewal::{Held, Written};
+use super::standing::{self, Standing};
 use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind};
-use crate::{Journal, Unavailable};
+use crate::{Journal, Parent, Unavailable};
 
 /// How long a lease lasts that is not renewed, where nothing else is set.
 pub const LEASE_DEFAULT: Duration = Duration::from_secs(15);
@@ -37,48 +39,27 @@ pub(super) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
 #[serde(rename_all = "snake_case")]
 pub(super) enum LeasePhase {
     Alive,
-    /// It was not renewed in time; what it left is not settled yet.
+    /// It was not renewed in time.
     Lost,
-    /// Lost, and settled.
-    Settled,
-    /// It said good-bye.
+    /// The agent has left.
     Released,
 }
 
 /// A lease's state.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) phase: LeasePhase,
     pub(super) incarnation: u64,
-    /// Which taking of the lease it is: no two are the same state, and who holds an older one lets it be.
+    /// Which taking of the lease it is: no two are the same state, and who holds an older one leaves it alone.
     #[serde(default)]
     pub(super) taking: Uuid,
+    /// Rises with each note: a step that names the open runs is made only while they are these.
+    #[serde(default)]
+    pub(super) version: u64,
     /// Since when, Unix milliseconds.
     pub(super) since: u64,
-    /// Runs that have begun and not ended.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) runs: Vec<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) parent: Option<Parent>,
-    /// The channels it holds leases on; kept on its own channel only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) channels: Vec<Channel>,
-}
-
-/// An agent that is alive.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Alive {
-    /// Its id.
-    pub agent_id: Box<str>,
-    /// Since when, Unix milliseconds.
-    pub since: u64,
-    /// Runs that have begun and not ended.
-    pub runs: Vec<Box<str>>,
-    /// The channels that it serves, its own first.
-    pub channels: Vec<Channel>,
-    /// Who spawned it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent: Option<Parent>,
 }
 
 /// Why there is no lease.
@@ -101,83 +82,30 @@ pub(super) fn record(channel: &Channel, agent: &str) -> Record {
 /// released or lost.
 #[derive(Debug)]
 pub struct Lease {
-    journal: Journal,
-    channel: Channel,
-    holder: Holder,
-    lost: CancellationToken,
+    pub(super) journal: Journal,
+    pub(super) held: Held,
     key: u64,
-    taking: Uuid,
 }
 
 impl Lease {
     /// On which channel.
     pub fn channel(&self) -> &Channel {
-        &self.channel
+        &self.held.record.channel
     }
 
     /// Who holds it.
     pub fn holder(&self) -> &Holder {
-        &self.holder
+        &self.held.holder
     }
 
     /// Which taking of the lease it is.
     pub fn taking(&self) -> Uuid {
-        self.taking
+        self.held.taking
     }
 
     /// Is cancelled when the lease is lost, or taken over by a newer incarnation.
     pub fn lost(&self) -> CancellationToken {
-        self.lost.clone()
-    }
-
-    /// Keeps in the record which runs are open, so that their end is told if the agent dies.
-    ///
-    /// # Errors
-    /// [`LeaseError`].
-    pub async fn note_runs(&self, runs: Vec<Box<str>>) -> Result<(), LeaseError> {
-        self.note(|state| state.runs.clone_from(&runs)).await
-    }
-
-    /// Keeps in the record on which channels the agent holds leases, for whoever asks who is alive.
-    ///
-    /// # Errors
-    /// [`LeaseError`].
-    pub async fn note_channels(&self, channels: Vec<Channel>) -> Result<(), LeaseError> {
-        self.note(|state| state.channels.clone_from(&channels)).await
-    }
-
-    /// Keeps in the record what has changed in both lists.
-    ///
-    /// # Errors
-    /// [`LeaseError`].
-    pub async fn note_change(&self, change: &NoteCall) -> Result<(), LeaseError> {
-        self.note(|state| {
-            change.runs.apply(&mut state.runs);
-            change.channels.apply(&mut state.channels);
-        })
-        .await
-    }
-
-    async fn note(&self, edit: impl Fn(&mut State)) -> Result<(), LeaseError> {
-        let record = record(&self.channel, &self.holder.agent);
-        let rule = |found: Option<State>, _| match found.filter(|s| s.is_held_by(&self.holder)) {
-            None => Decision::Keep(None),
-            Some(mut state) => {
-                edit(&mut state);
-                Decision::Set(Change::new(&state), Some(state))
-            }
-        };
-        let noted = self.journal.transact(&record, rule).await?;
-        match noted.done().flatten() {
-            Some(state) => {
-                self.journal.leases().keep(self.key, state);
-                Ok(())
-            }
-            None => {
-                self.lost.cancel();
-                Err(LeaseError::Fenced)
-            }
-        }
+        self.held.lost.clone()
     }
 
     /// Gives the lease up: the agent leaves of its own will. What it has taken and not finished is answered
@@ -201,7 +129,7 @@ impl Lease {
     /// [`Unavailable`].
     pub async fn give_up(&self) -> Result<(), Unavailable> {
         self.journal.leases().forget(self.key);
-        self.journal.release(&self.channel, &self.holder, Some(self.taking)).await
+        self.journal.release(self.channel(), self.holder(), Some(self.held.taking)).await
     }
 }
 
@@ -211,100 +139,90 @@ impl Drop for Lease {
     }
 }
 
-impl State {
-    pub(super) fn is_held_by(&self, holder: &Holder) -> bool {
-        self.phase == LeasePhase::Alive && self.incarnation == holder.incarnation
-    }
-
-    /// `None` asks for no particular one.
-    pub(super) fn is_taking(&self, taking: Option<Uuid>) -> bool {
-        taking.is_none_or(|taking| taking == self.taking)
-    }
-}
-
-/// A lease that was taken.
-struct Taken {
-    state: State,
-    /// From one that was alive.
-    takes_over: bool,
-    /// Who is gone, and why, for the firehose.
-    gone: Option<(State, &'static str)>,
-}
-
-/// The newest incarnation holds the lease, and fences the one before; `None` for an older one.
+/// The newest incarnation holds the lease, and takes it over from an older one; `None` for an older one.
 fn taken(
     found: Option<State>,
+    open: &OpenRuns,
     now_ms: u64,
     record: &Record,
     incarnation: Option<u64>,
     parent: Option<&Parent>,
     (taking, lasts): (Uuid, Duration),
-) -> Decision<Option<Taken>> {
-    let agent = &*record.id;
+) -> Decision<Option<State>> {
     let last = found.as_ref().map_or(0, |state| state.incarnation);
-    let has_ended = |state: &State| matches!(state.phase, LeasePhase::Lost | LeasePhase::Settled);
-    let incarnation = match incarnation {
-        None => now_ms.max(last + 1),
-        Some(incarnation) if incarnation < last => return Decision::Keep(None),
-        Some(incarnation) if incarnation == last && found.as_ref().is_some_and(has_ended) => {
-            return Decision::Keep(None);
-        }
-        Some(incarnation) => incarnation,
+    let incarnation = incarnation.unwrap_or(now_ms.max(last + 1));
+    let holder = Holder { agent: record.id.clone(), incarnation };
+    let new = State {
+        phase: LeasePhase::Alive,
+        incarnation,
+        taking,
+        version: 0,
+        since: now_ms,
+        parent: parent.cloned(),
     };
-    let holder = Holder { agent: agent.into(), incarnation };
-    // Taken back over a new connection it is the same life.
-    let state = match found.as_ref().filter(|found| found.is_held_by(&holder)).cloned() {
-        Some(same) => {
-            State { taking, parent: parent.cloned().or_else(|| same.parent.clone()), ..same }
+    let (state, older) = match standing::of(found, &holder) {
+        Standing::Fenced => return Decision::Keep(None),
+        // Taken back over a new connection it is the same life.
+        Standing::Own(same) => {
+            let parent = parent.cloned().or_else(|| same.parent.clone());
+            (State { taking, parent, ..same }, None)
         }
-        None => State {
-            phase: LeasePhase::Alive,
-            incarnation,
-            taking,
-            since: now_ms,
-            runs: Vec::new(),
-            parent: parent.cloned(),
-            channels: Vec::new(),
-        },
+        Standing::Missing | Standing::Released => (new, None),
+        Standing::Older(older) => (new, Some(older)),
     };
     let mut change = Change::new(&state);
-    change.effects = vec![
-        Effect::Put(Index::Agents, agent.into(), "".into()),
-        Effect::Due(Deadline::Lose, Some(lasts)),
-        Effect::Due(Deadline::Settle, None),
-    ];
-    if last != 0 && last < incarnation {
-        change.effects.push(Effect::Fence(Holder { agent: agent.into(), incarnation: last }));
+    change.effects = standing::alive(&holder, lasts);
+    if let Some(older) = &older {
+        standing::take_over(&mut change, record, older, open);
     }
-    let before = found.filter(|before| before.incarnation < incarnation);
-    let takes_over = before.as_ref().is_some_and(|before| before.phase == LeasePhase::Alive);
-    // Who was lost was announced here; who is replaced over open runs is announced now.
-    let gone = before.and_then(|before| match before.phase {
-        LeasePhase::Alive if !before.runs.is_empty() => Some((before, "replaced")),
-        LeasePhase::Lost => Some((before, "lost")),
-        _ => None,
-    });
-    if let Some((before, reason @ "replaced")) = &gone
-        && record.channel.kind() != Kind::Service
-    {
-        change.effects.push(Effect::Event(lost_event(agent, before, reason)));
-    }
-    Decision::Set(change, Some(Taken { state, takes_over, gone }))
+    Decision::Set(change, Some(state))
 }
 
 /// The holder leaves of its own will.
-fn released(found: Option<State>, holder: &Holder, taking: Option<Uuid>) -> Decision<()> {
-    let is_theirs = |state: &State| state.is_held_by(holder) && state.is_taking(taking);
-    let Some(mut state) = found.filter(is_theirs) else { return Decision::Keep(()) };
-    state.phase = LeasePhase::Released;
-    state.runs.clear();
-    let mut change = Change::new(&state);
+fn released(
+    found: Option<State>,
+    open: &OpenRuns,
+    now_ms: u64,
+    record: &Record,
+    holder: &Holder,
+    taking: Option<Uuid>,
+) -> Decision<()> {
+    let (state, older) = match standing::of(found, holder) {
+        Standing::Own(state) if taking.is_none_or(|taking| taking == state.taking) => (state, None),
+        Standing::Own(_) | Standing::Released | Standing::Fenced => return Decision::Keep(()),
+        // It is written all the same: an older incarnation that wakes up shall find it.
+        Standing::Missing => (State::missing(holder, now_ms), None),
+        Standing::Older(older) => (State::missing(holder, now_ms), Some(older)),
+    };
+    let mut change = Change::new(&State { phase: LeasePhase::Released, ..state });
     change.lifetime = Some(REMEMBERED);
     change.effects = vec![
         Effect::Remove(Index::Agents, holder.agent.clone()),
         Effect::Due(Deadline::Lose, None),
+        Effect::Clear(Index::Runs(holder.producer().into())),
+        Effect::Clear(Index::Channels(holder.producer().into())),
     ];
+    if let Some(older) = &older {
+        standing::take_over(&mut change, record, older, open);
+    }
     Decision::Set(change, ())
+}
+
+impl State {
+    pub(super) fn is_held_by(&self, holder: &Holder) -> bool {
+        self.phase == LeasePhase::Alive && self.incarnation == holder.incarnation
+    }
+
+    fn missing(holder: &Holder, now_ms: u64) -> Self {
+        Self {
+            phase: LeasePhase::Alive,
+            incarnation: holder.incarnation,
+            taking: Uuid::nil(),
+            version: 0,
+            since: now_ms,
+            parent: None,
+        }
+    }
 }
 
 impl Journal {
@@ -322,7 +240,7 @@ impl Journal {
     ) -> Result<Lease, LeaseError> {
         let (journal, record, parent) = (self.clone(), record(channel, agent), parent.cloned());
         let (taken, answer) = oneshot::channel();
-        // To its end, also where nobody waits for it any more: a lease that nobody knows of would run out, and
+        // To its end, also where the caller has stopped waiting: a lease that nobody knows of would run out, and
         // the agent be lost.
         tokio::spawn(async move {
             let lease = journal.take_lease(&record, incarnation, parent.as_ref()).await;
@@ -339,32 +257,51 @@ impl Journal {
         incarnation: Option<u64>,
         parent: Option<&Parent>,
     ) -> Result<Lease, LeaseError> {
-        let (channel, agent) = (&record.channel, &*record.id);
         let taking = Uuid::new_v4();
-        let rule =
-            |found, now_ms| taken(found, now_ms, record, incarnation, parent, (taking, self.lease));
-        let taken = self.transact(record, rule).await?.done().flatten();
-        let Some(Taken { state, takes_over, gone }) = taken else { return Err(LeaseError::Fenced) };
-        if takes_over && channel.kind() == Kind::Agent {
-            tracing::warn!(agent, "agent lease taken over");
+        let rule = |found: Option<State>, open: &OpenRuns, now_ms| {
+            let before = found.clone();
+            match taken(found, open, now_ms, record, incarnation, parent, (taking, self.lease)) {
+                Decision::Set(change, state) => Decision::Set(change, (before, state)),
+                Decision::Keep(state) => Decision::Keep((before, state)),
+            }
+        };
+        let below = incarnation.unwrap_or(u64::MAX);
+        let Some((before, Some(state))) =
+            self.transact_with_runs(record, None, below, rule).await?.done()
+        else {
+            return Err(LeaseError::Fenced);
+        };
+        let channel = &record.channel;
+        let holder = Holder { agent: record.id.clone(), incarnation: state.incarnation };
+        let mut written = Written::new(state);
+        match before {
+            Some(before) if before.incarnation < holder.incarnation => {
+                if before.phase == LeasePhase::Alive {
+                    if channel.kind() == Kind::Agent {
+                        tracing::warn!(agent = %record.id, "agent lease taken over");
+                    }
+                    let older =
+                        Holder { agent: record.id.clone(), incarnation: before.incarnation };
+                    // A reaper does it where this fails.
+                    if let Err(error) = self.settle(&super::loss::record(channel, &older)).await {
+                        tracing::debug!(%channel, %error, "a lost agent is settled later");
+                    }
+                }
+            }
+            // The same life, on another connection.
+            Some(before) if before.phase == LeasePhase::Alive => {
+                written.read(self, channel, &holder).await?;
+            }
+            _ => {}
         }
-        let before = Holder { agent: agent.into(), incarnation: state.incarnation - 1 };
+        let before = Holder { incarnation: holder.incarnation - 1, ..holder.clone() };
         self.settle_open(channel, &before).await?;
-        // If the replica that declared it lost died over it, the firehose has not heard yet.
-        if let Some((before, reason)) = &gone {
-            self.tell_firehose(channel, agent, before, reason).await?;
-        }
-        let holder = Holder { agent: agent.into(), incarnation: state.incarnation };
-        Ok(self.held(record, holder, state))
+        let held = Held::new(record.clone(), holder, taking, written);
+        let key = self.leases().hold(self, held.clone());
+        Ok(Lease { journal: self.clone(), held, key })
     }
 
-    fn held(&self, record: &Record, holder: Holder, state: State) -> Lease {
-        let (lost, taking) = (CancellationToken::new(), state.taking);
-        let key = self.leases().hold(self, record, state, &lost);
-        Lease { journal: self.clone(), channel: record.channel.clone(), holder, lost, key, taking }
-    }
-
-    /// Releases a lease that is not held here. `taking`: only that taking of it; a later one is kept.
+    /// Releases a lease that need not be held here. `taking`: only that taking of it; a later one is kept.
     ///
     /// # Errors
     /// [`Unavailable`].
@@ -375,12 +312,21 @@ impl Journal {
         taking: Option<Uuid>,
     ) -> Result<(), Unavailable> {
         let record = record(channel, &holder.agent);
-        let is_theirs = |state: &State| state.is_held_by(holder) && state.is_taking(taking);
-        if !self.state(&record).await?.is_some_and(|state| is_theirs(&state)) {
+        let is_another = |state: &State| {
+            matches!(
+                standing::of(Some(state.clone()), holder),
+                Standing::Fenced | Standing::Released
+            ) || (state.incarnation == holder.incarnation
+                && taking.is_some_and(|taking| taking != state.taking))
+        };
+        if self.state(&record).await?.is_some_and(|state| is_another(&state)) {
             return Ok(());
         }
         self.settle_open(channel, holder).await?;
-        self.transact(&record, |found, _| released(found, holder, taking)).await?;
+        let rule = |found: Option<State>, open: &OpenRuns, now_ms| {
+            released(found, open, now_ms, &record, holder, taking)
+        };
+        self.transact_with_runs(&record, None, holder.incarnation, rule).await?;
         Ok(())
     }
 
@@ -404,25 +350,5 @@ impl Journal {
     /// [`Unavailable`].
     pub async fn listeners(&self, channel: &Channel) -> Result<u64, Unavailable> {
         Ok(self.live(channel).await?.count)
-    }
-
-    /// Who is alive.
-    ///
-    /// # Errors
-    /// [`Unavailable`].
-    pub async fn alive(&self) -> Result<Vec<Alive>, Unavailable> {
-        let mut alive = Vec::new();
-        for (record, state) in self.leased().await? {
-            let Some(state) = super::transact::read::<State>(&record, state.as_deref()) else {
-                continue;
-            };
-            if record.channel.kind() != Kind::Agent || state.phase != LeasePhase::Alive {
-                continue;
-            }
-            let State { since, runs, parent, channels, .. } = state;
-            alive.push(Alive { agent_id: record.id, since, runs, channels, parent });
-        }
-        alive.sort_by(|a, b| a.agent_id.cmp(&b.agent_id));
-        Ok(alive)
     }
 }

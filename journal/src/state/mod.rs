@@ -10,14 +10,17 @@
 //! ◆ [`reaper`]: what falls due while nobody acts, for whichever replica comes first; [`continuity`]: since
 //!   when leases may be judged
 
+pub(crate) mod alive;
 pub(crate) mod approval;
 pub(crate) mod command;
 pub(crate) mod continuity;
 mod family;
 pub(crate) mod lease;
 mod loss;
+mod note;
 pub(crate) mod reaper;
 pub(crate) mod renewal;
+mod standing;
 mod transact;
 pub(crate) mod waiting;
 mod work;
@@ -40,6 +43,10 @@ pub(crate) enum RecordKind {
     Lease,
     /// A child that an agent has declared.
     Child,
+    /// A lost or replaced incarnation, until it is settled.
+    Loss,
+    /// The end of a run.
+    End,
 }
 
 impl RecordKind {
@@ -49,6 +56,8 @@ impl RecordKind {
             Self::Approval => "approval",
             Self::Lease => "lease",
             Self::Child => "child",
+            Self::Loss => "loss",
+            Self::End => "end",
         }
     }
 }
@@ -73,10 +82,13 @@ pub(crate) enum Deadline {
     Lose,
     /// What a lost agent left must be settled.
     Settle,
+    /// The end of a run must stand on the firehose.
+    Copy,
 }
 
 impl Deadline {
-    pub(crate) const ALL: [Self; 4] = [Self::Expire, Self::TimeOut, Self::Lose, Self::Settle];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Expire, Self::TimeOut, Self::Lose, Self::Settle, Self::Copy];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -84,6 +96,7 @@ impl Deadline {
             Self::TimeOut => "timeout",
             Self::Lose => "lose",
             Self::Settle => "settle",
+            Self::Copy => "copy",
         }
     }
 
@@ -92,7 +105,9 @@ impl Deadline {
         match self {
             Self::Expire => RecordKind::Command,
             Self::TimeOut => RecordKind::Approval,
-            Self::Lose | Self::Settle => RecordKind::Lease,
+            Self::Lose => RecordKind::Lease,
+            Self::Settle => RecordKind::Loss,
+            Self::Copy => RecordKind::End,
         }
     }
 }
@@ -100,8 +115,12 @@ impl Deadline {
 /// A list kept beside a channel's records, so that nobody must search for them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Index {
-    /// Agents that hold a lease here.
+    /// Agents that hold a lease here, each with its incarnation.
     Agents,
+    /// Runs that this incarnation has begun and not ended.
+    Runs(Box<str>),
+    /// Channels on which this incarnation holds leases; beside the lease on its own channel.
+    Channels(Box<str>),
     /// Agents that were spawned under this one, with the run of it they belong to.
     Children,
     /// Commands that this agent has taken and not finished.
@@ -114,6 +133,8 @@ impl Index {
     pub(crate) fn key(&self) -> (&'static str, &str) {
         match self {
             Self::Agents => ("agents", ""),
+            Self::Runs(producer) => ("runs", producer),
+            Self::Channels(producer) => ("channels", producer),
             Self::Children => ("children", ""),
             Self::Open(agent) => ("open", agent),
             Self::Approvals => ("approvals", ""),
@@ -170,8 +191,14 @@ pub(crate) enum Effect {
     WaitNoMore,
     Put(Index, Box<str>, Box<str>),
     Remove(Index, Box<str>),
+    /// Nothing is in the index any more.
+    Clear(Index),
+    /// Another record of the channel has this state from now on, for so long.
+    Write(Record, String, Duration),
     /// The deadline falls due after this time; `None`: never.
     Due(Deadline, Option<Duration>),
+    /// The same for another record of the channel.
+    DueOf(Deadline, Record, Duration),
     /// This incarnation writes no events here any more, and takes no commands.
     Fence(Holder),
     /// Whoever listens at this address hears the text, if it still listens.

@@ -85,6 +85,7 @@ impl Journal {
             Deadline::TimeOut => self.time_out(&record).await,
             Deadline::Lose => self.lose(&record).await,
             Deadline::Settle => self.settle(&record).await,
+            Deadline::Copy => self.copy_end(&record).await,
         }
     }
 }

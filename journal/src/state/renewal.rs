@@ -1,7 +1,7 @@
 //! ◆ Renews the leases that are held: one task and one pipeline for all agents of a process that share a
 //! [`Journal`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -10,73 +10,78 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::lease::{State, record};
-use super::{Change, Deadline, Decision, Effect, Holder, Index, Record};
+use super::lease::{LeaseError, State, record};
+use super::{Change, Deadline, Decision, Effect, Holder, Record};
 use crate::{Journal, Unavailable};
+
+/// The pace at which an unanswered Redis is asked again.
+const RENEW_AGAIN: Duration = Duration::from_millis(500);
 
 /// The leases that one [`Journal`] holds: one task renews them all, in one pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    held: Mutex<Held>,
+    all: Mutex<All>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct All {
     next: u64,
-    leases: HashMap<u64, Kept>,
+    leases: HashMap<u64, Held>,
     is_renewing: bool,
 }
 
+/// A lease that is held here.
 #[derive(Clone, Debug)]
-struct Kept {
-    record: Record,
-    /// As it was written last: Redis may come back without it.
-    state: State,
-    lost: CancellationToken,
+pub(super) struct Held {
+    pub(super) record: Record,
+    pub(super) holder: Holder,
+    pub(super) taking: Uuid,
+    pub(super) lost: CancellationToken,
+    /// Steps of one lease wait for each other.
+    pub(super) written: Arc<tokio::sync::Mutex<Written>>,
 }
 
-impl Kept {
-    fn holder(&self) -> Holder {
-        Holder { agent: self.record.id.clone(), incarnation: self.state.incarnation }
+/// A lease as it was written last: Redis may come back without it.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub(super) state: State,
+    pub(super) runs: BTreeSet<Box<str>>,
+    pub(super) channels: BTreeSet<Channel>,
+}
+
+impl Written {
+    pub(super) fn new(state: State) -> Self {
+        Self { state, runs: BTreeSet::new(), channels: BTreeSet::new() }
+    }
+}
+
+impl Held {
+    pub(super) fn new(record: Record, holder: Holder, taking: Uuid, written: Written) -> Self {
+        let written = Arc::new(tokio::sync::Mutex::new(written));
+        Self { record, holder, taking, lost: CancellationToken::new(), written }
     }
 }
 
 impl Leases {
-    pub(super) fn hold(
-        self: &Arc<Self>,
-        journal: &Journal,
-        record: &Record,
-        state: State,
-        lost: &CancellationToken,
-    ) -> u64 {
-        let mut held = self.held();
-        held.next += 1;
-        let key = held.next;
-        held.leases.insert(key, Kept { record: record.clone(), state, lost: lost.clone() });
-        if !std::mem::replace(&mut held.is_renewing, true) {
+    pub(super) fn hold(self: &Arc<Self>, journal: &Journal, lease: Held) -> u64 {
+        let mut all = self.all();
+        all.next += 1;
+        let key = all.next;
+        all.leases.insert(key, lease);
+        if !std::mem::replace(&mut all.is_renewing, true) {
             tokio::spawn(renew(journal.clone()));
         }
         key
     }
 
-    /// The lease's state was written anew.
-    pub(super) fn keep(&self, key: u64, state: State) {
-        if let Some(kept) = self.held().leases.get_mut(&key) {
-            kept.state = state;
-        }
-    }
-
     pub(super) fn forget(&self, key: u64) {
-        self.held().leases.remove(&key);
+        self.all().leases.remove(&key);
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().expect("no code panics with this lock held")
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().expect("no code panics with this lock held")
     }
 }
-
-/// The pace at which an unanswered Redis is asked again.
-const RENEW_AGAIN: Duration = Duration::from_millis(500);
 
 /// Renews until nothing is held: every third of a lease, so two renewals may fail.
 async fn renew(journal: Journal) {
@@ -87,13 +92,14 @@ async fn renew(journal: Journal) {
         tokio::time::sleep_until(next).await;
         next = Instant::now() + pace;
         let (keys, held): (Vec<u64>, Vec<(Record, Holder)>) = {
-            let mut held = leases.held();
-            if held.leases.is_empty() {
-                held.is_renewing = false;
+            let mut all = leases.all();
+            if all.leases.is_empty() {
+                all.is_renewing = false;
                 return;
             }
-            let lease = |(key, kept): (&u64, &Kept)| (*key, (kept.record.clone(), kept.holder()));
-            held.leases.iter().map(lease).unzip()
+            let lease =
+                |(key, held): (&u64, &Held)| (*key, (held.record.clone(), held.holder.clone()));
+            all.leases.iter().map(lease).unzip()
         };
         let renewed = tokio::time::timeout(pace, journal.renew(&held, journal.lease)).await;
         let renewed =
@@ -101,23 +107,34 @@ async fn renew(journal: Journal) {
         let missing = match renewed {
             Ok(missing) => missing,
             Err(error) => {
-                // Nobody loses a lease because Redis is away: it is renewed as soon as that is back.
+                // No agent loses a lease because Redis is away: it is renewed as soon as Redis is back.
                 tracing::debug!(%error, "leases could not be renewed");
                 next = Instant::now() + RENEW_AGAIN;
                 continue;
             }
         };
-        for index in missing {
-            let key = keys[index];
-            let kept = leases.held().leases.get(&key).cloned();
-            let Some(kept) = kept else { continue };
-            match journal.take_back(&kept).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    leases.forget(key);
-                    kept.lost.cancel();
+        let restoring = missing.into_iter().map(|place| {
+            let (key, journal, leases) = (keys[place], &journal, &leases);
+            async move {
+                let held = leases.all().leases.get(&key).cloned();
+                let Some(held) = held else { return true };
+                match journal.restore(&held).await {
+                    Ok(()) => {}
+                    Err(LeaseError::Fenced) => leases.forget(key),
+                    Err(LeaseError::Unavailable(error)) => {
+                        tracing::debug!(lease = %held.record, %error, "a lease could not be restored");
+                        return false;
+                    }
                 }
-                Err(error) => tracing::debug!(%error, "a lease could not be looked at"),
+                true
+            }
+        });
+        // As many at a time as there are connections; Redis may have lost thousands.
+        let mut restoring =
+            futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(restoring), 8);
+        while let Some(done) = futures_util::StreamExt::next(&mut restoring).await {
+            if !done {
+                next = next.min(Instant::now() + RENEW_AGAIN);
             }
         }
     }
@@ -147,32 +164,4 @@ impl Journal {
         }
         Ok(())
     }
-
-    /// A lease that Redis does not know: lost or taken over (false), or forgotten together with all else,
-    /// then it is taken back.
-    async fn take_back(&self, kept: &Kept) -> Result<bool, Unavailable> {
-        let (record, holder) = (&kept.record, kept.holder());
-        let taken =
-            self.transact(record, |found, _| taken_back(found, kept, self.lease)).await?.done();
-        if taken == Some(true)
-            && let Some(parent) = &kept.state.parent
-        {
-            self.adopt(parent, &holder).await?;
-        }
-        Ok(taken != Some(false))
-    }
-}
-
-/// The lease is the holder's again; false where it is another's, or was lost.
-fn taken_back(found: Option<State>, kept: &Kept, lasts: Duration) -> Decision<bool> {
-    let state = match found {
-        Some(state) if !state.is_held_by(&kept.holder()) => return Decision::Keep(false),
-        found => found.unwrap_or_else(|| kept.state.clone()),
-    };
-    let mut change = Change::new(&state);
-    change.effects = vec![
-        Effect::Put(Index::Agents, kept.record.id.clone(), "".into()),
-        Effect::Due(Deadline::Lose, Some(lasts)),
-    ];
-    Decision::Set(change, true)
 }

@@ -66,6 +66,8 @@ pub(crate) enum Condition {
     Due(Deadline),
     /// The index holds fewer than so many.
     Room(Index, u64),
+    /// Another record of the channel has no state.
+    Absent(Record),
 }
 
 /// What became of a change.

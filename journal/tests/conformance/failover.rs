@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{Journal, Reaper};
+use journal::{Journal, NoteCall, Reaper};
 
 use crate::gate::{black_hole, proxy};
 use crate::reaper::{losses, poll_for};
@@ -44,7 +44,7 @@ async fn leases_are_renewed_after_a_failover_that_breaks_no_connection() {
     let direct = open(&new);
     let mut reaper = Reaper::new(direct.clone());
     // What short questions ask heals at once.
-    lease.note_runs(vec!["r1".into()]).await.unwrap();
+    lease.note(&NoteCall::begun(["r1".into()])).await.unwrap();
     poll_for(&mut reaper, LEASE * 3).await;
     let lost = losses(&direct, &channel("agent:a")).await;
     assert!(lost.is_empty() && !lease.lost().is_cancelled(), "{lost:?}");

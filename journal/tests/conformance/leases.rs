@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use journal::{
-    AppendError, COUNTS_LIFETIME, Holder, Journal, LeaseError, Name, Reaper, Status, Take,
+    AppendError, COUNTS_LIFETIME, Holder, Journal, LeaseError, Name, NoteCall, Reaper, Status, Take,
 };
 use protocol::Channel;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ on_both! {
     async fn a_newer_incarnation_fences_the_older_and_answers_for_it(backend) {
         let old = agent(&backend.journal, "a").await;
         let own = old.channel().clone();
-        old.note_runs(vec!["r1".into()]).await.unwrap();
+        old.note(&NoteCall::begun(["r1".into()])).await.unwrap();
         let sent = backend.journal.send(&command(&own)).await.unwrap();
         let waiting = backend.journal.send(&command(&own)).await.unwrap();
         backend.journal.take(&own, sent.key, old.holder(), false).await.unwrap();
@@ -25,7 +25,7 @@ on_both! {
         assert!(new.holder().incarnation > old.holder().incarnation);
         assert_eq!(backend.journal.take(&own, waiting.key, old.holder(), false).await, Ok(Take::Fenced));
         assert_eq!(backend.journal.finish(&own, sent.key, old.holder(), &applied()).await, Ok(false));
-        assert_eq!(old.note_runs(Vec::new()).await, Err(LeaseError::Fenced));
+        assert_eq!(old.note(&NoteCall::default()).await, Err(LeaseError::Fenced));
         let older = backend.journal.lease(&own, "a", Some(old.holder().incarnation), None).await;
         assert!(matches!(older, Err(LeaseError::Fenced)));
         assert_eq!(backend.journal.take(&own, waiting.key, new.holder(), false).await, Ok(Take::Yours));
@@ -67,10 +67,10 @@ on_both! {
     async fn an_agent_that_leaves_of_its_own_will_is_not_lost(backend) {
         let lease = agent(&backend.journal, "a").await;
         let own = lease.channel().clone();
-        assert_eq!(&*backend.journal.alive().await.unwrap()[0].agent_id, "a");
+        assert_eq!(&*backend.journal.alive(None, 1_000).await.unwrap().agents[0].agent_id, "a");
         lease.release().await.unwrap();
 
-        assert!(backend.journal.alive().await.unwrap().is_empty());
+        assert!(backend.journal.alive(None, 1_000).await.unwrap().agents.is_empty());
         assert!(backend.journal.agents_on(&own).await.unwrap().is_empty());
         assert!(told(&backend.journal, &own).await.is_empty());
         let again = backend.journal.lease(&own, "a", None, None).await.unwrap();
@@ -88,7 +88,7 @@ on_both! {
         let incarnation = Some(dead.holder().incarnation);
         let on_session = journal.lease(&session, "dead", incarnation, None).await.unwrap();
         let on_service = journal.lease(&service, "dead", incarnation, None).await.unwrap();
-        on_session.note_runs(vec!["r1".into()]).await.unwrap();
+        on_session.note(&NoteCall::begun(["r1".into()])).await.unwrap();
         let holder = dead.holder().clone();
         let taken = journal.send(&command(&session)).await.unwrap();
         journal.take(&session, taken.key, &holder, false).await.unwrap();
@@ -104,7 +104,7 @@ on_both! {
         drop((dead, on_session, on_service));
         let mut reapers = [Reaper::new(journal.clone()), Reaper::new(journal.clone())];
         let deadline = tokio::time::Instant::now() + LEASE + Duration::from_secs(5);
-        while journal.alive().await.unwrap().len() > 1 || reapers_have_work(journal, &session).await {
+        while journal.alive(None, 1_000).await.unwrap().agents.len() > 1 || reapers_have_work(journal, &session).await {
             assert!(tokio::time::Instant::now() < deadline, "it is still not lost");
             let [one, other] = &mut reapers;
             let (x, y) = tokio::join!(one.poll(), other.poll());
@@ -130,7 +130,7 @@ on_both! {
         assert_eq!(journal.take(&session, taken.key, &holder, false).await, Ok(Take::Gone));
         let back = journal.lease(&session, "dead", incarnation, None).await;
         assert!(matches!(back, Err(LeaseError::Fenced)), "it learns that it was lost");
-        assert_eq!(journal.alive().await.unwrap().len(), 1, "the other lives on");
+        assert_eq!(journal.alive(None, 1_000).await.unwrap().agents.len(), 1, "the other lives on");
     }
 }
 
@@ -168,7 +168,7 @@ on_both! {
             reaper.poll().await.unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        assert_eq!(backend.journal.alive().await.unwrap().len(), 2);
+        assert_eq!(backend.journal.alive(None, 1_000).await.unwrap().agents.len(), 2);
         assert!(leases.iter().all(|lease| !lease.lost().is_cancelled()));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{AppendError, Journal, Name, Parent, Reaper, Take};
+use journal::{AppendError, Journal, Name, NoteCall, Parent, Reaper, Take};
 use serde_json::json;
 
 use crate::gate::{Gate, proxy};
@@ -70,10 +70,10 @@ async fn a_lease_taken_back_keeps_its_runs_and_its_parent() {
     let lease = journal.lease(&own, "a", None, Some(&parent)).await.unwrap();
     journal.adopt(&parent, lease.holder()).await.unwrap();
     let incarnation = Some(lease.holder().incarnation);
-    lease.note_runs(vec!["r1".into()]).await.unwrap();
+    lease.note(&NoteCall::begun(["r1".into()])).await.unwrap();
     drop(lease);
     let lease = journal.lease(&own, "a", incarnation, None).await.unwrap();
-    let alive = journal.alive().await.unwrap().remove(0);
+    let alive = journal.alive(None, 1_000).await.unwrap().agents.remove(0);
     drop(lease);
     poll_for(&mut reaper, LEASE + Duration::from_secs(2)).await;
     let lost = losses(&journal, &channel("agent:a")).await;

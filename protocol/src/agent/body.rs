@@ -1,5 +1,7 @@
 //! The bodies of calls and replies: `data` in [`AgentCall`](super::AgentCall) and in an `ack`.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -61,11 +63,27 @@ impl<T> ListChange<T> {
     }
 }
 
-impl<T: PartialEq + Clone> ListChange<T> {
+impl<T: Ord + Clone> ListChange<T> {
     /// Makes the change.
-    pub fn apply(&self, list: &mut Vec<T>) {
-        list.retain(|item| !self.removed.contains(item) && !self.added.contains(item));
+    pub fn apply(&self, list: &mut BTreeSet<T>) {
         list.extend(self.added.iter().cloned());
+        for removed in &self.removed {
+            list.remove(removed);
+        }
+    }
+}
+
+impl NoteCall {
+    /// These runs have begun.
+    pub fn begun(runs: impl IntoIterator<Item = Box<str>>) -> Self {
+        let runs = ListChange { added: runs.into_iter().collect(), removed: Vec::new() };
+        Self { runs, channels: ListChange::default() }
+    }
+
+    /// These runs are over, without an event.
+    pub fn ended(runs: impl IntoIterator<Item = Box<str>>) -> Self {
+        let runs = ListChange { added: Vec::new(), removed: runs.into_iter().collect() };
+        Self { runs, channels: ListChange::default() }
     }
 }
 
@@ -178,6 +196,8 @@ pub struct ResolveCall {
 pub struct EndRunCall {
     /// Which run.
     pub run_id: Box<str>,
+    /// The end's idempotency key: said again with it, the end happens once.
+    pub key: Box<str>,
     /// The event that says how it ended.
     pub event: Box<str>,
     /// The event's data.

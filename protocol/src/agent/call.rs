@@ -199,6 +199,7 @@ impl RawFields<'_> {
             }
             "end_run" => {
                 let body: EndRunCall = self.data()?;
+                check_idempotency_key(&body.key).map_err(|error| bad(format!("`key`: {error}")))?;
                 check_event(&body.event, body.data.get())?;
                 CallBody::EndRun(body)
             }

@@ -109,19 +109,6 @@ impl Buffer {
         self.put_in(channel, cost, entry, None)
     }
 
-    /// Puts in an event that is owed, at once, whether there is room or not; its offset comes later.
-    pub(crate) fn owe(
-        &self,
-        channel: &Channel,
-        entry: NewEntry,
-    ) -> Result<oneshot::Receiver<Result<Option<Offset>, PublishError>>, PublishError> {
-        let cost = event_cost(&entry);
-        let cost = if self.take_room(cost).is_ok() { cost } else { 0 };
-        let (answer, answered) = oneshot::channel();
-        self.put_in(channel, cost, entry, Some(answer))?;
-        Ok(answered)
-    }
-
     /// Puts in an event, waits for room and for its offset.
     pub(crate) async fn publish(
         &self,

@@ -27,7 +27,7 @@ pub(crate) enum LinkError {
 }
 
 impl LinkError {
-    pub(super) fn unavailable(why: &str) -> Self {
+    pub(crate) fn unavailable(why: &str) -> Self {
         Self::Unavailable(Unavailable(why.to_owned()))
     }
 

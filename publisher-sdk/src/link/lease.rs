@@ -1,18 +1,15 @@
 //! A lease that is held over a link, until it is released, lost or dropped.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use journal::{Holder, Lease, Unavailable};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use journal::{Holder, Lease, NewEntry, NoteCall, Unavailable};
 use protocol::Channel;
-use protocol::agent::body::{ListChange, NoteCall};
 use tokio_util::sync::CancellationToken;
 
 use super::LinkError;
 use super::relay_link::RelayLink;
-
-/// How many runs or channels one frame names: well within a frame, with names of hundreds of bytes.
-const NOTED_AT_ONCE: usize = 128;
 
 /// A lease that is held.
 #[derive(Debug)]
@@ -28,9 +25,6 @@ pub(crate) struct RelayLease {
     pub(super) channel: Channel,
     pub(super) holder: Holder,
     pub(super) lost: CancellationToken,
-    /// What was noted.
-    pub(super) runs: Mutex<BTreeSet<Box<str>>>,
-    pub(super) channels: Mutex<BTreeSet<Channel>>,
 }
 
 impl LeaseHandle {
@@ -58,24 +52,26 @@ impl LeaseHandle {
         }
     }
 
-    /// Keeps in the record which runs are open, so that their end is told if the agent dies.
-    pub(crate) async fn note_runs(&self, runs: Vec<Box<str>>) -> Result<(), LinkError> {
+    /// Notes beside the lease which runs and channels came and went.
+    pub(crate) async fn note(&self, note: &NoteCall) -> Result<(), LinkError> {
         match self {
-            Self::Journal(lease) => Ok(lease.note_runs(runs).await?),
-            Self::Relay(lease) => {
-                let note = |runs| NoteCall { runs, channels: ListChange::default() };
-                lease.note(&lease.runs, runs, note).await
-            }
+            Self::Journal(lease) => Ok(lease.note(note).await?),
+            Self::Relay(lease) => lease.link.note(&lease.channel, note.clone()).await,
         }
     }
 
-    /// Keeps in the record on which channels the agent holds leases.
-    pub(crate) async fn note_channels(&self, channels: Vec<Channel>) -> Result<(), LinkError> {
+    /// Tells the end of a run, once, and takes it off the note in the same step. What is given back resolves when
+    /// the end is copied to `global:events`.
+    pub(crate) async fn end_run(
+        &self,
+        run_id: &str,
+        entry: &NewEntry,
+    ) -> Result<BoxFuture<'static, ()>, LinkError> {
         match self {
-            Self::Journal(lease) => Ok(lease.note_channels(channels).await?),
+            Self::Journal(lease) => Ok(lease.end_run(run_id, entry).await?),
             Self::Relay(lease) => {
-                let note = |channels| NoteCall { channels, runs: ListChange::default() };
-                lease.note(&lease.channels, channels, note).await
+                lease.link.end_run(&lease.channel, run_id, entry).await?;
+                Ok(std::future::ready(()).boxed())
             }
         }
     }
@@ -90,31 +86,6 @@ impl LeaseHandle {
 }
 
 impl RelayLease {
-    /// Says what has changed in a list since it was noted last, in pieces: no frame grows with the list.
-    async fn note<T: Ord + Clone>(
-        &self,
-        noted: &Mutex<BTreeSet<T>>,
-        now: Vec<T>,
-        note: impl Fn(ListChange<T>) -> NoteCall,
-    ) -> Result<(), LinkError> {
-        let now: BTreeSet<T> = now.into_iter().collect();
-        let (added, removed): (Vec<T>, Vec<T>) = {
-            let noted = noted.lock().expect("no code panics with this lock held");
-            (now.difference(&noted).cloned().collect(), noted.difference(&now).cloned().collect())
-        };
-        let added = added.chunks(NOTED_AT_ONCE);
-        let added = added.map(|added| ListChange { added: added.to_vec(), removed: Vec::new() });
-        let removed = removed.chunks(NOTED_AT_ONCE);
-        let removed = removed.map(|gone| ListChange { added: Vec::new(), removed: gone.to_vec() });
-        for change in removed.chain(added) {
-            self.link.note(&self.channel, note(change.clone())).await?;
-            let mut noted = noted.lock().expect("no code panics with this lock held");
-            noted.retain(|item| !change.removed.contains(item));
-            noted.extend(change.added);
-        }
-        Ok(())
-    }
-
     async fn release(&self) -> Result<(), Unavailable> {
         let ends = tokio::time::Instant::now() + journal::LEASE_DEFAULT;
         loop {

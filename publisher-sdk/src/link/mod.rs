@@ -12,7 +12,7 @@ mod relay_calls;
 mod relay_client;
 mod relay_link;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -146,14 +146,7 @@ impl RecordLink {
                 let (incarnation, lost) = relay.lease(channel, incarnation, parent).await?;
                 let holder = Holder { agent: agent.into(), incarnation };
                 let (link, channel) = (Arc::clone(relay), channel.clone());
-                Ok(LeaseHandle::Relay(RelayLease {
-                    link,
-                    channel,
-                    holder,
-                    lost,
-                    runs: Mutex::default(),
-                    channels: Mutex::default(),
-                }))
+                Ok(LeaseHandle::Relay(RelayLease { link, channel, holder, lost }))
             }
         }
     }

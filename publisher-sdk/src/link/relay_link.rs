@@ -12,7 +12,7 @@ use journal::{
     Resolved, Take, Unavailable,
 };
 use protocol::agent::body::{
-    AskCall, AskReply, FinishCall, Finished, LeaseCall, Leased, NoteCall, ProgressCall,
+    AskCall, AskReply, EndRunCall, FinishCall, Finished, LeaseCall, Leased, NoteCall, ProgressCall,
     ResolveCall, TakeCall, Taken,
 };
 use protocol::limits::{AGENT_CALLS_BYTES_MAX, AGENT_FRAME_BYTES_MAX};
@@ -147,6 +147,22 @@ impl RelayLink {
 
     pub(super) async fn note(&self, channel: &Channel, note: NoteCall) -> Result<(), LinkError> {
         self.call(channel, CallBody::Note(note)).await
+    }
+
+    pub(super) async fn end_run(
+        &self,
+        channel: &Channel,
+        run_id: &str,
+        entry: &NewEntry,
+    ) -> Result<(), LinkError> {
+        let data = serde_json::from_str(&entry.data);
+        let end = EndRunCall {
+            run_id: run_id.into(),
+            key: entry.idempotency_key.clone().unwrap_or_default(),
+            event: entry.name.clone(),
+            data: data.map_err(|error| LinkError::Refused(error.to_string()))?,
+        };
+        self.call(channel, CallBody::EndRun(end)).await
     }
 
     /// The lease is not kept any more: it runs out.

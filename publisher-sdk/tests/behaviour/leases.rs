@@ -118,5 +118,8 @@ async fn an_agent_that_closes_releases_all_and_can_come_back(way: Way) {
     let again = way.enter(Agent::options().id("a")).await;
     again.session("s").await.unwrap().publish("back", &()).await.unwrap();
     assert!(events(&journal, "agent:a").await.iter().all(|(name, _)| name != "agent_lost"));
-    until("it is alive", async || (journal.alive().await.unwrap().len() == 1).then_some(())).await;
+    until("it is alive", async || {
+        (journal.alive(None, 100).await.unwrap().agents.len() == 1).then_some(())
+    })
+    .await;
 }

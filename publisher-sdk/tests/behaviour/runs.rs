@@ -95,7 +95,10 @@ async fn an_agent_that_closes_ends_its_open_runs_once(way: Way) {
     run.complete().await.unwrap();
     assert_eq!(ends(events(&journal, "agent:a").await), ["1 agent_cancelled shutdown"]);
     assert_eq!(ends(events(&journal, "global:events").await), ["1 agent_cancelled shutdown"]);
-    assert!(journal.alive().await.unwrap().is_empty(), "it is gone, and will not be missed");
+    assert!(
+        journal.alive(None, 100).await.unwrap().agents.is_empty(),
+        "it is gone, and will not be missed"
+    );
 }
 
 /// As after a signal: the run hears that the agent ends, and says its own end meanwhile.
@@ -142,9 +145,9 @@ async fn open_runs_stand_in_the_record_of_who_is_alive(way: Way) {
     one.announce(&()).await.unwrap();
     two.announce(&()).await.unwrap();
     until("both are noted, and the channels", async || {
-        let alive = journal.alive().await.unwrap();
+        let alive = journal.alive(None, 100).await.unwrap().agents;
         let alive = &alive[0];
-        let channels: Vec<&str> = alive.channels.iter().map(|c| c.as_str()).collect();
+        let channels: Vec<&str> = alive.channels.iter().map(|c| &**c).collect();
         (alive.runs.concat() == "12" && channels == ["agent:a", "session:s"]).then_some(())
     })
     .await;
@@ -153,7 +156,7 @@ async fn open_runs_stand_in_the_record_of_who_is_alive(way: Way) {
     drop((two, session));
 
     until("nothing is noted", async || {
-        let alive = journal.alive().await.unwrap();
+        let alive = journal.alive(None, 100).await.unwrap().agents;
         (alive[0].runs.is_empty() && alive[0].channels.len() == 1).then_some(())
     })
     .await;
@@ -177,6 +180,6 @@ async fn a_child_is_known_to_its_parent_until_it_ends(way: Way) {
 
     let _child = way.enter(options().child_of_agent("a")).await;
     assert_eq!(journal.children(&own, None).await.unwrap().concat(), "child");
-    let alive = journal.alive().await.unwrap();
+    let alive = journal.alive(None, 100).await.unwrap().agents;
     assert_eq!(alive[1].parent.as_ref().map(|parent| &*parent.agent_id), Some("a"));
 }

@@ -26,11 +26,10 @@ use crate::routes::refuse::Refused;
 use crate::routes::traffic::Traffic;
 use crate::routes::{AppState, Query, SUBPROTOCOL, authenticate};
 
-/// The pace of pings: an agent that has died must not seem alive for long.
-const PING_EVERY: Duration = Duration::from_secs(5);
-/// An agent that answers no ping for so long is gone: less than a lease, the rest of which is left to it
-/// to come back in.
-const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// How many pings go in a lease: an agent that has died must not seem alive for long.
+const PINGS_IN_A_LEASE: u32 = 3;
+/// An agent that answers no ping for this part of a lease is gone; the rest is left to it to come back in.
+const SILENCE_MAX: f64 = 0.8;
 /// A frame beyond this ends the connection. A smaller one that is still too large earns an error.
 const FRAME_BYTES_HARD: usize = 1024 * 1024;
 /// How long a farewell may take.
@@ -100,7 +99,7 @@ async fn serve(
     let is_full = calls.fullness();
     let code = tokio::select! {
         code = read(&mut calls, &mut stream) => code,
-        () = write(&mut sink, queued, catch_up) => None,
+        () = write(&mut sink, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => None,
         code = keep(&app, &principal, &traffic, &outbox, &session, is_full) => Some(code),
     };
     tracing::info!(
@@ -144,9 +143,10 @@ async fn read(calls: &mut Calls, stream: &mut SplitStream<WebSocket>) -> Option<
 async fn write(
     sink: &mut SplitSink<WebSocket, Message>,
     mut queued: mpsc::Receiver<Queued>,
+    ping_every: Duration,
     catch_up: impl Fn(),
 ) {
-    let mut pings = tokio::time::interval(PING_EVERY);
+    let mut pings = tokio::time::interval(ping_every);
     loop {
         let message = tokio::select! {
             next = queued.recv() => match next {
@@ -186,10 +186,11 @@ async fn keep(
                 if traffic.read() != read || is_full() {
                     (read, heard_at) = (traffic.read(), Instant::now());
                 }
-                if heard_at.elapsed() > SILENCE_MAX {
+                let lease = app.journal.lease_length();
+                if heard_at.elapsed() > lease.mul_f64(SILENCE_MAX) {
                     // As if it had renewed them itself when it was heard last.
                     session
-                        .let_lapse(app.journal.lease_length().saturating_sub(heard_at.elapsed()))
+                        .let_lapse(lease.saturating_sub(heard_at.elapsed()))
                         .await;
                     return CloseCode::Stalled;
                 }

@@ -16,8 +16,8 @@ use journal::{
     NewApproval, NewEntry, Take, Unavailable,
 };
 use protocol::agent::body::{
-    AskCall, AskReply, FinishCall, Finished, LeaseCall, Leased, ProgressCall, ResolveCall,
-    TakeCall, Taken,
+    AskCall, AskReply, EndRunCall, FinishCall, Finished, LeaseCall, Leased, ProgressCall,
+    ResolveCall, TakeCall, Taken,
 };
 use protocol::limits::APPROVAL_WAIT_MAX;
 use protocol::{AgentCall, AgentError, AgentMessage, CallBody, Channel, ErrorCode, Kind};
@@ -129,7 +129,13 @@ impl AgentSession {
                 Ok(None)
             }
             CallBody::Note(change) => {
-                self.lease_of(channel)?.note_change(&change).await.map_err(lease_error)?;
+                self.lease_of(channel)?.note(&change).await.map_err(lease_error)?;
+                Ok(None)
+            }
+            CallBody::EndRun(EndRunCall { run_id, key, event, data }) => {
+                let end = NewEntry::new(event, data.get()).with_key(key);
+                let ended = self.lease_of(channel)?.end_run(&run_id, &end).await;
+                ended.map_err(lease_error)?.await;
                 Ok(None)
             }
             CallBody::Release => {

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
-use journal::{Alive, ReplicaCounts, Unavailable};
+use journal::{ReplicaCounts, Unavailable};
 use protocol::{Channel, ErrorCode};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -15,21 +15,30 @@ use super::refuse::Refused;
 use super::{AppState, Query, authenticate};
 use crate::auth::Principal;
 
-/// `GET /api/v1/agents`
+/// How many agents one answer holds, where nothing else is asked for, and at most.
+const AGENTS_DEFAULT: usize = 100;
+const AGENTS_MAX: usize = 1_000;
+
+/// `GET /api/v1/agents?after=&limit=`
 pub(super) async fn agents(
     State(app): State<Arc<AppState>>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    #[derive(Serialize)]
-    struct Agents {
-        agents: Vec<Alive>,
-    }
     let listed = async {
-        let principal = authenticate(&app, &headers, &Query::of(&uri)?)?;
+        let query = Query::of(&uri)?;
+        let principal = authenticate(&app, &headers, &query)?;
         check_admin(&principal, &uri)?;
-        let agents = app.journal.alive().await.map_err(away)?;
-        Ok(Json(Agents { agents }).into_response())
+        let limit = match query.get("limit") {
+            None => AGENTS_DEFAULT,
+            Some(text) => {
+                let limit = text.parse().ok().filter(|limit| (1..=AGENTS_MAX).contains(limit));
+                let why = || format!("`limit` must be a whole number from 1 to {AGENTS_MAX}");
+                limit.ok_or_else(|| Refused::new(ErrorCode::BadRequest, why()))?
+            }
+        };
+        let agents = app.journal.alive(query.get("after"), limit).await.map_err(away)?;
+        Ok(Json(agents).into_response())
     };
     listed.await.unwrap_or_else(Refused::into_response)
 }

@@ -1,0 +1,292 @@
+//! ◆ What an agent notes beside its lease: runs that began and ended, channels that it serves and leaves.
+//!
+//! [`Lease`] → **note** → [`standing`](super::standing). A note says what was added and removed, so it costs what
+//! has changed, whatever is noted already. A run leaves the note in the step that tells its end.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use protocol::agent::body::{ListChange, NoteCall};
+use protocol::{Channel, Kind};
+use serde::{Deserialize, Serialize};
+
+use super::lease::{Lease, LeaseError, State};
+use super::loss::OpenRuns;
+use super::renewal::{Held, Written};
+use super::standing::{self, Standing};
+use super::{
+    Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot,
+    Transacted,
+};
+use crate::{AppendError, Journal, Name, NewEntry, Unavailable};
+
+/// How long the end of a run is remembered: a caller may say it again.
+const END_REMEMBERED: Duration = Duration::from_secs(3_600);
+/// After this time a reaper copies the end to the firehose, where its agent has not.
+const COPY_AFTER: Duration = Duration::from_secs(5);
+
+/// An end that is told, and perhaps not copied yet.
+#[derive(Debug, Serialize, Deserialize)]
+struct End {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uncopied: Option<Uncopied>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Uncopied {
+    event: Box<str>,
+    data: Box<str>,
+}
+
+/// A run's end as it is told.
+struct Told<'a> {
+    record: Record,
+    entry: &'a NewEntry,
+}
+
+fn effects(note: &NoteCall, holder: &Holder) -> Vec<Effect> {
+    let (runs, channels) = indexes(holder);
+    let put = |index: &Index, id: &str| Effect::Put(index.clone(), id.into(), "".into());
+    let remove = |index: &Index, id: &str| Effect::Remove(index.clone(), id.into());
+    let NoteCall { runs: r, channels: c } = note;
+    let effects = r.added.iter().map(|run| put(&runs, run));
+    let effects = effects.chain(r.removed.iter().map(|run| remove(&runs, run)));
+    let effects = effects.chain(c.added.iter().map(|c| put(&channels, c.as_str())));
+    effects.chain(c.removed.iter().map(|c| remove(&channels, c.as_str()))).collect()
+}
+
+fn indexes(holder: &Holder) -> (Index, Index) {
+    let producer: Box<str> = holder.producer().into();
+    (Index::Runs(producer.clone()), Index::Channels(producer))
+}
+
+impl Written {
+    /// The indexes are as they are written here, whatever Redis has come back with.
+    fn restored(&self, holder: &Holder) -> Vec<Effect> {
+        let (runs, channels) = indexes(holder);
+        let mut effects = vec![Effect::Clear(runs), Effect::Clear(channels)];
+        let all = NoteCall {
+            runs: ListChange { added: self.runs.iter().cloned().collect(), removed: Vec::new() },
+            channels: ListChange {
+                added: self.channels.iter().cloned().collect(),
+                removed: Vec::new(),
+            },
+        };
+        effects.extend(self::effects(&all, holder));
+        effects
+    }
+
+    /// What the journal probably has.
+    fn guess(&self) -> Snapshot {
+        let state = serde_json::to_string(&self.state).expect("states are plain data");
+        Snapshot { state: Some(state), ..Snapshot::default() }
+    }
+
+    /// As the journal has it.
+    pub(super) async fn read(
+        &mut self,
+        journal: &Journal,
+        channel: &Channel,
+        holder: &Holder,
+    ) -> Result<(), Unavailable> {
+        let (runs, channels) = indexes(holder);
+        let runs = journal.list(channel, &runs).await?;
+        self.runs = runs.into_iter().map(|(run, _)| run).collect();
+        let channels = journal.list(channel, &channels).await?;
+        self.channels = channels.iter().filter_map(|(channel, _)| channel.parse().ok()).collect();
+        Ok(())
+    }
+}
+
+/// What is written of a lease that is held.
+pub(super) struct Keeping {
+    change: Change,
+    state: State,
+    /// The journal had lost it, or had an older one.
+    is_restored: bool,
+}
+
+/// Why nothing is written of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotHeld {
+    Released,
+    Fenced,
+}
+
+/// What a note, an end, or a renewal that found the lease missing, writes of it.
+pub(super) fn kept(
+    found: Option<State>,
+    open: &OpenRuns,
+    held: &Held,
+    written: &Written,
+    note: &NoteCall,
+    lasts: Duration,
+) -> Result<Keeping, NotHeld> {
+    let holder = &held.holder;
+    let (state, older, is_restored) = match standing::of(found, holder) {
+        Standing::Own(state) => {
+            // Taken anew on another connection, it is that one's to restore.
+            let is_ours = state.taking == held.taking;
+            let is_known = state.version == written.state.version;
+            (state, None, is_ours && !is_known)
+        }
+        Standing::Missing => (written.state.clone(), None, true),
+        Standing::Older(older) => (written.state.clone(), Some(older), true),
+        Standing::Released => return Err(NotHeld::Released),
+        Standing::Fenced => return Err(NotHeld::Fenced),
+    };
+    let state = State { version: state.version.max(written.state.version) + 1, ..state };
+    let mut change = Change::new(&state);
+    change.effects = standing::alive(holder, lasts);
+    if is_restored {
+        change.effects.extend(written.restored(holder));
+    }
+    change.effects.extend(effects(note, holder));
+    if let Some(older) = &older {
+        standing::take_over(&mut change, &held.record, older, open);
+    }
+    Ok(Keeping { change, state, is_restored })
+}
+
+impl Lease {
+    /// Notes beside the lease which runs and channels came and went: for the day on which the agent dies, and for
+    /// those who ask what it does. Noting the same again is harmless.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub async fn note(&self, note: &NoteCall) -> Result<(), LeaseError> {
+        self.journal.write(&self.held, note, None).await
+    }
+
+    /// Tells the end of a run, once: in one step it is appended to this channel's events, and the run leaves the
+    /// note. Then it is copied to the firehose, by a reaper where this agent dies over it. `entry` needs an
+    /// idempotency key, which is the end's: said again, it happens once. What is given back resolves when the
+    /// copy is written; dropped, it is written all the same.
+    ///
+    /// # Errors
+    /// [`LeaseError`]. Where the agent is fenced, the end is told by the one who declared it lost.
+    pub async fn end_run(
+        &self,
+        run_id: &str,
+        entry: &NewEntry,
+    ) -> Result<BoxFuture<'static, ()>, LeaseError> {
+        let channel = self.channel().clone();
+        let id = entry.idempotency_key.clone().unwrap_or_else(|| run_id.into());
+        let record = Record { kind: RecordKind::End, channel, id };
+        let note = NoteCall::ended([run_id.into()]);
+        let told = Told { record: record.clone(), entry };
+        self.journal.write(&self.held, &note, Some(told)).await?;
+        let journal = self.journal.clone();
+        let copy = NewEntry { idempotency_key: Some(record.id.clone()), ..entry.clone() };
+        let copied =
+            self.journal.enqueue(&Name::events(Channel::global_events()), vec![copy]).await;
+        // From here on a reaper does it where this agent dies.
+        let copying = async move {
+            let copied = async {
+                copied?.await?;
+                journal.copied(&record).await.map_err(|_| AppendError::Unavailable)
+            };
+            if let Err(error) = copied.await {
+                tracing::debug!(%record, %error, "a run's end is copied later");
+            }
+        };
+        Ok(copying.boxed())
+    }
+}
+
+impl Journal {
+    /// A lease that Redis does not know as this one: Redis has lost it, then it is written again, with all that is
+    /// known of it; or the agent was fenced.
+    pub(super) async fn restore(&self, held: &Held) -> Result<(), LeaseError> {
+        self.write(held, &NoteCall::default(), None).await
+    }
+
+    /// One step of a lease that is held. Steps of one lease wait for each other.
+    async fn write(
+        &self,
+        held: &Held,
+        note: &NoteCall,
+        told: Option<Told<'_>>,
+    ) -> Result<(), LeaseError> {
+        let mut written = held.written.lock().await;
+        let rule = |found: Option<State>, open: &OpenRuns, _| match kept(
+            found, open, held, &written, note, self.lease,
+        ) {
+            Ok(Keeping { mut change, state, is_restored }) => {
+                if let Some(told) = &told {
+                    told.tell(&mut change, &held.holder);
+                }
+                Decision::Set(change, Ok((state, is_restored)))
+            }
+            Err(not_held) => Decision::Keep(Err(not_held)),
+        };
+        let (below, guess) = (held.holder.incarnation, written.guess());
+        match self.transact_with_runs(&held.record, Some(guess), below, rule).await? {
+            Transacted::Done(Ok((state, is_restored))) => {
+                let parent = state.parent.clone().filter(|_| is_restored);
+                written.state = state;
+                note.runs.apply(&mut written.runs);
+                note.channels.apply(&mut written.channels);
+                drop(written);
+                if let Some(parent) = parent {
+                    self.adopt(&parent, &held.holder).await?;
+                }
+                Ok(())
+            }
+            // The end was told before, and its answer was lost.
+            Transacted::Unmet => {
+                note.runs.apply(&mut written.runs);
+                Ok(())
+            }
+            // The agent has left, and nothing is to be noted.
+            Transacted::Done(Err(NotHeld::Released)) if told.is_none() => Ok(()),
+            Transacted::Done(Err(_)) | Transacted::Fenced => {
+                held.lost.cancel();
+                Err(LeaseError::Fenced)
+            }
+        }
+    }
+
+    /// Deadline: an end that its agent has not copied to the firehose.
+    pub(super) async fn copy_end(&self, record: &Record) -> Result<(), Unavailable> {
+        let uncopied = self.state::<End>(record).await?.and_then(|end| end.uncopied);
+        if let Some(Uncopied { event, data }) = uncopied {
+            let entry = NewEntry::new(event, data).with_key(record.id.clone());
+            let copied = self.append(&Name::events(Channel::global_events()), vec![entry]).await;
+            copied.map_err(|error| Unavailable(error.to_string()))?;
+        }
+        self.copied(record).await
+    }
+
+    async fn copied(&self, record: &Record) -> Result<(), Unavailable> {
+        let copied = |_: Option<End>, _| {
+            let mut change = Change::new(&End { uncopied: None });
+            change.lifetime = Some(END_REMEMBERED);
+            change.effects = vec![Effect::Due(Deadline::Copy, None)];
+            Decision::Set(change, ())
+        };
+        self.transact(record, copied).await?;
+        Ok(())
+    }
+}
+
+impl Told<'_> {
+    fn tell(&self, change: &mut Change, holder: &Holder) {
+        let NewEntry { name, data, .. } = self.entry;
+        let end = match self.record.channel.kind() {
+            Kind::Agent => {
+                End { uncopied: Some(Uncopied { event: name.clone(), data: data.clone() }) }
+            }
+            _ => End { uncopied: None },
+        };
+        let end = serde_json::to_string(&end).expect("plain data");
+        change.condition = Condition::Absent(self.record.clone());
+        change.holder = Some(holder.clone());
+        change.effects.extend([
+            Effect::Event(NewEntry::new(name.clone(), data.clone())),
+            Effect::Write(self.record.clone(), end, END_REMEMBERED),
+            Effect::DueOf(Deadline::Copy, self.record.clone(), COPY_AFTER),
+        ]);
+    }
+}

@@ -1,0 +1,108 @@
+//! ◆ How a lease as it was found stands to an incarnation of the agent. Pure: the one place that decides whose
+//! lease it is.
+//!
+//! [`lease`](super::lease), [`note`](super::note), [`renewal`](super::renewal) → **standing**. The higher
+//! incarnation wins, always. A missing state is not a newer owner: Redis may have lost it.
+
+use std::time::Duration;
+
+use protocol::Kind;
+
+use super::lease::{LeasePhase, REMEMBERED, State};
+use super::loss::{self, OpenRuns};
+use super::{Change, Deadline, Effect, Holder, Index, Record};
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is this incarnation's.
+    Own(State),
+    /// There is none: this incarnation writes its own.
+    Missing,
+    /// It is an older incarnation's, alive or not: this one takes over.
+    Older(State),
+    /// This incarnation has left.
+    Released,
+    /// It is a newer incarnation's, or this one was declared lost.
+    Fenced,
+}
+
+pub(super) fn of(found: Option<State>, holder: &Holder) -> Standing {
+    let Some(state) = found else { return Standing::Missing };
+    match (state.incarnation.cmp(&holder.incarnation), state.phase) {
+        (std::cmp::Ordering::Less, _) => Standing::Older(state),
+        (std::cmp::Ordering::Equal, LeasePhase::Alive) => Standing::Own(state),
+        (std::cmp::Ordering::Equal, LeasePhase::Released) => Standing::Released,
+        _ => Standing::Fenced,
+    }
+}
+
+/// The lease lasts from now on, and the agent is known to be there.
+pub(super) fn alive(holder: &Holder, lasts: Duration) -> Vec<Effect> {
+    vec![
+        Effect::Put(Index::Agents, holder.agent.clone(), holder.incarnation.to_string().into()),
+        Effect::Due(Deadline::Lose, Some(lasts)),
+    ]
+}
+
+/// The older incarnation is fenced; where it lived, it is told as replaced, and settled.
+pub(super) fn take_over(change: &mut Change, record: &Record, older: &State, open: &OpenRuns) {
+    let holder = Holder { agent: record.id.clone(), incarnation: older.incarnation };
+    if older.phase == LeasePhase::Alive {
+        loss::begin(change, record, older, "replaced", open);
+    }
+    change.effects.push(Effect::Fence(holder));
+}
+
+/// The lease is over by loss.
+pub(super) fn lost(
+    found: Option<State>,
+    record: &Record,
+    open: &OpenRuns,
+) -> Option<(Change, State)> {
+    let state = found.filter(|state| state.phase == LeasePhase::Alive)?;
+    let state = State { phase: LeasePhase::Lost, ..state };
+    let mut change = Change::new(&state);
+    change.lifetime = Some(REMEMBERED);
+    change.condition = super::Condition::Due(Deadline::Lose);
+    let holder = Holder { agent: record.id.clone(), incarnation: state.incarnation };
+    change.effects = vec![
+        Effect::Remove(Index::Agents, record.id.clone()),
+        Effect::Due(Deadline::Lose, None),
+        Effect::Fence(holder),
+    ];
+    loss::begin(&mut change, record, &state, "lost", open);
+    Some((change, state))
+}
+
+/// Whether events of the agent's life are told on the channel: requests to a service make none.
+pub(super) fn is_told(record: &Record) -> bool {
+    record.channel.kind() != Kind::Service
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_higher_incarnation_wins_and_a_missing_state_is_nobodys() {
+        let holder = Holder { agent: "a".into(), incarnation: 5 };
+        let found = |incarnation, phase| State {
+            phase,
+            incarnation,
+            taking: uuid::Uuid::nil(),
+            version: 0,
+            since: 0,
+            parent: None,
+        };
+        assert_eq!(of(None, &holder), Standing::Missing);
+        for phase in [LeasePhase::Alive, LeasePhase::Lost, LeasePhase::Released] {
+            let older = found(4, phase);
+            assert_eq!(of(Some(older.clone()), &holder), Standing::Older(older));
+            assert_eq!(of(Some(found(6, phase)), &holder), Standing::Fenced);
+        }
+        let own = found(5, LeasePhase::Alive);
+        assert_eq!(of(Some(own.clone()), &holder), Standing::Own(own));
+        assert_eq!(of(Some(found(5, LeasePhase::Lost)), &holder), Standing::Fenced);
+        assert_eq!(of(Some(found(5, LeasePhase::Released)), &holder), Standing::Released);
+    }
+}
