@@ -233,3 +233,67 @@ on_both! {
         assert!(told(&backend.journal, &service).await.is_empty(), "nobody else's business");
     }
 }
+
+/// How often Redis has run `command`.
+async fn calls(redis: &mut redis::aio::MultiplexedConnection, command: &str) -> u64 {
+    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(redis).await.unwrap();
+    let line = format!("cmdstat_{command}:calls=");
+    let count = stats.lines().find_map(|stat| stat.strip_prefix(&line)?.split(',').next());
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+/// Sending costs the same however many workers serve.
+#[tokio::test]
+async fn a_command_does_not_look_at_each_of_many_workers() {
+    let server = crate::Server::start().await;
+    let journal = Journal::open(&server.url()).unwrap();
+    let service = channel("service:files");
+    let lease = |n: u64| {
+        let (journal, service) = (journal.clone(), service.clone());
+        async move { journal.lease(&service, &format!("w{n}"), Some(7), None).await.unwrap() }
+    };
+    let mut workers = futures_util::future::join_all((0..64).map(lease)).await;
+    assert_eq!(journal.send(&command(&service)).await.unwrap().listeners, 64, "exact");
+    workers.push(lease(64).await);
+    let mut redis = server.connection().await;
+    let before = calls(&mut redis, "zscore").await;
+
+    let sent = journal.send(&command(&service)).await.unwrap();
+
+    assert_eq!(sent.listeners, 65);
+    assert_eq!(calls(&mut redis, "zscore").await, before, "no deadline was looked up");
+    assert_eq!(journal.agents_on(&service).await.unwrap().len(), 65);
+    drop(workers);
+}
+
+/// A setting that nobody can read, and a key of another type, as a foreign writer may leave them.
+#[tokio::test]
+async fn a_step_that_cannot_be_made_whole_is_not_begun() {
+    let server = crate::Server::start().await;
+    let journal = Journal::open(&server.url()).unwrap();
+    let to = channel("session:1");
+    let mut redis = server.connection().await;
+    let key = |what: &str| format!("relay:{{{}}}:{what}:{to}", to.partition());
+    let settings = format!("relay:{{{}}}:cfg", to.partition());
+    let set = async |redis: &mut redis::aio::MultiplexedConnection, words: &[&str]| {
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(*word);
+        }
+        command.query_async::<()>(redis).await.unwrap();
+    };
+    set(&mut redis, &["HSET", &settings, "commands", "a lot"]).await;
+    journal.send(&command(&to)).await.unwrap();
+    set(&mut redis, &["HSET", &settings, "commands", "10 99999999999999999999 10"]).await;
+    journal.send(&command(&to)).await.unwrap();
+    assert_eq!(commands(&journal, &to).await.len(), 2, "the default holds");
+
+    set(&mut redis, &["DEL", &key("waiting-counts")]).await;
+    set(&mut redis, &["SET", &key("waiting-counts"), "x"]).await;
+    let new = command(&to);
+    let refused = journal.send(&new).await;
+
+    assert!(matches!(refused, Err(SendError::Unavailable(_))), "{refused:?}");
+    assert_eq!(commands(&journal, &to).await.len(), 2, "nothing was appended");
+    assert_eq!(journal.outcome(&to, new.key()).await, Ok(None), "nor does the command stand");
+}
