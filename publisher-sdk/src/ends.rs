@@ -47,6 +47,7 @@ pub(crate) struct Teller {
 impl Ends {
     /// Must be called within a runtime.
     pub(crate) fn new(teller: Teller) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "there are no more ends than announced runs")]
         let (queue, owed_ends) = mpsc::unbounded_channel();
         let (tell, told) = watch::channel(0);
         tokio::spawn(teller.tell(owed_ends, tell));
@@ -85,13 +86,16 @@ impl Teller {
                         let copied = self.tell_one(&run, entry).await;
                         let teller = self.clone();
                         copying.push_back(async move {
-                            let copied = match copied {
-                                Ok(copied) => Ok(copied.await),
+                            let told = match copied {
+                                Ok(copied) => {
+                                    copied.await;
+                                    Ok(())
+                                }
                                 Err(error) => Err(error),
                             };
                             teller.forget(&run).await;
                             // The caller need not wait any more.
-                            drop(answer.send(copied));
+                            drop(answer.send(told));
                         });
                     }
                     None => break,

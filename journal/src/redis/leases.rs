@@ -69,7 +69,7 @@ impl Redis {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Box<str>>, Unavailable> {
-        let from = after.map_or(0, |after| own_partition(after));
+        let from = after.map_or(0, own_partition);
         let mut connection = self.connection().await?;
         let mut ids = Vec::new();
         let partitions: Vec<u8> = (from..=u8::MAX).collect();

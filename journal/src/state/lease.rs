@@ -275,17 +275,16 @@ impl Journal {
         let holder = Holder { agent: record.id.clone(), incarnation: state.incarnation };
         let mut written = Written::new(state);
         match before {
-            Some(before) if before.incarnation < holder.incarnation => {
-                if before.phase == LeasePhase::Alive {
-                    if channel.kind() == Kind::Agent {
-                        tracing::warn!(agent = %record.id, "agent lease taken over");
-                    }
-                    let older =
-                        Holder { agent: record.id.clone(), incarnation: before.incarnation };
-                    // A reaper does it where this fails.
-                    if let Err(error) = self.settle(&super::loss::record(channel, &older)).await {
-                        tracing::debug!(%channel, %error, "a lost agent is settled later");
-                    }
+            Some(before)
+                if before.phase == LeasePhase::Alive && before.incarnation < holder.incarnation =>
+            {
+                if channel.kind() == Kind::Agent {
+                    tracing::warn!(agent = %record.id, "agent lease taken over");
+                }
+                let older = Holder { agent: record.id.clone(), incarnation: before.incarnation };
+                // A reaper does it where this fails.
+                if let Err(error) = self.settle(&super::loss::record(channel, &older)).await {
+                    tracing::debug!(%channel, %error, "a lost agent is settled later");
                 }
             }
             // The same life, on another connection.

@@ -236,12 +236,12 @@ impl Journal {
 impl OpenRuns {
     fn piece(mut runs: Vec<Box<str>>) -> Self {
         let mut bytes = 0;
-        let fits = |run: &&Box<str>| {
+        let fits = |run: &&str| {
             // Two quotes and a comma; a character may be escaped, six bytes for one.
             bytes += 6 * run.len() + 3;
             bytes <= PIECE_BYTES
         };
-        let count = runs.iter().take(PIECE_RUNS).take_while(fits).count().max(1);
+        let count = runs.iter().map(|run| &**run).take(PIECE_RUNS).take_while(fits).count().max(1);
         let more = runs.len() > count;
         runs.truncate(count);
         Self { runs, more }
