@@ -121,16 +121,37 @@ impl Actor {
     /// Asks for a permission, denied where nobody answers in time.
     pub async fn asks(&self, channel: &str, request_id: &str, expires_in: Duration) {
         let data = json!({"request": {"requestId": request_id, "toolName": "rm"}});
-        self.ask(channel, request_id, Asks::Permission, data, expires_in).await;
+        let asked = self.ask(channel, request_id, Asks::Permission, data, expires_in).await;
+        assert_eq!(asked, Asked::Pending);
+    }
+
+    /// Asks again what [`asks`](Self::asks) asked, and has the answer.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn asks_again(&self, channel: &str, request_id: &str) -> ApprovalAnswer {
+        let data = json!({"request": {"requestId": request_id, "toolName": "rm"}});
+        match self.ask(channel, request_id, Asks::Permission, data, PATIENCE).await {
+            Asked::Answered(answer) => answer,
+            Asked::Pending => panic!("`{request_id}` has no answer"),
+        }
     }
 
     /// Asks whether to go on though the budget is spent.
     pub async fn asks_for_budget(&self, channel: &str, request_id: &str) {
         let data = json!({"request_id": request_id});
-        self.ask(channel, request_id, Asks::Budget, data, PATIENCE * 10).await;
+        let asked = self.ask(channel, request_id, Asks::Budget, data, PATIENCE * 10).await;
+        assert_eq!(asked, Asked::Pending);
     }
 
-    async fn ask(&self, channel: &str, id: &str, asks: Asks, data: Value, expires_in: Duration) {
+    async fn ask(
+        &self,
+        channel: &str,
+        id: &str,
+        asks: Asks,
+        data: Value,
+        expires_in: Duration,
+    ) -> Asked {
         let new = NewApproval {
             channel: channel.parse().expect("a channel"),
             request_id: id.into(),
@@ -141,7 +162,7 @@ impl Actor {
             digest: Some("d1".into()),
         };
         let asked = self.journal.ask(self.leases[0].holder(), &new).await;
-        assert_eq!(asked.expect("Redis answers"), Asked::Pending);
+        asked.expect("Redis answers")
     }
 
     /// The answer in a command that carries one.

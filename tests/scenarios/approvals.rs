@@ -245,12 +245,13 @@ async fn answers_and_defaults_wait_for_an_agent_that_is_away() {
     let ack = browser.ask(allow("p1", true)).await;
     let is_timeout = |frame: &Value| frame["event"] == "permission_timeout";
     let told = browser.wait_for("permission_timeout", is_timeout).await;
-    let mut successor = cluster.actor("a1").await.opens(SESSION).await;
+    let successor = cluster.actor("a1").await.opens(SESSION).await;
 
     assert_eq!((&ack["status"], &ack["queued"]), (&json!("applied"), &json!(true)), "{ack}");
     let expected = (&json!("brief"), &json!(false));
     assert_eq!((&told["data"]["requestId"], &told["data"]["allowed"]), expected, "{told}");
-    let answers = [Actor::answer(&successor.next().await), Actor::answer(&successor.next().await)];
+    let answers =
+        [successor.asks_again(SESSION, "p1").await, successor.asks_again(SESSION, "brief").await];
     assert_eq!(answers.map(|a| (a.allowed, a.timed_out)), [(true, false), (false, true)]);
 }
 

@@ -273,8 +273,9 @@ async fn a_step_that_cannot_be_made_whole_is_not_begun() {
     let journal = Journal::open(&server.url()).unwrap();
     let to = channel("session:1");
     let mut redis = server.connection().await;
-    let key = |what: &str| format!("relay:{{{}}}:{what}:{to}", to.partition());
-    let settings = format!("relay:{{{}}}:cfg", to.partition());
+    let tag = protocol::partition_tag(to.partition());
+    let key = |what: &str| format!("relay:{{{tag}}}:{what}:{to}");
+    let settings = format!("relay:{{{tag}}}:cfg");
     let set = async |redis: &mut redis::aio::MultiplexedConnection, words: &[&str]| {
         let mut command = redis::cmd(words[0]);
         for word in &words[1..] {

@@ -27,6 +27,8 @@ struct Listener {
     outbox: Outbox,
     /// It has heard everything up to here.
     heard: Option<Offset>,
+    /// It was told that commands come.
+    is_announced: bool,
     /// There was no room for more: what came since then is read again when there is.
     is_behind: bool,
     lags: Arc<AtomicBool>,
@@ -60,7 +62,12 @@ impl Offers {
             match update {
                 Update::Live { name, head } => self.tell(&name, |listener| {
                     let channel = name.channel.clone();
-                    listener.say(&AgentMessage::Live { channel, offset: head });
+                    // Once for each `follow` of the agent: it begins to read there. What is read again here
+                    // goes on where the agent is.
+                    if !listener.is_announced {
+                        let live = AgentMessage::Live { channel, offset: head };
+                        listener.is_announced = listener.say(&live);
+                    }
                 }),
                 Update::Entries { name, entries } => self.tell(&name, |listener| {
                     for entry in &entries {
@@ -131,6 +138,7 @@ impl Offer {
             connection: self.connection,
             outbox: self.outbox.clone(),
             heard,
+            is_announced: false,
             is_behind: false,
             lags: Arc::clone(&self.lags),
         };
