@@ -267,3 +267,31 @@ fn the_rules_would_find_what_they_forbid() {
     assert!(!uses("use deadpool_redis::Pool;", "redis"));
     assert!(files(".rs").len() > 30);
 }
+
+/// A reader who meets a type knows which one it is: the top level of a crate has each name once.
+#[test]
+fn the_name_of_a_type_is_unique_in_its_crate() {
+    let declared = |line: &str| {
+        // What is indented is of a function or an implementation.
+        let mut words = line.split(' ').peekable();
+        words.next_if(|word| word.starts_with("pub"));
+        let is_type =
+            words.next().is_some_and(|word| ["struct", "enum", "trait", "type"].contains(&word));
+        let name = words.next().filter(|_| is_type)?;
+        Some(name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned())
+    };
+    let mut places: std::collections::BTreeMap<(String, String), Vec<String>> = Default::default();
+    for file in files(".rs") {
+        let Some((krate, _)) = file.path.split_once("/src/") else { continue };
+        // Each subcommand has its own options there.
+        if krate == "bench" {
+            continue;
+        }
+        for name in file.text.lines().filter_map(declared) {
+            places.entry((krate.to_owned(), name)).or_default().push(file.path.clone());
+        }
+    }
+    let twice = places.into_iter().filter(|(_, files)| files.len() > 1);
+    let twice = twice.map(|((_, name), files)| format!("{name}: {}", files.join(", "))).collect();
+    assert_none("a type's name is used twice in a crate", twice);
+}

@@ -100,10 +100,10 @@ pub(crate) type AppendOutcome = Result<Vec<Appended>, AppendError>;
 
 /// Resolves when the entries are in the journal. May be dropped: the append goes on.
 #[derive(Debug)]
-pub struct Receipt(State);
+pub struct Receipt(ReceiptState);
 
 #[derive(Debug)]
-enum State {
+enum ReceiptState {
     Done(Option<AppendOutcome>),
     Waiting(oneshot::Receiver<AppendOutcome>, Arc<Claim>),
 }
@@ -139,11 +139,11 @@ impl Claim {
 
 impl Receipt {
     pub(crate) fn done(outcome: AppendOutcome) -> Self {
-        Self(State::Done(Some(outcome)))
+        Self(ReceiptState::Done(Some(outcome)))
     }
 
     pub(crate) fn waiting(outcome: oneshot::Receiver<AppendOutcome>, claim: Arc<Claim>) -> Self {
-        Self(State::Waiting(outcome, claim))
+        Self(ReceiptState::Waiting(outcome, claim))
     }
 
     /// Waits until `deadline` at the latest. What has not been sent by then, or was sent and refused, is taken
@@ -157,7 +157,7 @@ impl Receipt {
             return outcome;
         }
         match &self.0 {
-            State::Waiting(_, claim) if claim.withdraw() => Err(AppendError::NotAppended),
+            ReceiptState::Waiting(_, claim) if claim.withdraw() => Err(AppendError::NotAppended),
             _ => Err(AppendError::Unavailable),
         }
     }
@@ -169,10 +169,10 @@ impl Future for Receipt {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<AppendOutcome> {
         match &mut self.0 {
             // Polled again after it was ready: a future has no answer to that.
-            State::Done(outcome) => {
+            ReceiptState::Done(outcome) => {
                 Poll::Ready(outcome.take().unwrap_or(Err(AppendError::Unavailable)))
             }
-            State::Waiting(receiver, _) => Pin::new(receiver)
+            ReceiptState::Waiting(receiver, _) => Pin::new(receiver)
                 .poll(cx)
                 .map(|sent| sent.unwrap_or(Err(AppendError::Unavailable))),
         }

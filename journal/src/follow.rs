@@ -84,12 +84,12 @@ pub struct Follower {
 
 #[derive(Debug, Default)]
 struct Changes {
-    waiting: Mutex<VecDeque<Change>>,
+    waiting: Mutex<VecDeque<InterestChange>>,
     some: Notify,
 }
 
 #[derive(Debug)]
-enum Change {
+enum InterestChange {
     Follow(Name, Option<Since>),
     Unfollow(Name),
 }
@@ -98,12 +98,12 @@ impl Follower {
     /// Follows `name` from `since`, or from its head. Following it already, this starts over. Of commands, the
     /// start is what waits to be taken, and then whatever comes after the head.
     pub fn follow(&self, name: &Name, since: Option<Since>) {
-        self.push(Change::Follow(name.clone(), since));
+        self.push(InterestChange::Follow(name.clone(), since));
     }
 
     /// Follows `name` no longer. Updates that are under way still arrive.
     pub fn unfollow(&self, name: &Name) {
-        self.push(Change::Unfollow(name.clone()));
+        self.push(InterestChange::Unfollow(name.clone()));
     }
 
     /// Where this follower can be notified, from anywhere: see [`NewCommand::answer_to`](crate::NewCommand).
@@ -111,7 +111,7 @@ impl Follower {
         &self.address
     }
 
-    fn push(&self, change: Change) {
+    fn push(&self, change: InterestChange) {
         self.changes.waiting.lock().expect("no code panics with this lock held").push_back(change);
         self.changes.some.notify_one();
     }
@@ -154,7 +154,7 @@ pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
 }
 
 /// What a read came to.
-enum Answer {
+enum ReadAnswer {
     Heads(Vec<(Name, Ticket)>, Result<Vec<Option<Offset>>, Unavailable>),
     Page(Name, Ticket, Result<Page, Unavailable>),
     /// What waits on a channel whose commands are followed from the start, or anew for this reason.
@@ -178,7 +178,7 @@ struct Follow {
     /// FollowState whose journal is to be read.
     pages: VecDeque<(Name, Ticket)>,
     pages_reading: usize,
-    reads: FuturesUnordered<BoxFuture<'static, Answer>>,
+    reads: FuturesUnordered<BoxFuture<'static, ReadAnswer>>,
     lives: u64,
 }
 
@@ -229,12 +229,12 @@ impl Follow {
         let mut follow = Vec::new();
         for change in changes {
             match change {
-                Change::Follow(name, since) => {
+                InterestChange::Follow(name, since) => {
                     self.lives += 1;
                     self.followed.insert(name.clone(), FollowState::new(self.lives, since));
                     follow.push(name);
                 }
-                Change::Unfollow(name) => {
+                InterestChange::Unfollow(name) => {
                     if self.followed.remove(&name).is_some() {
                         self.send_follows(&mut follow);
                         self.requests.push_back(Request::Unfollow(name));
@@ -286,9 +286,9 @@ impl Follow {
         }
     }
 
-    async fn on_answer(&mut self, answer: Answer) -> Result<(), Gone> {
+    async fn on_answer(&mut self, answer: ReadAnswer) -> Result<(), Gone> {
         match answer {
-            Answer::Heads(names, heads) => {
+            ReadAnswer::Heads(names, heads) => {
                 let heads = heads.map_or_else(
                     |_| vec![None; names.len()],
                     |heads| heads.into_iter().map(Some).collect(),
@@ -308,7 +308,7 @@ impl Follow {
                 }
                 Ok(())
             }
-            Answer::Page(name, ticket, page) => {
+            ReadAnswer::Page(name, ticket, page) => {
                 self.pages_reading -= 1;
                 let Some(follow_state) = self.follow_state(&name, ticket) else { return Ok(()) };
                 let Ok(page) = page else {
@@ -330,7 +330,7 @@ impl Follow {
                 }
                 self.go_on(name, next).await
             }
-            Answer::Waiting(name, ticket, reset, waiting) => {
+            ReadAnswer::Waiting(name, ticket, reset, waiting) => {
                 self.on_waiting(name, ticket, reset, waiting).await
             }
         }
@@ -365,7 +365,7 @@ impl Follow {
         self.pages_reading += 1;
         self.reads.push(Box::pin(async move {
             let waiting = journal.waiting(&name.channel).await;
-            Answer::Waiting(name, ticket, reset, waiting)
+            ReadAnswer::Waiting(name, ticket, reset, waiting)
         }));
     }
 
@@ -412,7 +412,7 @@ impl Follow {
             self.reads.push(Box::pin(async move {
                 let names: Vec<Name> = named.iter().map(|(name, _)| name.clone()).collect();
                 let heads = journal.heads(&names).await;
-                Answer::Heads(named, heads)
+                ReadAnswer::Heads(named, heads)
             }));
         }
         while self.pages_reading < PAGES_AT_ONCE
@@ -431,7 +431,7 @@ impl Follow {
             self.pages_reading += 1;
             self.reads.push(Box::pin(async move {
                 let page = journal.read(&name, since, PAGE_ENTRIES).await;
-                Answer::Page(name, ticket, page)
+                ReadAnswer::Page(name, ticket, page)
             }));
         }
     }

@@ -22,11 +22,11 @@ const SWEEP_EVERY: u64 = 1024;
 
 #[derive(Debug)]
 pub(crate) struct Memory {
-    state: Mutex<State>,
+    state: Mutex<MemoryState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct MemoryState {
     retention: Retention,
     journals: HashMap<Name, StoredStream>,
     idempotency_key: HashMap<(Name, Box<str>), (Offset, u64)>,
@@ -52,7 +52,7 @@ struct StoredStream {
 impl Memory {
     pub(crate) fn new(retention: Retention) -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(MemoryState {
                 retention,
                 journals: HashMap::new(),
                 idempotency_key: HashMap::new(),
@@ -153,7 +153,7 @@ impl Memory {
         link
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().expect("no code panics with this lock held")
     }
 }
@@ -183,7 +183,7 @@ async fn serve(memory: Arc<Memory>, id: u64, mut far_end: FarEnd) {
     memory.state().followers.remove(&id);
 }
 
-impl State {
+impl MemoryState {
     fn now_us(&mut self) -> u64 {
         let now =
             SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;

@@ -401,13 +401,13 @@ pub(crate) struct Approvals {
 type Expected = HashMap<Box<str>, watch::Sender<Option<ApprovalAnswer>>>;
 
 /// One who waits for an answer.
-struct Waiting(watch::Receiver<Option<ApprovalAnswer>>, Arc<Mutex<Expected>>, Box<str>);
+struct WaitingAsker(watch::Receiver<Option<ApprovalAnswer>>, Arc<Mutex<Expected>>, Box<str>);
 
 impl Approvals {
-    fn expect(&self, request_id: &str) -> Waiting {
+    fn expect(&self, request_id: &str) -> WaitingAsker {
         let mut expected = lock(&self.expected);
         let answers = expected.entry(request_id.into()).or_default().subscribe();
-        Waiting(answers, Arc::clone(&self.expected), request_id.into())
+        WaitingAsker(answers, Arc::clone(&self.expected), request_id.into())
     }
 
     /// An answer has come.
@@ -420,7 +420,7 @@ impl Approvals {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingAsker {
     fn drop(&mut self) {
         let mut expected = lock(&self.1);
         // This one's receiver still counts.

@@ -28,13 +28,13 @@ const ENDED_MAX: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
-    state: Mutex<State>,
+    state: Mutex<RunsState>,
     /// How many are current.
     count: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RunsState {
     next_key: u64,
     current: HashMap<u64, Current>,
     /// Announced, and their end is not written yet.
@@ -213,7 +213,7 @@ impl Runs {
         self.count.subscribe().wait_for(|count| *count == 0).await.ok();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RunsState> {
         self.state.lock().expect("no code panics with this lock held")
     }
 }

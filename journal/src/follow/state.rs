@@ -175,12 +175,12 @@ impl FollowState {
         let mut entries = entries.into_iter();
         while let Some(entry) = entries.next() {
             match self.place(&entry.offset) {
-                Place::Next => {
+                RelativePlace::Next => {
                     self.position = Some(Since::Offset(entry.offset));
                     fresh.push(entry);
                 }
-                Place::Current => {}
-                Place::Past | Place::Elsewhere => {
+                RelativePlace::Current => {}
+                RelativePlace::Past | RelativePlace::Elsewhere => {
                     // Seen before, jumped over, rolled back or reborn: only Redis can tell.
                     self.hold(entry);
                     entries.for_each(|rest| self.hold(rest));
@@ -231,12 +231,12 @@ impl FollowState {
         let mut fresh = Vec::new();
         while let Some(entry) = self.held.pop_front() {
             match self.place(&entry.offset) {
-                Place::Next => {
+                RelativePlace::Next => {
                     self.position = Some(Since::Offset(entry.offset));
                     fresh.push(entry);
                 }
-                Place::Current | Place::Past => {}
-                Place::Elsewhere => {
+                RelativePlace::Current | RelativePlace::Past => {}
+                RelativePlace::Elsewhere => {
                     self.drop_held();
                     self.ask();
                     return Next::EmitAndRead(fresh);
@@ -269,30 +269,30 @@ impl FollowState {
         self.held_bytes = 0;
     }
 
-    fn place(&self, offset: &Offset) -> Place {
+    fn place(&self, offset: &Offset) -> RelativePlace {
         match self.position() {
-            Since::Start if offset.n == 1 => Place::Next,
-            Since::Start => Place::Elsewhere,
-            Since::Offset(position) if position.is_followed_by(offset) => Place::Next,
-            Since::Offset(position) if position == *offset => Place::Current,
+            Since::Start if offset.n == 1 => RelativePlace::Next,
+            Since::Start => RelativePlace::Elsewhere,
+            Since::Offset(position) if position.is_followed_by(offset) => RelativePlace::Next,
+            Since::Offset(position) if position == *offset => RelativePlace::Current,
             Since::Offset(position) if position.epoch == offset.epoch && offset.n < position.n => {
-                Place::Past
+                RelativePlace::Past
             }
             // "Seen nothing up to n" and the entry n itself.
             Since::Offset(position)
                 if position.check == 0
                     && (position.epoch, position.n) == (offset.epoch, offset.n) =>
             {
-                Place::Past
+                RelativePlace::Past
             }
-            Since::Offset(_) => Place::Elsewhere,
+            Since::Offset(_) => RelativePlace::Elsewhere,
         }
     }
 }
 
 /// Where an entry stands, seen from the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum RelativePlace {
     /// It is the next one.
     Next,
     /// It is the position's own entry.

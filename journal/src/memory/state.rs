@@ -6,7 +6,7 @@ use std::time::Duration;
 use protocol::{Channel, Offset};
 
 use super::waiting::WaitingList;
-use super::{Memory, State, StoredStream, micros};
+use super::{Memory, MemoryState, StoredStream, micros};
 use crate::Name;
 use crate::state::alive::{SHOWN_MAX, Sample};
 use crate::state::{
@@ -244,7 +244,7 @@ impl Memory {
     }
 }
 
-impl State {
+impl MemoryState {
     /// Whether anybody listens there.
     fn notify(&self, address: &str, text: &str) -> bool {
         let follower = address.parse().ok().and_then(|id: u64| self.followers.get(&id));

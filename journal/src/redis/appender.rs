@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::keys::{self, Keys};
-use super::outage::{Failure, Outage, Trouble, failure};
+use super::outage::{Failure, Outage, OutageKind, failure};
 use super::pipeline::{Answer, Call, Pipeline, Send};
 use super::wire::{self, Place};
 use crate::append::{AppendOutcome, Claim, PRODUCER_RECORD_LIFETIME};
@@ -329,19 +329,19 @@ impl Task {
                 Answer::Failed
             }
             Failure::Passing => {
-                self.failed(Trouble::refused(error), error);
+                self.failed(OutageKind::refused(error), error);
                 Answer::NotNow
             }
             Failure::Demoted if !is_current => Answer::NotNow,
             Failure::Connection if !is_current => Answer::Failed,
             Failure::Demoted => {
                 self.connection = None;
-                self.failed(Trouble::refused(error), error);
+                self.failed(OutageKind::refused(error), error);
                 Answer::NotNow
             }
             Failure::Connection => {
                 self.connection = None;
-                self.failed(Trouble::Unreachable, error);
+                self.failed(OutageKind::Unreachable, error);
                 Answer::Failed
             }
             Failure::Lasting => {
@@ -352,7 +352,7 @@ impl Task {
     }
 
     /// Pauses.
-    fn failed(&mut self, trouble: Trouble, error: &RedisError) {
+    fn failed(&mut self, trouble: OutageKind, error: &RedisError) {
         if self.paused_until.is_none() {
             self.paused_until = Some(Instant::now() + self.backoff.next());
         }
@@ -365,7 +365,7 @@ impl Task {
         load.arg("LOAD").arg(include_str!("append.lua"));
         if let Err(error) = load.exec_async(connection).await {
             self.connection = None;
-            self.failed(Trouble::Unreachable, &error);
+            self.failed(OutageKind::Unreachable, &error);
         }
     }
 
@@ -397,7 +397,7 @@ impl Task {
                 Some(_) => {}
                 None => {
                     self.connection = None;
-                    self.failed(Trouble::Unreachable, &error);
+                    self.failed(OutageKind::Unreachable, &error);
                 }
             },
         }
@@ -405,7 +405,7 @@ impl Task {
 
     fn refuse_all(&mut self, why: &str, error: &RedisError) {
         self.connection = None;
-        self.failed(Trouble::Refused("NOPERM".to_owned()), error);
+        self.failed(OutageKind::Refused("NOPERM".to_owned()), error);
         for way in self.unfinished.drain() {
             if let Some(pipeline) = self.pipelines.get_mut(&way) {
                 pipeline.fail_all(&AppendError::Refused(why.to_owned()));
@@ -434,7 +434,7 @@ impl Task {
                 self.check_permissions().await;
                 self.pump_all();
             }
-            Err(error) => self.failed(Trouble::Unreachable, &error),
+            Err(error) => self.failed(OutageKind::Unreachable, &error),
         }
     }
 }

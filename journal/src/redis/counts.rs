@@ -14,13 +14,13 @@ const COUNTS_FOR: Duration = Duration::from_secs(120);
 
 /// The scripts.
 #[derive(Debug)]
-pub(super) struct Scripts {
+pub(super) struct CountScripts {
     counts: Script,
     count: Script,
     replicas: Script,
 }
 
-impl Scripts {
+impl CountScripts {
     pub(super) fn new() -> Self {
         Self {
             counts: Script::new(include_str!("counts.lua")),

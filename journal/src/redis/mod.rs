@@ -67,7 +67,7 @@ pub(crate) struct Redis {
     read: Script,
     heads: Script,
     state: state::Scripts,
-    counts: counts::Scripts,
+    counts: counts::CountScripts,
     /// So many pages are read at a time: the other connections stay free for heads and probes.
     pages: Semaphore,
 }
@@ -100,7 +100,7 @@ impl Redis {
             read: Script::new(include_str!("read.lua")),
             heads: Script::new(include_str!("heads.lua")),
             state: state::Scripts::new(),
-            counts: counts::Scripts::new(),
+            counts: counts::CountScripts::new(),
             pages: Semaphore::new(POOL_SIZE - 2),
         })
     }

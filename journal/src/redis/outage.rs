@@ -43,13 +43,13 @@ pub(super) fn failure(error: &RedisError) -> Failure {
 
 /// Why nothing is appended now.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum OutageKind {
     Unreachable,
     /// Redis answers with this code.
     Refused(String),
 }
 
-impl Trouble {
+impl OutageKind {
     pub(super) fn refused(error: &RedisError) -> Self {
         Self::Refused(error.code().unwrap_or_default().to_owned())
     }
@@ -59,7 +59,7 @@ impl Trouble {
 #[derive(Debug)]
 pub(super) struct Outage {
     address: String,
-    now: Option<(Trouble, Instant, u64)>,
+    now: Option<(OutageKind, Instant, u64)>,
 }
 
 impl Outage {
@@ -67,14 +67,14 @@ impl Outage {
         Self { address, now: None }
     }
 
-    pub(super) fn failed(&mut self, trouble: Trouble, error: &RedisError) {
+    pub(super) fn failed(&mut self, trouble: OutageKind, error: &RedisError) {
         let address = &self.address;
         match &mut self.now {
             Some((now, _, failures)) if *now == trouble => {
                 *failures += 1;
                 return;
             }
-            _ if trouble == Trouble::Unreachable => {
+            _ if trouble == OutageKind::Unreachable => {
                 tracing::warn!(%address, reason = %error, "redis append connection lost");
             }
             _ => tracing::warn!(%address, reason = %error, "redis refuses appends"),

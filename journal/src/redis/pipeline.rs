@@ -107,7 +107,7 @@ fn settle(caller: &Caller, with: impl FnOnce(&mut Call)) {
 
 /// An entry that no batch holds yet.
 #[derive(Debug)]
-struct Waiting {
+struct WaitingEntry {
     id: u64,
     entry: NewEntry,
     caller: Caller,
@@ -198,7 +198,7 @@ pub(super) struct Pipeline {
     pub(super) incarnation: u64,
     /// The author numbers the entries, and other processes may append the same.
     is_numbered: bool,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingEntry>,
     batches: VecDeque<Batch>,
     kept: VecDeque<(Batch, Instant)>,
     kept_bytes: usize,
@@ -261,8 +261,12 @@ impl Pipeline {
         }
         let since = Instant::now();
         let waiting = (id..).zip(entries);
-        let waiting =
-            waiting.map(|(id, entry)| Waiting { id, entry, caller: Arc::clone(caller), since });
+        let waiting = waiting.map(|(id, entry)| WaitingEntry {
+            id,
+            entry,
+            caller: Arc::clone(caller),
+            since,
+        });
         self.waiting.extend(waiting);
     }
 
@@ -336,7 +340,7 @@ impl Pipeline {
         let before = self.batches.back().map_or(self.acknowledged, |batch| batch.sequence);
         let mut repeats = Vec::new();
         let mut since = None;
-        while let Some(Waiting { id, entry, .. }) = self.waiting.front() {
+        while let Some(WaitingEntry { id, entry, .. }) = self.waiting.front() {
             if self.is_numbered && *id <= ids.last().copied().unwrap_or(before) {
                 let Some(repeated) = self.waiting.pop_front() else { break };
                 match self.batches.back_mut() {
@@ -359,7 +363,7 @@ impl Pipeline {
                 continue;
             }
             since.get_or_insert(next.since);
-            let Waiting { id, entry, caller, .. } = next;
+            let WaitingEntry { id, entry, caller, .. } = next;
             bytes += entry.cost();
             rows.push(format!(
                 "{} {} {}",

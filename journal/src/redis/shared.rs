@@ -21,11 +21,11 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Shared {
     client: Client,
-    state: Mutex<State>,
+    state: Mutex<SharedState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SharedState {
     connection: Option<MultiplexedConnection>,
     /// Counts connections: a late failure of an old one shall not cost us the new one.
     number: u64,
@@ -57,7 +57,7 @@ impl Shared {
 
     async fn connect(
         &self,
-        state: &mut MutexGuard<'_, State>,
+        state: &mut MutexGuard<'_, SharedState>,
         asked: Instant,
     ) -> Result<MultiplexedConnection, Unavailable> {
         match &state.failed {
@@ -82,21 +82,21 @@ impl Shared {
 
 /// An answer that is waited for. Whoever leaves before it has come, after so long, gives the connection up:
 /// nobody else might wait long enough to find it dead.
-struct Asked<'a> {
+struct PendingAnswer<'a> {
     shared: &'a Shared,
     number: u64,
     since: Instant,
     is_answered: bool,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> PendingAnswer<'a> {
     fn of(lent: &Lent<'a>) -> Self {
         let (shared, number) = (lent.shared, lent.number);
         Self { shared, number, since: Instant::now(), is_answered: false }
     }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for PendingAnswer<'_> {
     fn drop(&mut self) {
         if !self.is_answered
             && self.since.elapsed() >= SUSPICIOUS
@@ -128,7 +128,7 @@ impl Lent<'_> {
 impl ConnectionLike for Lent<'_> {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         async move {
-            let mut asked = Asked::of(self);
+            let mut asked = PendingAnswer::of(self);
             let answer = self.connection.req_packed_command(cmd).await;
             asked.is_answered = true;
             self.judge(answer.and_then(Value::extract_error)).await
@@ -143,7 +143,7 @@ impl ConnectionLike for Lent<'_> {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         async move {
-            let mut asked = Asked::of(self);
+            let mut asked = PendingAnswer::of(self);
             let answer = self.connection.req_packed_commands(pipeline, offset, count).await;
             asked.is_answered = true;
             let answer =

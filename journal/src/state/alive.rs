@@ -3,7 +3,7 @@
 use protocol::Channel;
 use serde::Serialize;
 
-use super::lease::{LeasePhase, State, record};
+use super::lease::{LeasePhase, LeaseState, record};
 use super::{Holder, Index, Record};
 use crate::{Journal, Parent, Unavailable};
 
@@ -59,9 +59,9 @@ impl Journal {
         let next = ids.last().filter(|_| has_more).cloned();
         let records: Vec<Record> = ids.iter().filter_map(|id| own_record(id)).collect();
         let states = self.states(&records).await?;
-        let states: Vec<(Record, State)> = (records.into_iter().zip(states))
+        let states: Vec<(Record, LeaseState)> = (records.into_iter().zip(states))
             .filter_map(|(record, state)| {
-                let state: Option<State> = super::transact::read(&record, state.as_deref());
+                let state: Option<LeaseState> = super::transact::read(&record, state.as_deref());
                 Some((record, state.filter(|state| state.phase == LeasePhase::Alive)?))
             })
             .collect();

@@ -78,7 +78,7 @@ pub struct Pending {
 
 /// An approval's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct State {
+struct ApprovalState {
     asks: Asks,
     agent_id: Box<str>,
     default: bool,
@@ -262,11 +262,16 @@ fn told(asks: Asks, request_id: &str, answer: &ApprovalAnswer) -> String {
 }
 
 /// The first asking shows the question; asked again, it is the same approval.
-fn asked(found: Option<State>, now_ms: u64, holder: &Holder, new: &NewApproval) -> Decision<Asked> {
+fn asked(
+    found: Option<ApprovalState>,
+    now_ms: u64,
+    holder: &Holder,
+    new: &NewApproval,
+) -> Decision<Asked> {
     if let Some(state) = found {
         return Decision::Keep(state.answer.map_or(Asked::Pending, Asked::Answered));
     }
-    let state = State {
+    let state = ApprovalState {
         asks: new.asks,
         agent_id: holder.agent.clone(),
         default: new.default,
@@ -289,7 +294,7 @@ fn asked(found: Option<State>, now_ms: u64, holder: &Holder, new: &NewApproval) 
 
 /// The first answer that fits holds; after its time it is the default. With what everybody is told now.
 fn resolved(
-    found: Option<State>,
+    found: Option<ApprovalState>,
     now_ms: u64,
     record: &Record,
     asks: Asks,
@@ -324,7 +329,7 @@ enum Timeout {
     No,
 }
 
-fn timed_out(found: Option<State>, now_ms: u64, record: &Record) -> Decision<Timeout> {
+fn timed_out(found: Option<ApprovalState>, now_ms: u64, record: &Record) -> Decision<Timeout> {
     match found {
         None => {
             let change = Change::forgotten(record, Deadline::TimeOut, Index::Approvals);
@@ -344,7 +349,7 @@ impl NewApproval {
     }
 }
 
-impl State {
+impl ApprovalState {
     /// What holds where nobody answers in time.
     fn default(&self, record: &Record, now_ms: u64) -> ApprovalAnswer {
         ApprovalAnswer {
@@ -359,7 +364,7 @@ impl State {
     }
 }
 
-fn answered(record: &Record, mut state: State, answer: &ApprovalAnswer) -> Change {
+fn answered(record: &Record, mut state: ApprovalState, answer: &ApprovalAnswer) -> Change {
     let asks = state.asks;
     let (command, event) = answer_names(asks, answer);
     state.answer = Some(answer.clone());

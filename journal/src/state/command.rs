@@ -151,7 +151,7 @@ impl Command {
 
 /// A command's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct CommandState {
     pub(super) status: Status,
     /// Until when it may be taken, Unix milliseconds.
     pub(super) expires_at: u64,
@@ -182,7 +182,7 @@ pub(super) struct Taker {
     pub(super) idempotent: bool,
 }
 
-impl State {
+impl CommandState {
     pub(super) fn is_worked_on_by(&self, holder: &Holder) -> bool {
         let is_taker = self.taker.as_ref().is_some_and(|taker| taker.holder == *holder);
         is_taker && self.status == Status::Delivered
@@ -265,7 +265,12 @@ enum Sending {
 }
 
 /// The first is sent. A repetition waits with the first, or learns its outcome.
-fn sent(found: Option<State>, now_ms: u64, new: &NewCommand, is_heard: bool) -> Decision<Sending> {
+fn sent(
+    found: Option<CommandState>,
+    now_ms: u64,
+    new: &NewCommand,
+    is_heard: bool,
+) -> Decision<Sending> {
     if let Some(mut state) = found {
         let outcome = state.outcome();
         return match &new.answer_to {
@@ -293,7 +298,7 @@ fn sent(found: Option<State>, now_ms: u64, new: &NewCommand, is_heard: bool) -> 
         data: Some(&data),
     };
     let entry = serde_json::to_string(&stamped).expect("a command is plain data");
-    let state = State {
+    let state = CommandState {
         status: Status::Accepted,
         expires_at,
         command_id: new.command_id,
@@ -352,7 +357,7 @@ impl Journal {
         channel: &Channel,
         key: Uuid,
     ) -> Result<Option<CommandOutcome>, Unavailable> {
-        let state = self.state::<State>(&record(channel, key)).await?;
+        let state = self.state::<CommandState>(&record(channel, key)).await?;
         Ok(state.map(|state| state.outcome()))
     }
 }
@@ -377,7 +382,7 @@ mod tests {
     }
 
     /// The state that a decision leaves.
-    fn state<A>(decision: &Decision<A>) -> Option<State> {
+    fn state<A>(decision: &Decision<A>) -> Option<CommandState> {
         let Decision::Set(change, _) = decision else { return None };
         change.state.as_deref().and_then(|state| serde_json::from_str(state).ok())
     }

@@ -25,7 +25,7 @@ pub(crate) struct Probe {
 }
 
 #[derive(Clone, Debug)]
-struct Answered {
+struct AnsweredProbe {
     probe: Probe,
     sent: Instant,
     received: Instant,
@@ -34,13 +34,13 @@ struct Answered {
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
     since: Option<Instant>,
-    last: Option<Answered>,
+    last: Option<AnsweredProbe>,
 }
 
 impl Continuity {
     /// Redis has written, between `sent` and `received`.
     pub(super) fn answered(&mut self, probe: Probe, sent: Instant, received: Instant) {
-        let now = Answered { probe, sent, received };
+        let now = AnsweredProbe { probe, sent, received };
         let goes_on = self.last.as_ref().is_some_and(|last| now.continues(last));
         if !goes_on {
             self.since = None;
@@ -60,7 +60,7 @@ impl Continuity {
     }
 }
 
-impl Answered {
+impl AnsweredProbe {
     fn continues(&self, last: &Self) -> bool {
         let is_same = self.probe.connection == last.probe.connection
             && self.probe.run_id == last.probe.run_id;

@@ -15,18 +15,18 @@ fn channels(parent: &Parent) -> impl Iterator<Item = Channel> {
 
 /// A child on its parent's channel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct State {
+struct ChildState {
     incarnation: u64,
     /// Whether it is still one: the end is kept, so that an older incarnation does not undo it.
     is_child: bool,
 }
 
 /// The child comes or goes, unless a newer incarnation of it has spoken before.
-fn declared(found: Option<State>, child: &Holder, run: Option<&str>) -> Decision<()> {
+fn declared(found: Option<ChildState>, child: &Holder, run: Option<&str>) -> Decision<()> {
     if found.is_some_and(|state| state.incarnation > child.incarnation) {
         return Decision::Keep(());
     }
-    let state = State { incarnation: child.incarnation, is_child: run.is_some() };
+    let state = ChildState { incarnation: child.incarnation, is_child: run.is_some() };
     let mut change = Change::new(&state);
     change.lifetime = Some(REMEMBERED);
     change.effects = vec![match run {
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn an_older_incarnation_of_a_child_changes_nothing() {
         for is_child in [true, false] {
-            let found = Some(State { incarnation: 2, is_child });
+            let found = Some(ChildState { incarnation: 2, is_child });
             for run in [Some("r1"), None] {
                 assert!(matches!(declared(found.clone(), &child(1), run), Decision::Keep(())));
                 assert!(matches!(declared(found.clone(), &child(2), run), Decision::Set(..)));

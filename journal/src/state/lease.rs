@@ -47,7 +47,7 @@ pub(super) enum LeasePhase {
 
 /// A lease's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct LeaseState {
     pub(super) phase: LeasePhase,
     pub(super) incarnation: u64,
     /// Which taking of the lease it is: no two are the same state, and who holds an older one leaves it alone.
@@ -141,18 +141,18 @@ impl Drop for Lease {
 
 /// The newest incarnation holds the lease, and takes it over from an older one; `None` for an older one.
 fn taken(
-    found: Option<State>,
+    found: Option<LeaseState>,
     open: &OpenRuns,
     now_ms: u64,
     record: &Record,
     incarnation: Option<u64>,
     parent: Option<&Parent>,
     (taking, lasts): (Uuid, Duration),
-) -> Decision<Option<State>> {
+) -> Decision<Option<LeaseState>> {
     let last = found.as_ref().map_or(0, |state| state.incarnation);
     let incarnation = incarnation.unwrap_or(now_ms.max(last + 1));
     let holder = Holder { agent: record.id.clone(), incarnation };
-    let new = State {
+    let new = LeaseState {
         phase: LeasePhase::Alive,
         incarnation,
         taking,
@@ -165,7 +165,7 @@ fn taken(
         // Taken back over a new connection it is the same life.
         Standing::Own(same) => {
             let parent = parent.cloned().or_else(|| same.parent.clone());
-            (State { taking, parent, ..same }, None)
+            (LeaseState { taking, parent, ..same }, None)
         }
         Standing::Missing | Standing::Released => (new, None),
         Standing::Older(older) => (new, Some(older)),
@@ -180,7 +180,7 @@ fn taken(
 
 /// The holder leaves of its own will.
 fn released(
-    found: Option<State>,
+    found: Option<LeaseState>,
     open: &OpenRuns,
     now_ms: u64,
     record: &Record,
@@ -191,10 +191,10 @@ fn released(
         Standing::Own(state) if taking.is_none_or(|taking| taking == state.taking) => (state, None),
         Standing::Own(_) | Standing::Released | Standing::Fenced => return Decision::Keep(()),
         // It is written all the same: an older incarnation that wakes up shall find it.
-        Standing::Missing => (State::missing(holder, now_ms), None),
-        Standing::Older(older) => (State::missing(holder, now_ms), Some(older)),
+        Standing::Missing => (LeaseState::missing(holder, now_ms), None),
+        Standing::Older(older) => (LeaseState::missing(holder, now_ms), Some(older)),
     };
-    let mut change = Change::new(&State { phase: LeasePhase::Released, ..state });
+    let mut change = Change::new(&LeaseState { phase: LeasePhase::Released, ..state });
     change.lifetime = Some(REMEMBERED);
     change.effects = vec![
         Effect::Remove(Index::Agents, holder.agent.clone()),
@@ -208,7 +208,7 @@ fn released(
     Decision::Set(change, ())
 }
 
-impl State {
+impl LeaseState {
     pub(super) fn is_held_by(&self, holder: &Holder) -> bool {
         self.phase == LeasePhase::Alive && self.incarnation == holder.incarnation
     }
@@ -258,7 +258,7 @@ impl Journal {
         parent: Option<&Parent>,
     ) -> Result<Lease, LeaseError> {
         let taking = Uuid::new_v4();
-        let rule = |found: Option<State>, open: &OpenRuns, now_ms| {
+        let rule = |found: Option<LeaseState>, open: &OpenRuns, now_ms| {
             let before = found.clone();
             match taken(found, open, now_ms, record, incarnation, parent, (taking, self.lease)) {
                 Decision::Set(change, state) => Decision::Set(change, (before, state)),
@@ -311,7 +311,7 @@ impl Journal {
         taking: Option<Uuid>,
     ) -> Result<(), Unavailable> {
         let record = record(channel, &holder.agent);
-        let is_another = |state: &State| {
+        let is_another = |state: &LeaseState| {
             matches!(
                 standing::of(Some(state.clone()), holder),
                 Standing::Fenced | Standing::Released
@@ -322,7 +322,7 @@ impl Journal {
             return Ok(());
         }
         self.settle_open(channel, holder).await?;
-        let rule = |found: Option<State>, open: &OpenRuns, now_ms| {
+        let rule = |found: Option<LeaseState>, open: &OpenRuns, now_ms| {
             released(found, open, now_ms, &record, holder, taking)
         };
         self.transact_with_runs(&record, None, holder.incarnation, rule).await?;

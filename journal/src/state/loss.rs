@@ -10,7 +10,7 @@ use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::lease::{LeasePhase, REMEMBERED, State};
+use super::lease::{LeasePhase, LeaseState, REMEMBERED};
 use super::transact::read;
 use super::{
     Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot, Transacted,
@@ -91,7 +91,7 @@ impl Loss {
 pub(super) fn begin(
     change: &mut Change,
     lease: &Record,
-    state: &State,
+    state: &LeaseState,
     reason: &str,
     open: &OpenRuns,
 ) {
@@ -117,25 +117,25 @@ impl Journal {
         record: &Record,
         mut guess: Option<Snapshot>,
         below: u64,
-        rule: impl Fn(Option<State>, &OpenRuns, u64) -> Decision<A>,
+        rule: impl Fn(Option<LeaseState>, &OpenRuns, u64) -> Decision<A>,
     ) -> Result<Transacted<A>, Unavailable> {
         for _ in 0..ATTEMPTS_MAX {
             let found = match guess.take() {
                 Some(guess) => guess,
                 None => self.snapshot(record).await?,
             };
-            let which = |state: &State| (state.incarnation, state.version, state.phase);
-            let state = read::<State>(record, found.state.as_deref());
+            let which = |state: &LeaseState| (state.incarnation, state.version, state.phase);
+            let state = read::<LeaseState>(record, found.state.as_deref());
             let seen = state.as_ref().map(which);
-            let is_named = |s: &State| s.phase == LeasePhase::Alive && s.incarnation < below;
+            let is_named = |s: &LeaseState| s.phase == LeasePhase::Alive && s.incarnation < below;
             let open = match state.filter(is_named) {
-                Some(State { incarnation, .. }) => {
+                Some(LeaseState { incarnation, .. }) => {
                     let holder = Holder { agent: record.id.clone(), incarnation };
                     self.open_runs(&record.channel, &holder).await?
                 }
                 None => OpenRuns::default(),
             };
-            let decided = self.transact_from(record, found, |found: Option<State>, now_ms| {
+            let decided = self.transact_from(record, found, |found: Option<LeaseState>, now_ms| {
                 if found.as_ref().map(which) != seen {
                     return Decision::Keep(None);
                 }
@@ -163,11 +163,12 @@ impl Journal {
 
     /// Deadline: the lease was not renewed.
     pub(super) async fn lose(&self, lease: &Record) -> Result<(), Unavailable> {
-        let rule =
-            |found: Option<State>, open: &OpenRuns, _| match standing::lost(found, lease, open) {
-                Some((change, state)) => Decision::Set(change, Some((state, open.runs.join(" ")))),
-                None => Decision::Keep(None),
-            };
+        let rule = |found: Option<LeaseState>, open: &OpenRuns, _| match standing::lost(
+            found, lease, open,
+        ) {
+            Some((change, state)) => Decision::Set(change, Some((state, open.runs.join(" ")))),
+            None => Decision::Keep(None),
+        };
         match self.transact_with_runs(lease, None, u64::MAX, rule).await? {
             Transacted::Done(Some((state, runs))) => {
                 tracing::warn!(channel = %lease.channel, agent = %lease.id, runs, "agent lost");

@@ -11,7 +11,7 @@ use protocol::agent::body::{ListChange, NoteCall};
 use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 
-use super::lease::{Lease, LeaseError, State};
+use super::lease::{Lease, LeaseError, LeaseState};
 use super::loss::OpenRuns;
 use super::renewal::{Held, Written};
 use super::standing::{self, Standing};
@@ -102,7 +102,7 @@ impl Written {
 /// What is written of a lease that is held.
 pub(super) struct Keeping {
     change: Change,
-    state: State,
+    state: LeaseState,
     /// The journal had lost it, or had an older one.
     is_restored: bool,
 }
@@ -116,7 +116,7 @@ pub(super) enum NotHeld {
 
 /// What a note, an end, or a renewal that found the lease missing, writes of it.
 pub(super) fn kept(
-    found: Option<State>,
+    found: Option<LeaseState>,
     open: &OpenRuns,
     held: &Held,
     written: &Written,
@@ -136,7 +136,7 @@ pub(super) fn kept(
         Standing::Released => return Err(NotHeld::Released),
         Standing::Fenced => return Err(NotHeld::Fenced),
     };
-    let state = State { version: state.version.max(written.state.version) + 1, ..state };
+    let state = LeaseState { version: state.version.max(written.state.version) + 1, ..state };
     let mut change = Change::new(&state);
     change.effects = standing::alive(holder, lasts);
     if is_restored {
@@ -210,7 +210,7 @@ impl Journal {
         told: Option<Told<'_>>,
     ) -> Result<(), LeaseError> {
         let mut written = held.written.lock().await;
-        let rule = |found: Option<State>, open: &OpenRuns, _| match kept(
+        let rule = |found: Option<LeaseState>, open: &OpenRuns, _| match kept(
             found, open, held, &written, note, self.lease,
         ) {
             Ok(Keeping { mut change, state, is_restored }) => {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::lease::{LeaseError, State, record};
+use super::lease::{LeaseError, LeaseState, record};
 use super::{Change, Deadline, Decision, Effect, Holder, Record};
 use crate::{Journal, Unavailable};
 
@@ -44,13 +44,13 @@ pub(super) struct Held {
 /// A lease as it was written last: Redis may come back without it.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
-    pub(super) state: State,
+    pub(super) state: LeaseState,
     pub(super) runs: BTreeSet<Box<str>>,
     pub(super) channels: BTreeSet<Channel>,
 }
 
 impl Written {
-    pub(super) fn new(state: State) -> Self {
+    pub(super) fn new(state: LeaseState) -> Self {
         Self { state, runs: BTreeSet::new(), channels: BTreeSet::new() }
     }
 }
@@ -152,9 +152,9 @@ impl Journal {
     ) -> Result<(), Unavailable> {
         for (channel, holder, taking) in leases {
             let record = record(channel, &holder.agent);
-            self.transact(&record, |found: Option<State>, _| {
+            self.transact(&record, |found: Option<LeaseState>, _| {
                 // Taken anew meanwhile, on another connection: it is that one's.
-                let is_it = |s: &State| s.is_held_by(holder) && s.taking == *taking;
+                let is_it = |s: &LeaseState| s.is_held_by(holder) && s.taking == *taking;
                 let Some(state) = found.filter(is_it) else { return Decision::Keep(()) };
                 let mut change = Change::new(&state);
                 change.effects = vec![Effect::Due(Deadline::Lose, Some(lasts))];

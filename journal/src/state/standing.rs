@@ -8,25 +8,25 @@ use std::time::Duration;
 
 use protocol::Kind;
 
-use super::lease::{LeasePhase, REMEMBERED, State};
+use super::lease::{LeasePhase, LeaseState, REMEMBERED};
 use super::loss::{self, OpenRuns};
 use super::{Change, Deadline, Effect, Holder, Index, Record};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// It is this incarnation's.
-    Own(State),
+    Own(LeaseState),
     /// There is none: this incarnation writes its own.
     Missing,
     /// It is an older incarnation's, alive or not: this one takes over.
-    Older(State),
+    Older(LeaseState),
     /// This incarnation has left.
     Released,
     /// It is a newer incarnation's, or this one was declared lost.
     Fenced,
 }
 
-pub(super) fn of(found: Option<State>, holder: &Holder) -> Standing {
+pub(super) fn of(found: Option<LeaseState>, holder: &Holder) -> Standing {
     let Some(state) = found else { return Standing::Missing };
     match (state.incarnation.cmp(&holder.incarnation), state.phase) {
         (std::cmp::Ordering::Less, _) => Standing::Older(state),
@@ -45,7 +45,7 @@ pub(super) fn alive(holder: &Holder, lasts: Duration) -> Vec<Effect> {
 }
 
 /// The older incarnation is fenced; where it lived, it is told as replaced, and settled.
-pub(super) fn take_over(change: &mut Change, record: &Record, older: &State, open: &OpenRuns) {
+pub(super) fn take_over(change: &mut Change, record: &Record, older: &LeaseState, open: &OpenRuns) {
     let holder = Holder { agent: record.id.clone(), incarnation: older.incarnation };
     if older.phase == LeasePhase::Alive {
         loss::begin(change, record, older, "replaced", open);
@@ -55,12 +55,12 @@ pub(super) fn take_over(change: &mut Change, record: &Record, older: &State, ope
 
 /// The lease is over by loss.
 pub(super) fn lost(
-    found: Option<State>,
+    found: Option<LeaseState>,
     record: &Record,
     open: &OpenRuns,
-) -> Option<(Change, State)> {
+) -> Option<(Change, LeaseState)> {
     let state = found.filter(|state| state.phase == LeasePhase::Alive)?;
-    let state = State { phase: LeasePhase::Lost, ..state };
+    let state = LeaseState { phase: LeasePhase::Lost, ..state };
     let mut change = Change::new(&state);
     change.lifetime = Some(REMEMBERED);
     change.condition = super::Condition::Due(Deadline::Lose);
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn the_higher_incarnation_wins_and_a_missing_state_is_nobodys() {
         let holder = Holder { agent: "a".into(), incarnation: 5 };
-        let found = |incarnation, phase| State {
+        let found = |incarnation, phase| LeaseState {
             phase,
             incarnation,
             taking: uuid::Uuid::nil(),

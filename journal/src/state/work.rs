@@ -3,7 +3,9 @@
 use protocol::{Channel, Status, Take};
 use uuid::Uuid;
 
-use super::command::{CommandOutcome, REMEMBERED, State, Taker, WORK_MAX, raw, reason, record};
+use super::command::{
+    CommandOutcome, CommandState, REMEMBERED, Taker, WORK_MAX, raw, reason, record,
+};
 use super::waiting::{WaitingClass, Waits};
 use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted};
 use crate::{Journal, NewEntry, Unavailable};
@@ -42,7 +44,7 @@ impl Journal {
         data: &str,
     ) -> Result<(), Unavailable> {
         let record = record(channel, key);
-        let state = self.state::<State>(&record).await?;
+        let state = self.state::<CommandState>(&record).await?;
         let Some(state) = state.filter(|state| state.is_worked_on_by(holder)) else {
             return Ok(());
         };
@@ -113,7 +115,12 @@ impl Journal {
 const GONE: CommandOutcome = CommandOutcome { status: Status::Expired, detail: None };
 
 /// Of all who try, one takes it: before its time is over.
-fn taken(found: Option<State>, now_ms: u64, record: &Record, taker: &Taker) -> Decision<Take> {
+fn taken(
+    found: Option<CommandState>,
+    now_ms: u64,
+    record: &Record,
+    taker: &Taker,
+) -> Decision<Take> {
     let Some(mut state) = found else { return Decision::Keep(Take::Gone) };
     if state.taker.as_ref() == Some(taker) && state.status == Status::Delivered {
         return Decision::Keep(Take::Yours);
@@ -139,12 +146,13 @@ fn taken(found: Option<State>, now_ms: u64, record: &Record, taker: &Taker) -> D
 
 /// Its taker says how it ended, once.
 fn finished(
-    found: Option<State>,
+    found: Option<CommandState>,
     record: &Record,
     holder: &Holder,
     outcome: &CommandOutcome,
 ) -> Decision<bool> {
-    let is_taker = |state: &State| state.taker.as_ref().is_some_and(|by| by.holder == *holder);
+    let is_taker =
+        |state: &CommandState| state.taker.as_ref().is_some_and(|by| by.holder == *holder);
     let Some(state) = found.filter(is_taker) else { return Decision::Keep(false) };
     if state.status != Status::Delivered {
         return Decision::Keep(state.outcome() == *outcome);
@@ -156,7 +164,7 @@ fn finished(
 }
 
 /// Nobody waits for it: it ends, unless it has.
-fn given_up(found: Option<State>, record: &Record) -> Decision<CommandOutcome> {
+fn given_up(found: Option<CommandState>, record: &Record) -> Decision<CommandOutcome> {
     match found {
         None => Decision::Keep(GONE),
         Some(state) if state.status.is_final() => Decision::Keep(state.outcome()),
@@ -165,7 +173,7 @@ fn given_up(found: Option<State>, record: &Record) -> Decision<CommandOutcome> {
 }
 
 /// Its time is over; false where it waits no longer, or may wait on.
-fn expired(found: Option<State>, now_ms: u64, record: &Record) -> Decision<bool> {
+fn expired(found: Option<CommandState>, now_ms: u64, record: &Record) -> Decision<bool> {
     match found {
         None => {
             let effects = vec![Effect::WaitNoMore, Effect::Due(Deadline::Expire, None)];
@@ -179,7 +187,12 @@ fn expired(found: Option<State>, now_ms: u64, record: &Record) -> Decision<bool>
 }
 
 /// What `lost` had taken is offered anew where that does no harm, else it has failed.
-fn settled(found: Option<State>, now_ms: u64, record: &Record, lost: &Holder) -> Decision<()> {
+fn settled(
+    found: Option<CommandState>,
+    now_ms: u64,
+    record: &Record,
+    lost: &Holder,
+) -> Decision<()> {
     let open = Index::Open(lost.agent.clone());
     let Some(mut state) = found else {
         return Decision::Set(Change::forgotten(record, Deadline::Expire, open), ());
@@ -226,7 +239,7 @@ mod tests {
     }
 
     /// As it is written: it expires at 100.
-    fn state(status: &str, taker: Option<(u64, bool)>) -> Option<State> {
+    fn state(status: &str, taker: Option<(u64, bool)>) -> Option<CommandState> {
         let taker = taker.map(|(incarnation, idempotent)| {
             serde_json::json!({"agent_id": "a", "incarnation": incarnation, "idempotent": idempotent})
         });
@@ -241,8 +254,9 @@ mod tests {
         match decision {
             Decision::Keep(answer) => (None, answer),
             Decision::Set(change, answer) => {
-                let state =
-                    change.state.and_then(|state| serde_json::from_str::<State>(&state).ok());
+                let state = change
+                    .state
+                    .and_then(|state| serde_json::from_str::<CommandState>(&state).ok());
                 (state.map(|state| state.status), answer)
             }
         }

@@ -29,7 +29,7 @@ pub(super) struct Consumer {
     pub(super) channel: Channel,
     /// To whom commands are handed.
     outlet: Outlet,
-    state: Mutex<State>,
+    state: Mutex<ConsumerState>,
     /// Rings when something is pending.
     wakeup: Notify,
     /// Where following began.
@@ -39,7 +39,7 @@ pub(super) struct Consumer {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ConsumerState {
     pending: VecDeque<journal::Command>,
     /// What is pending, being taken, or not reported yet: it may be read again.
     known: HashSet<Uuid>,
@@ -168,7 +168,7 @@ impl Consumer {
         state.pending.is_empty() && state.is_behind
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ConsumerState> {
         self.state.lock().expect("no code panics with this lock held")
     }
 }

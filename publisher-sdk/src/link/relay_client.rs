@@ -3,7 +3,7 @@
 //! [`relay_link`](super::relay_link) → **client** → a relay's `/ws/agents/{agent_id}`
 //!
 //! What has no reply when the connection breaks is sent again on the next one, in its order; the relay, or
-//! the next one, knows by the id what it has done. Leases are taken back first, then what is followed. A
+//! the next one, knows by the id what it has done. RelayLeases are taken back first, then what is followed. A
 //! connection on which nothing was heard for [`SILENCE_MAX`] is dead, whatever is sent.
 
 use std::collections::{HashMap, VecDeque};
@@ -63,11 +63,11 @@ pub(super) enum Job {
 
 /// The leases that are taken back on every connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Leases(Arc<Mutex<Vec<Held>>>);
+pub(super) struct RelayLeases(Arc<Mutex<Vec<HeldLease>>>);
 
-type Held = (Channel, u64, CancellationToken);
+type HeldLease = (Channel, u64, CancellationToken);
 
-impl Leases {
+impl RelayLeases {
     pub(super) fn hold(&self, channel: &Channel, incarnation: u64, lost: &CancellationToken) {
         self.forget(channel);
         self.all().push((channel.clone(), incarnation, lost.clone()));
@@ -91,7 +91,7 @@ impl Leases {
         self.forget(channel);
     }
 
-    fn all(&self) -> MutexGuard<'_, Vec<Held>> {
+    fn all(&self) -> MutexGuard<'_, Vec<HeldLease>> {
         self.0.lock().expect("no code panics with this lock held")
     }
 }
@@ -101,10 +101,10 @@ pub(super) struct Client {
     request: Request<()>,
     jobs: mpsc::Receiver<Job>,
     calls: WaitingCalls,
-    leases: Leases,
+    leases: RelayLeases,
     /// Frames that go before the calls: leases and what is followed.
     first: VecDeque<String>,
-    /// Leases that are being taken back, by the id of the call.
+    /// RelayLeases that are being taken back, by the id of the call.
     restoring: HashMap<u64, Channel>,
     /// Whose commands are followed, and where to go on after the next reconnect.
     followed: HashMap<Channel, Since>,
@@ -130,7 +130,7 @@ impl Client {
         agent: &str,
         token: Option<&str>,
         jobs: mpsc::Receiver<Job>,
-        leases: Leases,
+        leases: RelayLeases,
         (requests, updates): (Arc<FollowRequests>, mpsc::Sender<Update>),
     ) -> Result<(), ConnectError> {
         let refuse = |why: String| ConnectError::RelayUrl { url: without_secrets(url), why };

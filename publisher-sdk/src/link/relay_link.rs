@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::follow::{self, FollowRequests};
-use super::relay_client::{Client, Job, Leases};
+use super::relay_client::{Client, Job, RelayLeases};
 use super::{AppendReceipt, LinkError, LinkFollower, LinkUpdates};
 use crate::ConnectError;
 
@@ -44,7 +44,7 @@ pub(crate) struct RelayLink {
     jobs: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
     call_room: Arc<Semaphore>,
-    leases: Leases,
+    leases: RelayLeases,
     requests: Arc<FollowRequests>,
     /// Until the agent follows.
     updates: Mutex<Option<LinkUpdates>>,
@@ -53,7 +53,7 @@ pub(crate) struct RelayLink {
 impl RelayLink {
     pub(super) fn open(url: &str, agent: &str, token: Option<&str>) -> Result<Self, ConnectError> {
         let (jobs, received) = mpsc::channel(JOBS);
-        let leases = Leases::default();
+        let leases = RelayLeases::default();
         let (requests, told, updates) = follow::through_relay();
         let following = (Arc::clone(&requests), told);
         Client::start(url, agent, token, received, leases.clone(), following)?;

@@ -34,7 +34,7 @@ const COMMANDS_AT_ONCE: usize = 16;
 pub(super) struct Calls {
     grant: Grant,
     offer: Offer,
-    shared: Arc<Shared>,
+    shared: Arc<CallsState>,
     /// Channels that the agent serves.
     served: HashMap<Channel, Served>,
     workers: JoinSet<()>,
@@ -48,7 +48,7 @@ struct Served {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct CallsState {
     session: AgentSession,
     outbox: Outbox,
     queues: Mutex<Queues>,
@@ -134,7 +134,7 @@ type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 impl Calls {
     pub(super) fn new(grant: Grant, offer: Offer, session: AgentSession, outbox: Outbox) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(CallsState {
             session,
             outbox,
             queues: Mutex::default(),
@@ -261,7 +261,7 @@ impl Calls {
     }
 }
 
-impl Shared {
+impl CallsState {
     /// Room for a call of so many bytes. While there is none the connection is not read, and its silence does
     /// not count.
     async fn room(&self, bytes: usize) -> Room {

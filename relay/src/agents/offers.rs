@@ -18,11 +18,11 @@ use crate::supervisor::Supervisor;
 #[derive(Debug)]
 pub(crate) struct Offers {
     follower: Follower,
-    listeners: Mutex<HashMap<Channel, Vec<Listener>>>,
+    listeners: Mutex<HashMap<Channel, Vec<AgentListener>>>,
 }
 
 #[derive(Debug)]
-struct Listener {
+struct AgentListener {
     connection: u64,
     outbox: Outbox,
     /// It has heard everything up to here.
@@ -98,20 +98,20 @@ impl Offers {
 
     /// Follows for all of a channel's listeners: from the one that has heard least, and from what waits where
     /// one has heard nothing. Each passes over what it has heard.
-    fn follow(&self, channel: &Channel, listeners: &[Listener]) {
+    fn follow(&self, channel: &Channel, listeners: &[AgentListener]) {
         let heard: Option<Vec<Offset>> = listeners.iter().map(|listener| listener.heard).collect();
         let least = heard.and_then(|heard| heard.into_iter().min_by_key(|at| (at.epoch, at.n)));
         let since = least.map_or(Since::Start, Since::Offset);
         self.follower.follow(&Name::commands(channel.clone()), Some(since));
     }
 
-    fn tell(&self, name: &Name, what: impl FnMut(&mut Listener)) {
+    fn tell(&self, name: &Name, what: impl FnMut(&mut AgentListener)) {
         if let Some(listeners) = self.listeners().get_mut(&name.channel) {
             listeners.iter_mut().for_each(what);
         }
     }
 
-    fn listeners(&self) -> MutexGuard<'_, HashMap<Channel, Vec<Listener>>> {
+    fn listeners(&self) -> MutexGuard<'_, HashMap<Channel, Vec<AgentListener>>> {
         self.listeners.lock().expect("no code panics with this lock held")
     }
 
@@ -134,7 +134,7 @@ impl Offer {
             Since::Start => None,
             Since::Offset(offset) => Some(offset),
         };
-        let listener = Listener {
+        let listener = AgentListener {
             connection: self.connection,
             outbox: self.outbox.clone(),
             heard,
@@ -175,7 +175,7 @@ impl Drop for Offer {
     }
 }
 
-impl Listener {
+impl AgentListener {
     fn offer(&mut self, channel: &Channel, entry: &Entry) {
         let is_heard = self
             .heard

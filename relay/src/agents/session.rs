@@ -42,17 +42,17 @@ struct Held {
     holder: Option<Holder>,
     /// It is no longer who it was.
     is_fenced: bool,
-    leases: HashMap<Channel, Watched>,
+    leases: HashMap<Channel, WatchedLease>,
 }
 
 /// A lease, and the task that tells the agent of its loss.
 #[derive(Debug)]
-struct Watched {
+struct WatchedLease {
     lease: Arc<Lease>,
     _watch: AbortOnDropHandle<()>,
 }
 
-type Reply = Result<Option<Box<RawValue>>, AgentError>;
+type CallReply = Result<Option<Box<RawValue>>, AgentError>;
 
 impl AgentSession {
     pub(super) fn new(journal: Journal, agent: &str) -> Self {
@@ -67,8 +67,8 @@ impl AgentSession {
     /// The agent has been silent: its leases last so much longer and are not renewed any more, unless it comes
     /// back and takes them anew.
     pub(super) async fn let_lapse(&self, lasts: Duration) {
-        let leases: Vec<(Channel, Watched)> = self.held().leases.drain().collect();
-        let held = |(channel, watched): &(Channel, Watched)| {
+        let leases: Vec<(Channel, WatchedLease)> = self.held().leases.drain().collect();
+        let held = |(channel, watched): &(Channel, WatchedLease)| {
             (channel.clone(), watched.lease.holder().clone(), watched.lease.taking())
         };
         let held: Vec<(Channel, Holder, Uuid)> = leases.iter().map(held).collect();
@@ -114,7 +114,7 @@ impl AgentSession {
         reply(id, self.done(&channel, body, outbox).await)
     }
 
-    async fn done(&self, channel: &Channel, body: CallBody, outbox: &Outbox) -> Reply {
+    async fn done(&self, channel: &Channel, body: CallBody, outbox: &Outbox) -> CallReply {
         if let CallBody::Lease(call) = body {
             return self.lease(channel, call, outbox).await;
         }
@@ -184,7 +184,7 @@ impl AgentSession {
         }
     }
 
-    async fn lease(&self, channel: &Channel, call: LeaseCall, outbox: &Outbox) -> Reply {
+    async fn lease(&self, channel: &Channel, call: LeaseCall, outbox: &Outbox) -> CallReply {
         let LeaseCall { incarnation, parent } = call;
         let is_own = *channel.id() == *self.agent && channel.kind() == Kind::Agent;
         let incarnation = if is_own { incarnation } else { Some(self.holder()?.incarnation) };
@@ -198,7 +198,8 @@ impl AgentSession {
             outbox.say(&AgentMessage::Fenced { channel: about }).await;
         });
         let incarnation = holder.incarnation;
-        let watched = Watched { lease: Arc::new(lease), _watch: AbortOnDropHandle::new(watch) };
+        let watched =
+            WatchedLease { lease: Arc::new(lease), _watch: AbortOnDropHandle::new(watch) };
         let mut held = self.held();
         if is_own {
             held.holder = Some(holder);
@@ -244,7 +245,7 @@ fn approval(channel: &Channel, call: AskCall) -> NewApproval {
     }
 }
 
-fn reply(id: u64, reply: Reply) -> AgentMessage {
+fn reply(id: u64, reply: CallReply) -> AgentMessage {
     match reply {
         Ok(data) => AgentMessage::Ack { id, offset: None, data },
         Err(error) => AgentMessage::Error { id: Some(id), error },

@@ -47,7 +47,7 @@ pub(super) enum Heard {
 
 /// One that waits. Dropping it changes nothing but that.
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(super) struct ReplyWaiter {
     replies: Arc<Replies>,
     key: Box<str>,
     notification: Arc<Notification>,
@@ -71,11 +71,11 @@ impl Replies {
     }
 
     /// Begins to wait for the command's reply. To be called before it is sent.
-    pub(super) fn wait_for(self: &Arc<Self>, key: Uuid) -> Waiter {
+    pub(super) fn wait_for(self: &Arc<Self>, key: Uuid) -> ReplyWaiter {
         let (key, notification): (Box<str>, _) =
             (key.to_string().into(), Arc::<Notification>::default());
         self.waiting().entry(key.clone()).or_default().push(Arc::clone(&notification));
-        Waiter { replies: Arc::clone(self), key, notification }
+        ReplyWaiter { replies: Arc::clone(self), key, notification }
     }
 
     async fn run(self: Arc<Self>, mut updates: Updates) {
@@ -131,7 +131,7 @@ impl Notification {
     }
 }
 
-impl Waiter {
+impl ReplyWaiter {
     /// What was notified since the last time. Cancel-safe.
     pub(super) async fn heard(&self) -> Heard {
         loop {
@@ -151,7 +151,7 @@ impl Waiter {
     }
 }
 
-impl Drop for Waiter {
+impl Drop for ReplyWaiter {
     fn drop(&mut self) {
         let mut waiting = self.replies.waiting();
         if let Some(notifications) = waiting.get_mut(&self.key) {

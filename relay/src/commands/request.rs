@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::replies::{Heard, Waiter};
+use super::replies::{Heard, ReplyWaiter};
 use super::{Commands, PATIENCE, check_as_stamped, not_found, not_sent, raw, unavailable};
 use crate::auth::Principal;
 
@@ -136,7 +136,7 @@ impl Commands {
         channel: &Channel,
         key: Uuid,
         mut outcome: CommandOutcome,
-        waiter: &Waiter,
+        waiter: &ReplyWaiter,
         deadline: Instant,
         on_progress: impl Fn(&RawValue),
     ) -> Option<CommandOutcome> {

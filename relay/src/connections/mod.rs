@@ -34,7 +34,7 @@ const READ_AGAIN: Duration = Duration::from_millis(250);
 
 /// What connections share.
 #[derive(Clone, Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ConnectionState {
     pub(crate) events: Arc<Events>,
     pub(crate) commands: Commands,
     pub(crate) registry: Arc<ConnectionRegistry>,
@@ -46,7 +46,7 @@ pub(crate) struct Shared {
 /// One viewer of this replica.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    shared: Shared,
+    shared: ConnectionState,
     number: u64,
     principal: Arc<Principal>,
     conversation: Conversation,
@@ -62,7 +62,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn open(shared: Shared, principal: Arc<Principal>, opening: Opening) -> Self {
+    pub(crate) fn open(
+        shared: ConnectionState,
+        principal: Arc<Principal>,
+        opening: Opening,
+    ) -> Self {
         let (number, mailbox) = shared.registry.enter();
         let id = format!("{}-{number}", shared.commands.address());
         let now = Instant::now();

@@ -31,12 +31,12 @@ pub(crate) struct Hub {
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) name: Name,
-    state: Mutex<State>,
+    state: Mutex<WatchedState>,
     tails_bytes: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WatchedState {
     /// `None` until the journal is followed.
     tail: Option<Tail>,
     listeners: Vec<Arc<Listener>>,
@@ -168,14 +168,14 @@ impl Watched {
         tracing::trace!(journal = %self.name, listeners, "a tail changed");
     }
 
-    fn forget_entries(&self, state: &mut State) {
+    fn forget_entries(&self, state: &mut WatchedState) {
         if let Some(tail) = &mut state.tail {
             self.tails_bytes.fetch_sub(tail.bytes(), Ordering::Relaxed);
             tail.shrink(0, 0);
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WatchedState> {
         lock(&self.state)
     }
 }

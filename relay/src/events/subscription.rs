@@ -47,14 +47,14 @@ pub(crate) struct Subscription {
     membership: Membership,
     /// Up to where frames were given; `None`: nothing was ever there to give.
     cursor: Option<Offset>,
-    state: State,
+    state: SubscriptionState,
 }
 
 /// The `subscribe`s that one answer is for.
 type Ids = Vec<Option<CorrelationId>>;
 
 #[derive(Debug)]
-enum State {
+enum SubscriptionState {
     /// Not answered: the journal is not followed yet.
     Joining { since: Option<Since>, ids: Ids },
     /// Not answered: a page, or what waits for an answer, is being read.
@@ -95,7 +95,7 @@ impl Subscription {
         id: Option<CorrelationId>,
         membership: Membership,
     ) -> Self {
-        let state = State::Joining { since, ids: vec![id] };
+        let state = SubscriptionState::Joining { since, ids: vec![id] };
         Self { target, format, membership, cursor: None, state }
     }
 
@@ -120,15 +120,17 @@ impl Subscription {
         (self.target, self.format) = (target, format);
         let has_approvals = approvals::may_stand_on(&self.target.channel);
         let ids = match &mut self.state {
-            State::Joining { ids, .. } | State::JoiningRead { ids, .. } => ids,
+            SubscriptionState::Joining { ids, .. } | SubscriptionState::JoiningRead { ids, .. } => {
+                ids
+            }
             _ if !has_approvals => {
                 let head = self.membership.watched().head().flatten();
                 let position = Position { offset: self.cursor, head };
                 return self.say_subscribed(&[id], position, true, None, out);
             }
-            State::Repeated { ids, .. } | State::Reading { ids, .. } => ids,
-            State::Following(delivery) => {
-                self.state = State::Repeated { delivery: *delivery, ids: vec![id] };
+            SubscriptionState::Repeated { ids, .. } | SubscriptionState::Reading { ids, .. } => ids,
+            SubscriptionState::Following(delivery) => {
+                self.state = SubscriptionState::Repeated { delivery: *delivery, ids: vec![id] };
                 return self.queue();
             }
         };
@@ -140,15 +142,15 @@ impl Subscription {
     /// Takes what the tail has after the cursor.
     pub(crate) fn step(&mut self, out: &mut Vec<Bytes>) -> Next {
         self.membership.listen_again();
-        if let State::JoiningRead { has_news, .. } | State::Reading { has_news, .. } =
-            &mut self.state
+        if let SubscriptionState::JoiningRead { has_news, .. }
+        | SubscriptionState::Reading { has_news, .. } = &mut self.state
         {
             *has_news = true;
             return Next::Wait;
         }
         let Some(head) = self.membership.watched().head() else { return Next::Wait };
         match &mut self.state {
-            State::Joining { since, ids } => {
+            SubscriptionState::Joining { since, ids } => {
                 let (since, ids) = (*since, std::mem::take(ids));
                 // Read once this head was seen, so every change after it follows.
                 self.cursor = match since {
@@ -157,21 +159,21 @@ impl Subscription {
                         Some(position)
                     }
                     Some(since) => {
-                        self.state = State::JoiningRead { ids, has_news: false };
+                        self.state = SubscriptionState::JoiningRead { ids, has_news: false };
                         return Next::Read(self.request(since, head, true));
                     }
                 };
                 if approvals::may_stand_on(&self.target.channel) {
-                    self.state = State::JoiningRead { ids, has_news: false };
+                    self.state = SubscriptionState::JoiningRead { ids, has_news: false };
                     return Next::Ask(self.question(head));
                 }
                 let position = Position { offset: self.cursor, head };
                 self.say_subscribed(&ids, position, true, None, out);
-                self.state = State::Following(Delivery::CatchingUp);
+                self.state = SubscriptionState::Following(Delivery::CatchingUp);
             }
-            State::Repeated { delivery, ids } => {
+            SubscriptionState::Repeated { delivery, ids } => {
                 let (delivery, ids) = (*delivery, std::mem::take(ids));
-                self.state = State::Reading { delivery, ids, has_news: false };
+                self.state = SubscriptionState::Reading { delivery, ids, has_news: false };
                 return Next::Ask(self.question(head));
             }
             _ => {}
@@ -185,10 +187,10 @@ impl Subscription {
     }
 
     fn take_from_tail(&mut self, out: &mut Vec<Bytes>) -> Next {
-        let State::Following(delivery) = self.state else { return Next::Wait };
+        let SubscriptionState::Following(delivery) = self.state else { return Next::Wait };
         let watched = Arc::clone(self.membership.watched());
         let Some((entries, head)) = watched.after(self.cursor, STEP_ENTRIES) else {
-            self.state = State::Reading { delivery, ids: Vec::new(), has_news: false };
+            self.state = SubscriptionState::Reading { delivery, ids: Vec::new(), has_news: false };
             let since = self.cursor.map_or(Since::Start, Since::Offset);
             return Next::Read(self.request(since, watched.head().flatten(), false));
         };
@@ -211,11 +213,13 @@ impl Subscription {
     /// What waits for an answer came.
     pub(crate) fn on_pending(&mut self, pending: &Pending, out: &mut Vec<Bytes>) -> Next {
         let (delivery, ids) = match &mut self.state {
-            State::JoiningRead { ids, .. } => (Delivery::CatchingUp, std::mem::take(ids)),
-            State::Reading { delivery, ids, .. } => (*delivery, std::mem::take(ids)),
+            SubscriptionState::JoiningRead { ids, .. } => {
+                (Delivery::CatchingUp, std::mem::take(ids))
+            }
+            SubscriptionState::Reading { delivery, ids, .. } => (*delivery, std::mem::take(ids)),
             _ => return Next::Wait,
         };
-        self.state = State::Following(delivery);
+        self.state = SubscriptionState::Following(delivery);
         let position = Position { offset: self.cursor, head: pending.head };
         self.say_subscribed(&ids, position, true, Some(pending), out);
         Next::Again
@@ -231,13 +235,13 @@ impl Subscription {
         let head = pending.map_or(page.head, |pending| pending.head);
         let position = Position { offset: page.start, head };
         let (mut delivery, ids, has_news) = match &mut self.state {
-            State::JoiningRead { ids, has_news } => {
+            SubscriptionState::JoiningRead { ids, has_news } => {
                 let (ids, has_news) = (std::mem::take(ids), *has_news);
                 self.say_subscribed(&ids, position, page.reset.is_none(), pending, out);
                 self.cursor = page.start;
                 (Delivery::CatchingUp, Vec::new(), has_news)
             }
-            State::Reading { delivery, ids, has_news } => {
+            SubscriptionState::Reading { delivery, ids, has_news } => {
                 (*delivery, std::mem::take(ids), *has_news)
             }
             _ => return Next::Wait,
@@ -257,16 +261,16 @@ impl Subscription {
         if delivery == Delivery::Live {
             delivery = Delivery::Lagging;
         }
-        self.state = State::Following(delivery);
+        self.state = SubscriptionState::Following(delivery);
         self.say_merged(&page.entries, out);
         let is_empty = page.entries.is_empty();
         if is_empty {
             self.now_live(out);
         }
         if !ids.is_empty()
-            && let State::Following(delivery) = self.state
+            && let SubscriptionState::Following(delivery) = self.state
         {
-            self.state = State::Repeated { delivery, ids };
+            self.state = SubscriptionState::Repeated { delivery, ids };
             return Next::Again;
         }
         // The journal had nothing more when it was read. Where the tail does not reach us it is about to be
@@ -314,7 +318,7 @@ impl Subscription {
 
     /// Nothing is missing any more.
     fn now_live(&mut self, out: &mut Vec<Bytes>) {
-        let State::Following(delivery) = &mut self.state else { return };
+        let SubscriptionState::Following(delivery) = &mut self.state else { return };
         if std::mem::replace(delivery, Delivery::Live) == Delivery::CatchingUp {
             let frame = RelayFrame::CaughtUp {
                 channel: self.target.named(),

@@ -31,7 +31,7 @@ use crate::Key;
 use crate::agents::{self, Offers};
 use crate::auth::{self, Principal};
 use crate::commands::Commands;
-use crate::connections::{ConnectionRegistry, Shared};
+use crate::connections::{ConnectionRegistry, ConnectionState};
 use crate::events::Events;
 use crate::supervisor::Supervisor;
 use refuse::Refused;
@@ -60,8 +60,8 @@ pub(crate) struct AppState {
 
 impl AppState {
     /// What a viewer's connection needs of it.
-    fn viewers(&self) -> Shared {
-        Shared {
+    fn viewers(&self) -> ConnectionState {
+        ConnectionState {
             events: Arc::clone(&self.events),
             commands: self.commands.clone(),
             registry: Arc::clone(&self.registry),

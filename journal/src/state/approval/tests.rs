@@ -7,7 +7,7 @@ fn approval() -> Record {
 }
 
 /// As it is written: it expires at 100.
-fn state(answer: Option<&ApprovalAnswer>) -> Option<State> {
+fn state(answer: Option<&ApprovalAnswer>) -> Option<ApprovalState> {
     let state = serde_json::json!({
         "asks": "permission", "agent_id": "a", "default": true, "expires_at": 100, "digest": "d1", "answer": answer,
     });
@@ -26,7 +26,7 @@ fn no(command_id: &str) -> ApprovalAnswer {
     }
 }
 
-fn resolve(found: Option<State>, now_ms: u64, digest: Option<&str>) -> (bool, Resolved) {
+fn resolve(found: Option<ApprovalState>, now_ms: u64, digest: Option<&str>) -> (bool, Resolved) {
     match resolved(found, now_ms, &approval(), Asks::Permission, &no("c1"), digest) {
         Decision::Keep((resolved, _)) => (false, resolved),
         Decision::Set(_, (resolved, _)) => (true, resolved),
