@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::script::{Beat, Script, Spent, Step, Tool, Wish};
+use crate::script::{Beat, PermissionAsked, Script, Spent, Step, Tool};
 use crate::tokens::tokens;
 
 /// A pause between two tokens, in milliseconds.
@@ -190,7 +190,7 @@ impl Performance<'_> {
             Beat::Say(text) => self.write(&[text], is_last).await,
             Beat::Together(texts) => self.write(texts, is_last).await,
             Beat::Use(tool) => self.use_tool(tool).await,
-            Beat::MayI(wish) => self.may_i(wish).await,
+            Beat::MayI(asked) => self.may_i(asked).await,
             Beat::GoOn(spent) => self.go_on(spent).await,
             Beat::Report(output) => {
                 let output = StepOutput::new(self.step as u64, *output);
@@ -203,31 +203,31 @@ impl Performance<'_> {
     /// Writes `texts` at the same time, each in a turn of its own. Cancelled, what is written
     /// stays.
     async fn write(&mut self, texts: &[&str], is_last: bool) -> Result<(), Stop> {
-        struct Voice<'a> {
+        struct StreamedTurn<'a> {
             turn: String,
             tokens: std::vec::IntoIter<&'a str>,
             written: String,
         }
         self.pause(rand::random_range(THINK_PAUSE_MS)).await?;
-        let mut voices: Vec<Voice<'_>> = Vec::with_capacity(texts.len());
+        let mut turns: Vec<StreamedTurn<'_>> = Vec::with_capacity(texts.len());
         for text in texts {
             let (turn, tokens) = (self.next_id("turn"), tokens(text).into_iter());
-            voices.push(Voice { turn, tokens, written: String::with_capacity(text.len()) });
+            turns.push(StreamedTurn { turn, tokens, written: String::with_capacity(text.len()) });
         }
         let mut stopped = Ok(());
-        while stopped.is_ok() && voices.iter().any(|voice| voice.tokens.len() > 0) {
+        while stopped.is_ok() && turns.iter().any(|streamed| streamed.tokens.len() > 0) {
             stopped = self.pause(rand::random_range(TOKEN_PAUSE_MS)).await;
             if stopped.is_ok() {
-                for voice in &mut voices {
-                    if let Some(token) = voice.tokens.next() {
-                        self.stage.session.text_delta(voice.turn.as_str(), token)?;
-                        voice.written.push_str(token);
+                for streamed in &mut turns {
+                    if let Some(token) = streamed.tokens.next() {
+                        self.stage.session.text_delta(streamed.turn.as_str(), token)?;
+                        streamed.written.push_str(token);
                     }
                 }
             }
         }
-        for voice in voices {
-            let complete = TextComplete::new(voice.written).turn_id(voice.turn);
+        for streamed in turns {
+            let complete = TextComplete::new(streamed.written).turn_id(streamed.turn);
             self.stage.session.send_event(&complete.is_intermediate(!is_last))?;
         }
         stopped
@@ -245,8 +245,8 @@ impl Performance<'_> {
         Ok(())
     }
 
-    async fn may_i(&self, wish: &Wish) -> Result<(), Stop> {
-        let Wish { tool, command, description } = wish;
+    async fn may_i(&self, asked: &PermissionAsked) -> Result<(), Stop> {
+        let PermissionAsked { tool, command, description } = asked;
         // Nobody need be there to see the demo: then it goes on.
         let ask = PermissionRequest::new(*tool, *command, *description)
             .for_run(self.run)

@@ -33,14 +33,14 @@ pub(crate) enum Beat {
     /// The step reports to the plan.
     Report(&'static str),
     /// The agent asks whether it may, and stops where it may not.
-    MayI(Wish),
+    MayI(PermissionAsked),
     /// The agent has spent its budget, and asks whether to go on.
     GoOn(Spent),
 }
 
 /// Something that the agent does only if it may.
 #[derive(Debug)]
-pub(crate) struct Wish {
+pub(crate) struct PermissionAsked {
     pub(crate) tool: &'static str,
     pub(crate) command: &'static str,
     /// What that does, in words for a person.

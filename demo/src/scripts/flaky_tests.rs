@@ -1,6 +1,6 @@
 //! A suite that fails on every third run is made to stand still.
 
-use crate::script::{Beat, Script, Spent, Step, Tool, Wish};
+use crate::script::{Beat, PermissionAsked, Script, Spent, Step, Tool};
 
 pub(crate) const SCRIPT: Script = Script {
     ask: "Our CI is red on every third run. Find the flaky tests and fix the cause, not the symptom.",
@@ -19,7 +19,7 @@ const FIND: &[Beat] = &[
         "I'll start with numbers rather than with the code. A test that fails once in three runs \
          will show itself if the suite runs often enough, so I run it **fifty times** and count.",
     ),
-    Beat::MayI(Wish {
+    Beat::MayI(PermissionAsked {
         tool: "Bash",
         command: "for i in $(seq 50); do cargo nextest run --no-fail-fast; done",
         description: "Runs the whole suite fifty times: ten minutes on a build machine",
