@@ -7,24 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, RequestExt};
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use protocol::{AgentMessage, Channel, CloseCode, ErrorCode};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::calls::Calls;
 use super::outbox::{Outbox, Queued, outbox};
 use super::session::AgentSession;
 use crate::auth::Principal;
+use crate::conversation::{Activity, Due, GrantEnd, Silence};
 use crate::routes::refuse::Refused;
 use crate::routes::traffic::Traffic;
-use crate::routes::{AppState, Query, SUBPROTOCOL, authenticate};
+use crate::routes::upgrade::{End, FAREWELL, Handshake, Socket, end_of, farewell};
+use crate::routes::{AppState, Query, authenticate};
 
 /// How many pings go in a lease: an agent that has died must not seem alive for long.
 const PINGS_IN_A_LEASE: u32 = 3;
@@ -32,8 +34,8 @@ const PINGS_IN_A_LEASE: u32 = 3;
 const SILENCE_MAX: f64 = 0.8;
 /// A frame beyond this ends the connection. A smaller one that is still too large earns an error.
 const FRAME_BYTES_HARD: usize = 1024 * 1024;
-/// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// The library's default is 128 KiB per connection.
+const READ_BUFFER: usize = 16 * 1024;
 
 /// `GET /ws/agents/{agent_id}`
 pub(crate) async fn agent(
@@ -51,89 +53,79 @@ pub(crate) async fn agent(
                 format!("`{own}` not found or not permitted"),
             ));
         }
-        Ok(principal)
+        Ok((principal, Handshake::of(&mut request)?))
     });
-    let principal = match admitted {
-        Ok(principal) => principal,
+    let (principal, handshake) = match admitted {
+        Ok(admitted) => admitted,
         Err(refused) => return refused.into_response(),
     };
-    let Ok(Extension(traffic)) = request.extract_parts::<Extension<Arc<Traffic>>>().await else {
-        return Refused::new(ErrorCode::Unavailable, "this listener takes no agents")
-            .into_response();
-    };
-    match request.extract_parts::<WebSocketUpgrade>().await {
-        Ok(upgrade) => upgrade
-            .protocols([SUBPROTOCOL])
-            .max_message_size(FRAME_BYTES_HARD)
-            .max_frame_size(FRAME_BYTES_HARD)
-            .on_upgrade(async move |socket| {
-                let supervisor = app.supervisor.clone();
-                let serving = serve(app, socket, principal, id, traffic);
-                Box::pin(supervisor.unless_stopped(serving)).await;
-            }),
-        Err(error) => {
-            let message = format!("this is a WebSocket: {error}");
-            Refused::new(ErrorCode::BadRequest, message).into_response()
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .max_message_size(Some(FRAME_BYTES_HARD))
+        .max_frame_size(Some(FRAME_BYTES_HARD));
+    let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(&app));
+    let (response, socket) = handshake.accept(config);
+    app.supervisor.serve(&app.connections, async move {
+        if let Some(socket) = socket.await {
+            serve(served, socket, principal, id, traffic).await;
         }
-    }
+    });
+    response
 }
 
 async fn serve(
     app: Arc<AppState>,
-    socket: WebSocket,
+    mut socket: Socket,
     principal: Arc<Principal>,
     id: String,
     traffic: Arc<Traffic>,
 ) {
+    tracing::info!(agent = id, "an agent has connected");
+    let end = end_of(converse(&app, &mut socket, &principal, &id, &traffic)).await;
+    tracing::info!(agent = id, ?end, "an agent's connection has ended");
+    farewell(end, &mut socket).await;
+}
+
+async fn converse(
+    app: &AppState,
+    socket: &mut Socket,
+    principal: &Principal,
+    id: &str,
+    traffic: &Traffic,
+) -> End {
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-    let _counted = app.connections.token();
     let (outbox, queued) = outbox();
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
     let offer = app.offers.open(number, outbox.clone());
     let catch_up = offer.catch_up();
-    let session = AgentSession::new(app.journal.clone(), &id);
+    let session = AgentSession::new(app.journal.clone(), id);
     outbox.say(&AgentMessage::Connected).await;
-    tracing::info!(agent = id, "an agent has connected");
     let (mut sink, mut stream) = socket.split();
     let mut calls = Calls::new(principal.grant.clone(), offer, session.clone(), outbox.clone());
     let is_full = calls.fullness();
-    let code = tokio::select! {
-        code = read(&mut calls, &mut stream) => code,
-        () = write(&mut sink, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => None,
-        code = keep(&app, &principal, &traffic, &outbox, &session, is_full) => Some(code),
-    };
-    tracing::info!(
-        agent = id,
-        code = code.map(CloseCode::number),
-        "an agent's connection has ended"
-    );
-    drop(calls);
-    if let Some(code) = code {
-        let reason = Utf8Bytes::from_static(code.reason());
-        let close = Message::Close(Some(CloseFrame { code: code.number(), reason }));
-        drop(tokio::time::timeout(FAREWELL, sink.send(close)).await);
+    tokio::select! {
+        end = read(&mut calls, &mut stream) => end,
+        () = write(&mut sink, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
+        code = keep(app, principal, traffic, &outbox, &session, is_full) => End::Close(code),
     }
 }
 
-async fn read(calls: &mut Calls, stream: &mut SplitStream<WebSocket>) -> Option<CloseCode> {
+async fn read(calls: &mut Calls, stream: &mut SplitStream<&mut Socket>) -> End {
     loop {
         match stream.next().await {
             Some(Ok(Message::Text(text))) => {
                 if !calls.on_text(&text).await {
-                    return None;
+                    return End::Gone;
                 }
             }
-            Some(Ok(Message::Binary(_))) => return Some(CloseCode::Unsupported),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Close(_))) | None => return None,
+            Some(Ok(Message::Close(_))) | None => return End::Gone,
+            Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
+                return End::Close(CloseCode::Unsupported);
+            }
             Some(Err(error)) => {
                 tracing::debug!(%error, "an agent's connection broke");
-                let error = error.into_inner();
-                let is_too_large = matches!(
-                    error.downcast_ref(),
-                    Some(tokio_tungstenite::tungstenite::Error::Capacity(_))
-                );
-                return is_too_large.then_some(CloseCode::TooLarge);
+                return End::from(&error);
             }
         }
     }
@@ -141,7 +133,7 @@ async fn read(calls: &mut Calls, stream: &mut SplitStream<WebSocket>) -> Option<
 
 /// Says what there is to say, and pings; returns when the agent is gone.
 async fn write(
-    sink: &mut SplitSink<WebSocket, Message>,
+    sink: &mut SplitSink<&mut Socket, Message>,
     mut queued: mpsc::Receiver<Queued>,
     ping_every: Duration,
     catch_up: impl Fn(),
@@ -177,25 +169,22 @@ async fn keep(
     is_full: impl Fn() -> bool,
 ) -> CloseCode {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let end = principal.remaining().and_then(|remaining| Instant::now().checked_add(remaining));
-    let (mut read, mut heard_at) = (traffic.read(), Instant::now());
+    let lease = app.journal.lease_length();
+    let mut grant = GrantEnd::new(Instant::now(), principal.remaining());
+    let mut silence = Silence::new(Instant::now(), lease.mul_f64(SILENCE_MAX));
     loop {
         tokio::select! {
             _ = tick.tick() => {
+                let now = Instant::now();
+                let activity = Activity { read: traffic.read(), ..Activity::default() };
                 // What the relay does not read says nothing about the agent.
-                if traffic.read() != read || is_full() {
-                    (read, heard_at) = (traffic.read(), Instant::now());
-                }
-                let lease = app.journal.lease_length();
-                if heard_at.elapsed() > lease.mul_f64(SILENCE_MAX) {
+                if silence.is_over(now, &activity, is_full()) {
                     // As if it had renewed them itself when it was heard last.
-                    session
-                        .let_lapse(lease.saturating_sub(heard_at.elapsed()))
-                        .await;
+                    session.let_lapse(lease.saturating_sub(silence.lasts(now))).await;
                     return CloseCode::Stalled;
                 }
-                if end.is_some_and(|end| Instant::now() >= end) {
-                    return CloseCode::TokenExpired;
+                if let Some(Due::Close(code)) = grant.on_time(now) {
+                    return code;
                 }
             }
             () = app.leaving.cancelled() => {

@@ -185,7 +185,12 @@ impl Silence {
             self.moved_at = now;
         }
         (self.read, self.written) = (activity.read, activity.written);
-        now - self.moved_at >= self.limit
+        self.lasts(now) >= self.limit
+    }
+
+    /// How long nothing has moved, as of the last look.
+    pub(crate) fn lasts(&self, now: Instant) -> Duration {
+        now - self.moved_at
     }
 }
 

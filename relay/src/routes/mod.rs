@@ -10,6 +10,7 @@ mod inspect;
 mod message;
 pub(crate) mod refuse;
 pub(crate) mod traffic;
+pub(crate) mod upgrade;
 mod websocket;
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The WebSocket: upgrade, read, write, close. The only file that knows the library.
+//! The browsers' WebSocket: reads, writes and closes.
 //!
 //! Reading and writing go on side by side in one task: a viewer that does not read is still heard. Everything that
 //! waits is handed to the library's buffer and flushed once.
@@ -7,37 +7,26 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
-};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::{Sink, SinkExt, Stream, StreamExt};
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
+use futures_util::{Sink, Stream};
 use protocol::frame::{self, Addressing, Subscribe, Target};
 use protocol::limits::FRAME_UP_BYTES_MAX;
 use protocol::{Channel, CloseCode, ErrorCode, Format};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame, Utf8Bytes};
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::refuse::Refused;
 use super::traffic::Traffic;
-use super::{AppState, Query, SUBPROTOCOL, authenticate};
+use super::upgrade::{End, Handshake, Socket, end_of, farewell};
+use super::{AppState, Query, authenticate};
 use crate::auth::Principal;
 use crate::connections::Connection;
 use crate::conversation::{Activity, Heartbeat, Opening};
-use crate::supervisor::caught;
 
 /// The library's default is 128 KiB per connection; frames from browsers are small.
 const READ_BUFFER: usize = 4 * 1024;
@@ -46,11 +35,6 @@ const WRITE_BUFFER: usize = 16 * 1024;
 /// Larger frames go in fragments, so that the library's buffer stays small. It holds the pongs as well: those that
 /// do not fit are replaced by later ones.
 const FRAGMENT: usize = 128 * 1024;
-/// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(1);
-
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
-
 /// `GET /ws`: subscribed to nothing.
 pub(super) async fn any(State(app): State<Arc<AppState>>, request: Request) -> Response {
     upgrade(app, request, None, Heartbeat::Never)
@@ -87,59 +71,26 @@ fn upgrade(
     let admitted = Query::of(request.uri()).and_then(|query| {
         let principal = authenticate(&app, request.headers(), &query)?;
         let opening = opening(&query, target, heartbeat)?;
-        let accept = accept_key(request.method(), request.headers())?;
-        let parts = request.extensions_mut();
-        let parts = parts.remove::<OnUpgrade>().zip(parts.remove::<Arc<Traffic>>());
-        let (upgraded, traffic) = parts.ok_or_else(|| not_a_websocket("an HTTP/1.1 upgrade"))?;
-        Ok((principal, opening, accept, upgraded, traffic))
+        Ok((principal, opening, Handshake::of(&mut request)?))
     });
-    let (principal, opening, accept, upgraded, traffic) = match admitted {
+    let (principal, opening, handshake) = match admitted {
         Ok(admitted) => admitted,
         Err(refused) => return refused.into_response(),
     };
-    let served = Arc::clone(&app);
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_write_buffer_size(2 * WRITE_BUFFER + FRAGMENT)
+        .max_message_size(Some(FRAME_UP_BYTES_MAX))
+        .max_frame_size(Some(FRAME_UP_BYTES_MAX));
+    let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(&app));
+    let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
-        match upgraded.await {
-            Ok(upgraded) => serve(served, upgraded, principal, opening, traffic).await,
-            Err(error) => tracing::debug!(%error, "a websocket upgrade has failed"),
+        if let Some(socket) = socket.await {
+            serve(served, socket, principal, opening, traffic).await;
         }
     });
-    let mut response = Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(CONNECTION, "upgrade")
-        .header(UPGRADE, "websocket")
-        .header(SEC_WEBSOCKET_ACCEPT, accept);
-    if names(request.headers(), SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
-        response = response.header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
-    }
-    let response = response.body(Body::empty());
-    response.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
-}
-
-/// The answer to the client's key, where its request is a WebSocket's handshake.
-fn accept_key(method: &Method, headers: &HeaderMap) -> Result<String, Refused> {
-    let is_it = method == Method::GET
-        && names(headers, CONNECTION, "upgrade")
-        && names(headers, UPGRADE, "websocket");
-    if !is_it {
-        return Err(not_a_websocket("`Connection: Upgrade` and `Upgrade: websocket`"));
-    }
-    if !names(headers, SEC_WEBSOCKET_VERSION, "13") {
-        return Err(not_a_websocket("`Sec-WebSocket-Version: 13`"));
-    }
-    let key = headers.get(SEC_WEBSOCKET_KEY).ok_or_else(|| not_a_websocket("`Sec-WebSocket-Key`"));
-    Ok(derive_accept_key(key?.as_bytes()))
-}
-
-fn not_a_websocket(missing: &str) -> Refused {
-    let message = format!("this endpoint takes WebSocket connections: the request lacks {missing}");
-    Refused::new(ErrorCode::BadRequest, message)
-}
-
-/// Whether a header that is a list names `wanted`, whatever the case.
-fn names(headers: &HeaderMap, header: HeaderName, wanted: &str) -> bool {
-    let values = headers.get_all(header).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|list| list.split(',')).any(|one| one.trim().eq_ignore_ascii_case(wanted))
+    response
 }
 
 fn opening(
@@ -158,58 +109,17 @@ fn opening(
     })
 }
 
-/// Why a connection ends.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// The browser closed, or the socket broke.
-    Gone,
-    /// We close.
-    Close(CloseCode),
-}
-
 async fn serve(
     app: Arc<AppState>,
-    upgraded: Upgraded,
+    mut socket: Socket,
     principal: Arc<Principal>,
     opening: Opening,
     traffic: Arc<Traffic>,
 ) {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(2 * WRITE_BUFFER + FRAGMENT)
-        .max_message_size(Some(FRAME_UP_BYTES_MAX))
-        .max_frame_size(Some(FRAME_UP_BYTES_MAX));
-    let io = TokioIo::new(upgraded);
-    let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
     let mut connection = Connection::open(app.viewers(), principal, opening);
     let end = end_of(converse(&mut socket, &mut connection, &traffic)).await;
     drop(connection);
-    // The browser may be gone or not reading: a farewell must not last.
-    drop(tokio::time::timeout(FAREWELL, farewell(end, &mut socket)).await);
-}
-
-/// A panic ends this connection and nothing else.
-async fn end_of(conversation: impl Future<Output = End>) -> End {
-    let end = caught(conversation).await;
-    end.unwrap_or_else(|panic| {
-        tracing::error!(panic, "the task of a connection panicked");
-        End::Close(CloseCode::InternalError)
-    })
-}
-
-async fn farewell(end: End, socket: &mut Socket) {
-    let End::Close(code) = end else {
-        // Answers the browser's own close, or fails at once.
-        drop(SinkExt::close(socket).await);
-        return;
-    };
-    tracing::debug!(code = code.number(), reason = code.reason(), "closing a connection");
-    let reason = Utf8Bytes::from_static(code.reason());
-    let frame = CloseFrame { code: code.number().into(), reason };
-    if socket.send(Message::Close(Some(frame))).await.is_ok() {
-        while let Some(Ok(_)) = socket.next().await {}
-    }
+    farewell(end, &mut socket).await;
 }
 
 /// Reads, writes and lets the connection go on, until it ends.
@@ -243,7 +153,7 @@ async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Tr
                     Poll::Ready(Ok(Some(_))) => {
                         return Poll::Ready(End::Close(CloseCode::Unsupported));
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(broken(&error)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(End::from(&error)),
                     Poll::Pending => {}
                 }
             }
@@ -262,15 +172,6 @@ fn next_message(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<Result<Option
         if !matches!(message, Some(Message::Ping(_) | Message::Pong(_))) {
             return Poll::Ready(Ok(message));
         }
-    }
-}
-
-/// What a socket error means to the browser.
-fn broken(error: &Error) -> End {
-    match error {
-        Error::Capacity(_) => End::Close(CloseCode::TooLarge),
-        Error::Utf8(_) => End::Close(CloseCode::InvalidText),
-        _ => End::Gone,
     }
 }
 
@@ -354,16 +255,6 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_panic_in_a_connections_task_ends_it_with_1011() {
-        assert_eq!(end_of(async { End::Gone }).await, End::Gone);
-
-        let end = end_of(async { panic!("out of luck") }).await;
-
-        assert_eq!(end, End::Close(CloseCode::InternalError));
-        assert_eq!(CloseCode::InternalError.number(), 1011);
-    }
 
     #[test]
     fn a_large_frame_goes_in_fragments() {
