@@ -108,6 +108,7 @@ impl Memory {
         let is_met = match &change.condition {
             Condition::Always => true,
             Condition::Due(deadline) => state.records.is_due(*deadline, record, now),
+            Condition::InTime(deadline) => !state.records.is_due(*deadline, record, now),
             Condition::Absent(other) => state.records.state(other, now).is_none(),
             Condition::Room(list, most) => {
                 (state.records.index(&record.channel, list).len() as u64) < *most

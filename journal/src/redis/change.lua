@@ -4,8 +4,8 @@
 -- KEYS  1 state   2… those that the parts below name by their numbers
 -- ARGV  1 expected state, '' for none   2 new state, '' for none   3 its lifetime in ms, '' for ever
 --       4… parts:
---   conditions  fenced <producer's record> | is-due <deadlines> <member> | room <index> <most> |
---               absent <record>
+--   conditions  fenced <producer's record> | is-due <deadlines> <member> |
+--               in-time <deadlines> <member> | room <index> <most> | absent <record>
 --   effects     append <stream> <notification> <settings> <retention field> <its default> <row> |
 --               wait <those six> <list> <entries> <counts> <member> <class> <sender> <limits> |
 --               wait-no-more <list> <entries> <counts> <member> |
@@ -29,160 +29,190 @@ end
 
 -- What append.lua takes for a record of an incarnation that no producer can exceed.
 local FENCE = string.rep('9', 16) .. string.rep('0', 16)
+-- How many arguments each part has.
+local ARGUMENTS = {
+  ['fenced'] = 1, ['is-due'] = 2, ['in-time'] = 2, ['room'] = 2, ['absent'] = 1,
+  ['append'] = 6, ['wait'] = 13, ['wait-no-more'] = 4, ['put'] = 3, ['remove'] = 2, ['clear'] = 1,
+  ['write'] = 3, ['due'] = 3, ['never'] = 2, ['fence'] = 2, ['notify'] = 2,
+}
 -- The newest id of each stream.
 local last = {}
 -- How much a stream keeps: what is set, where that can be read.
 local kept = {}
+-- The step's command among those that wait: see find_place.
+local place
 
 local function key(number) return KEYS[tonumber(number)] end
 
 -- A retention setting; nothing where it is malformed, or a number is beyond what Redis takes.
 local function keep(setting)
-  local entries, bytes, age = string.match(setting or '', '^(%d+) (%d+) (%d+)$')
+  local entries, bytes, age = string.match(setting or '', '^([1-9]%d*) ([1-9]%d*) ([1-9]%d*)$')
   if entries and math.max(#entries, #bytes, #age) <= 15 then
     return {entries = entries, bytes = tonumber(bytes), age = tonumber(age)}
   end
 end
 
--- What waits: a list of members, by when they came; their entries, each "<class> <bytes> <length of sender> <id>
--- <sender> <entry>"; and how many wait of each class and sender, and in all. Nothing here is taken for a number
--- that is none: another writer must not make a later step fail in its middle.
-local function count(counts, field) return tonumber(call('HGET', counts, field) or 0) or 0 end
+local function find_end(stream, settings, field, default)
+  local head = call('XREVRANGE', key(stream), '+', '-', 'COUNT', '1')[1]
+  last[stream] = head and head[1] or nil
+  kept[stream] = keep(call('HGET', key(settings), field)) or keep(default)
+end
 
-local function add(counts, field, number)
-  local sum = count(counts, field) + number
-  if sum > 0 then
-    call('HSET', counts, field, string.format('%.0f', sum))
+local function append(stream, notification, row)
+  local entry, name, keep = time .. ' ' .. row, key(stream), kept[stream]
+  local id
+  if last[stream] then
+    id = call('XADD', name, 'MAXLEN', keep.entries, string.match(last[stream], '^%d+') .. '-*', 'e', entry)
   else
-    call('HDEL', counts, field)
+    call('DEL', name)
+    id = call('XADD', name, 'MAXLEN', keep.entries, sub(time, 1, 13) .. '-1', 'e', entry)
   end
+  last[stream] = id
+  -- As in append.lua, whose writers look at the age every 100 s.
+  call('PEXPIRE', name, string.format('%.0f', keep.age + 100000))
+  -- Now and then: it costs more than all else here.
+  if tonumber(string.match(id, '%d+$')) % 16 == 0 then
+    local used = call('MEMORY', 'USAGE', name, 'SAMPLES', '0')
+    if used and used > keep.bytes + 8192 then
+      call('XTRIM', name, 'MAXLEN', math.max(1, math.floor(call('XLEN', name) * keep.bytes / used)))
+    end
+  end
+  call('PUBLISH', notification, id .. ' :' .. entry)
 end
 
-local function wait_no_more(list, entries, counts, member)
+-- What waits: a list of members, by when they came; their entries, each "<class> <bytes> <length of sender> <id>
+-- <sender> <entry>"; and how many wait of each class and sender, and in all. Finds the place that a member holds,
+-- and the counts that the step may change. Nothing here is taken for a number that is none: another writer must
+-- not make a later step fail in its middle.
+local function find_place(list, entries, counts, member, mine)
   local class, bytes, length, rest =
-    string.match(call('HGET', entries, member) or '', '^(%a) (%d+) (%d+) %S+ (.*)$')
-  if class then
-    add(counts, class .. ' ' .. sub(rest, 1, tonumber(length)), -1)
-    if class == 'o' then
-      add(counts, 'all', -1)
-      add(counts, 'bytes', -tonumber(bytes))
+    string.match(call('HGET', key(entries), member) or '', '^(%a) (%d+) (%d+) %S+ (.*)$')
+  place = {list = key(list), entries = key(entries), counts = key(counts), member = member, sums = {}}
+  if class then place.held, place.bytes = class .. ' ' .. sub(rest, 1, tonumber(length)), tonumber(bytes) end
+  if not (class or mine) then return end
+  place.newest = call('ZREVRANGE', place.list, '0', '0', 'WITHSCORES')[2] or '0'
+  local fields = {'all', 'bytes', place.held or mine, mine}
+  local found = call('HMGET', place.counts, unpack(fields))
+  for i, field in ipairs(fields) do place.sums[field] = tonumber(found[i] or 0) or 0 end
+end
+
+-- Counts one that waits, or with a `sign` of -1 no longer.
+local function count(field, bytes, sign)
+  local sums = place.sums
+  sums[field] = sums[field] + sign
+  if sub(field, 1, 1) == 'o' then
+    sums['all'], sums['bytes'] = sums['all'] + sign, sums['bytes'] + sign * bytes
+  end
+end
+
+local function leave_place()
+  if not place.held then return end
+  count(place.held, place.bytes, -1)
+  call('HDEL', place.entries, place.member)
+  call('ZREM', place.list, place.member)
+end
+
+local function write_counts()
+  local set, gone = {}, {}
+  for field, sum in pairs(place.sums) do
+    if sum > 0 then
+      set[#set + 1], set[#set + 2] = field, string.format('%.0f', sum)
+    else
+      gone[#gone + 1] = field
     end
   end
-  call('HDEL', entries, member)
-  call('ZREM', list, member)
+  if #set > 0 then call('HSET', place.counts, unpack(set)) end
+  if #gone > 0 then call('HDEL', place.counts, unpack(gone)) end
 end
 
-local function check_types(list, entries, counts)
-  call('ZCARD', key(list))
-  call('HLEN', key(entries))
-  call('HLEN', key(counts))
+-- Whether there is room for the entry `row` of this class and sender; '' for no limits.
+local function has_room(class, mine, row, limits)
+  local per_sender, all, bytes, cancels = string.match(limits, '^(%d+) (%d+) (%d+) (%d+)$')
+  if not per_sender then return true end
+  local sums = place.sums
+  if class ~= 'o' then return sums[mine] < tonumber(cancels) end
+  return sums[mine] < tonumber(per_sender) and sums['all'] < tonumber(all) and sums['bytes'] + #row <= tonumber(bytes)
 end
 
-local parts
-local function append(...) return parts['append'][3](...) end
-
--- Each part: how many arguments it has, its check, which answers why the step is refused, and what it does.
-parts = {
-  ['fenced'] = {1, function(record)
-    if call('GET', key(record)) == FENCE then return 'fenced' end
-  end},
-  ['is-due'] = {2, function(deadlines, member)
-    local due = call('ZSCORE', key(deadlines), member)
+-- Reads what a part will write; answers why the step is refused.
+local function check(part, a, b, c, d, e, f, list, entries, counts, member, class, sender, limits)
+  if part == 'append' then
+    find_end(a, c, d, e)
+  elseif part == 'wait' then
+    find_end(a, c, d, e)
+    local mine = class .. ' ' .. sender
+    find_place(list, entries, counts, member, mine)
+    if not has_room(class, mine, f, limits) then return 'unmet' end
+  elseif part == 'wait-no-more' then
+    find_place(a, b, c, d)
+  elseif part == 'fenced' then
+    if call('GET', key(a)) == FENCE then return 'fenced' end
+  elseif part == 'is-due' then
+    local due = call('ZSCORE', key(a), b)
     if not due or tonumber(due) > ms then return 'unmet' end
-  end},
-  ['room'] = {2, function(index, most)
-    if call('HLEN', key(index)) >= tonumber(most) then return 'unmet' end
-  end},
-  ['absent'] = {1, function(record)
-    if call('GET', key(record)) then return 'unmet' end
-  end},
-  ['append'] = {6, function(stream, _, settings, field, default)
-    local head = call('XREVRANGE', key(stream), '+', '-', 'COUNT', '1')[1]
-    last[stream] = head and head[1] or nil
-    kept[stream] = keep(call('HGET', key(settings), field)) or keep(default)
-  end, function(stream, notification, _, _, _, row)
-    local entry, name = time .. ' ' .. row, key(stream)
-    local id
-    if last[stream] then
-      id = call('XADD', name, string.match(last[stream], '^%d+') .. '-*', 'e', entry)
-    else
-      call('DEL', name)
-      id = call('XADD', name, sub(time, 1, 13) .. '-1', 'e', entry)
-    end
-    last[stream] = id
-    -- As in append.lua, whose writers look at the age every 100 s.
-    call('PEXPIRE', name, string.format('%.0f', kept[stream].age + 100000))
-    call('XTRIM', name, 'MAXLEN', kept[stream].entries)
-    -- Now and then: it costs more than all else here.
-    if tonumber(string.match(id, '%d+$')) % 16 == 0 then
-      local used, most = call('MEMORY', 'USAGE', name, 'SAMPLES', '0'), kept[stream].bytes
-      if used > most + 8192 then
-        call('XTRIM', name, 'MAXLEN', math.max(1, math.floor(call('XLEN', name) * most / used)))
-      end
-    end
-    call('PUBLISH', notification, id .. ' :' .. entry)
-  end},
-  ['wait'] = {13, function(stream, notification, settings, field, default, row, list, entries, counts, _, class, sender, limits)
-    parts['append'][2](stream, notification, settings, field, default)
-    check_types(list, entries, counts)
-    local per_sender, all, bytes, cancels = string.match(limits, '^(%d+) (%d+) (%d+) (%d+)$')
-    if not per_sender then return end
-    local mine = count(key(counts), class .. ' ' .. sender)
-    if class ~= 'o' then
-      if mine >= tonumber(cancels) then return 'unmet' end
-    elseif mine >= tonumber(per_sender) or count(key(counts), 'all') >= tonumber(all)
-      or count(key(counts), 'bytes') + #row > tonumber(bytes) then
-      return 'unmet'
-    end
-  end, function(stream, notification, settings, field, default, row, list, entries, counts, member, class, sender)
-    append(stream, notification, settings, field, default, row)
-    list, entries, counts = key(list), key(entries), key(counts)
-    wait_no_more(list, entries, counts, member)
-    local newest = call('ZREVRANGE', list, '0', '0', 'WITHSCORES')[2] or '0'
-    call('ZADD', list, string.format('%.0f', math.max(tonumber(time), tonumber(newest) + 1)), member)
-    call('HSET', entries, member,
-      class .. ' ' .. #row .. ' ' .. #sender .. ' ' .. last[stream] .. ' ' .. sender .. ' ' .. time .. ' ' .. row)
-    add(counts, class .. ' ' .. sender, 1)
-    if class == 'o' then
-      add(counts, 'all', 1)
-      add(counts, 'bytes', #row)
-    end
-    -- Longer than anything may wait: nothing stays for ever, whatever is lost.
-    for _, name in ipairs({list, entries, counts}) do call('PEXPIRE', name, '172800000') end
-  end},
-  ['wait-no-more'] = {4, check_types, function(list, entries, counts, member)
-    wait_no_more(key(list), key(entries), key(counts), member)
-  end},
-  ['put'] = {3, function(index) call('HLEN', key(index)) end,
-    function(index, member, value) call('HSET', key(index), member, value) end},
-  ['remove'] = {2, function(index) call('HLEN', key(index)) end,
-    function(index, member) call('HDEL', key(index), member) end},
-  ['clear'] = {1, function(index) call('HLEN', key(index)) end,
-    function(index) call('DEL', key(index)) end},
-  ['write'] = {3, function(record) call('GET', key(record)) end,
-    function(record, state, lifetime) call('SET', key(record), state, 'PX', lifetime) end},
-  ['due'] = {3, function(deadlines) call('ZCARD', key(deadlines)) end,
-    function(deadlines, member, after)
-      call('ZADD', key(deadlines), string.format('%.0f', ms + tonumber(after)), member)
-    end},
-  ['never'] = {2, function(deadlines) call('ZCARD', key(deadlines)) end,
-    function(deadlines, member) call('ZREM', key(deadlines), member) end},
-  ['fence'] = {2, nil,
-    function(record, lifetime) call('SET', key(record), FENCE, 'PX', lifetime) end},
-  ['notify'] = {2, nil, function(address, text) call('PUBLISH', address, text) end},
-}
+  elseif part == 'in-time' then
+    local due = call('ZSCORE', key(a), b)
+    if due and tonumber(due) <= ms then return 'unmet' end
+  elseif part == 'room' then
+    if call('HLEN', key(a)) >= tonumber(b) then return 'unmet' end
+  elseif part == 'absent' then
+    if call('GET', key(a)) then return 'unmet' end
+  elseif part == 'put' or part == 'remove' or part == 'clear' then
+    call('HLEN', key(a))
+  elseif part == 'due' or part == 'never' then
+    call('ZCARD', key(a))
+  end
+end
 
-local function each(which)
+local function act(part, a, b, c, d, e, f, list, entries, counts, member, class, sender)
+  if part == 'append' then
+    append(a, b, f)
+  elseif part == 'wait' then
+    append(a, b, f)
+    leave_place()
+    count(class .. ' ' .. sender, #f, 1)
+    local at = math.max(tonumber(time), tonumber(place.newest) + 1)
+    call('ZADD', place.list, string.format('%.0f', at), member)
+    call('HSET', place.entries, member,
+      class .. ' ' .. #f .. ' ' .. #sender .. ' ' .. last[a] .. ' ' .. sender .. ' ' .. time .. ' ' .. f)
+    write_counts()
+    -- Longer than anything may wait: nothing stays for ever, whatever is lost.
+    call('PEXPIRE', place.list, '172800000')
+    call('PEXPIRE', place.entries, '172800000')
+    call('PEXPIRE', place.counts, '172800000')
+  elseif part == 'wait-no-more' then
+    leave_place()
+    write_counts()
+  elseif part == 'put' then
+    call('HSET', key(a), b, c)
+  elseif part == 'remove' then
+    call('HDEL', key(a), b)
+  elseif part == 'clear' then
+    call('DEL', key(a))
+  elseif part == 'write' then
+    call('SET', key(a), b, 'PX', c)
+  elseif part == 'due' then
+    call('ZADD', key(a), string.format('%.0f', ms + tonumber(c)), b)
+  elseif part == 'never' then
+    call('ZREM', key(a), b)
+  elseif part == 'fence' then
+    call('SET', key(a), FENCE, 'PX', b)
+  elseif part == 'notify' then
+    call('PUBLISH', a, b)
+  end
+end
+
+local function each(run)
   local at = 4
   while ARGV[at] do
-    local part = parts[ARGV[at]]
-    local refused = part[which] and part[which](unpack(ARGV, at + 1, at + part[1]))
+    local size = ARGUMENTS[ARGV[at]]
+    local refused = run(unpack(ARGV, at, at + size))
     if refused then return {refused} end
-    at = at + 1 + part[1]
+    at = at + size + 1
   end
 end
 
-local refused = each(2)
+local refused = each(check)
 if refused then return refused end
 if ARGV[2] == '' then
   call('DEL', KEYS[1])
@@ -191,5 +221,5 @@ elseif ARGV[3] == '' then
 else
   call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 end
-each(3)
+each(act)
 return {'done'}

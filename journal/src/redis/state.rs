@@ -121,6 +121,9 @@ impl Redis {
             Condition::Due(deadline) => {
                 step.arg("is-due").key(deadlines()).arg(member(deadline));
             }
+            Condition::InTime(deadline) => {
+                step.arg("in-time").key(deadlines()).arg(member(deadline));
+            }
             Condition::Absent(record) => {
                 step.arg("absent").key(keys.state(record));
             }

@@ -160,7 +160,8 @@ pub(super) struct CommandState {
     pub(super) name: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) entry: Option<Box<str>>,
-    #[serde(default)]
+    /// Whose places it takes then.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
     pub(super) sender: Box<str>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     request: bool,
@@ -183,6 +184,28 @@ pub(super) struct Taker {
 }
 
 impl CommandState {
+    /// As a command that is no request stands when it was sent: whoever has read its entry knows its state.
+    fn sent(command_id: Uuid, name: Box<str>, expires_at: u64) -> Self {
+        Self {
+            status: Status::Accepted,
+            expires_at,
+            command_id,
+            name,
+            entry: None,
+            sender: "".into(),
+            request: false,
+            taker: None,
+            detail: None,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// The state of a command that was read, as long as nobody has taken it. A request's is not known.
+    pub(super) fn of(command: &Command) -> Option<Self> {
+        let expires_at = command.expires_at.filter(|_| !command.is_request)?;
+        Some(Self::sent(command.command_id.parse().ok()?, command.name.clone(), expires_at))
+    }
+
     pub(super) fn is_worked_on_by(&self, holder: &Holder) -> bool {
         let is_taker = self.taker.as_ref().is_some_and(|taker| taker.holder == *holder);
         is_taker && self.status == Status::Delivered
@@ -223,11 +246,13 @@ impl CommandState {
         status: Status,
         detail: Option<Box<RawValue>>,
     ) -> Change {
-        let mut effects = vec![Effect::WaitNoMore, Effect::Due(Deadline::Expire, None)];
-        if let Some(taker) = &self.taker {
-            let open = Index::Open(taker.holder.agent.clone());
-            effects.push(Effect::Remove(open, record.id.clone()));
-        }
+        let mut effects = match &self.taker {
+            // Taken, it left its place and its deadline.
+            Some(taker) => {
+                vec![Effect::Remove(Index::Open(taker.holder.agent.clone()), record.id.clone())]
+            }
+            None => vec![Effect::WaitNoMore, Effect::Due(Deadline::Expire, None)],
+        };
         effects.extend(self.waiting.drain(..).map(|at| Effect::Notify(at, record.id.clone())));
         (self.status, self.detail, self.entry) = (status, detail, None);
         self.heard(&record.channel, &mut effects);
@@ -298,18 +323,13 @@ fn sent(
         data: Some(&data),
     };
     let entry = serde_json::to_string(&stamped).expect("a command is plain data");
-    let state = CommandState {
-        status: Status::Accepted,
-        expires_at,
-        command_id: new.command_id,
-        name: new.name.clone(),
-        entry: is_request.then(|| entry.clone().into()),
-        sender: new.sender.clone(),
-        request: is_request,
-        taker: None,
-        detail: None,
-        waiting: new.answer_to.iter().cloned().collect(),
-    };
+    let mut state = CommandState::sent(new.command_id, new.name.clone(), expires_at);
+    if is_request {
+        state.request = true;
+        state.entry = Some(entry.clone().into());
+        state.sender = new.sender.clone();
+        state.waiting = new.answer_to.iter().cloned().collect();
+    }
     let mut change = Change::new(&state);
     change.lifetime = Some(new.expires_in + REMEMBERED);
     change.effects = vec![

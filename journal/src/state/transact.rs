@@ -64,6 +64,8 @@ pub(crate) enum Condition {
     Always,
     /// The deadline has fallen due, by the journal's clock.
     Due(Deadline),
+    /// The deadline has not fallen due.
+    InTime(Deadline),
     /// The index holds fewer than so many.
     Room(Index, u64),
     /// Another record of the channel has no state.

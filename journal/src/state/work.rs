@@ -4,10 +4,13 @@ use protocol::{Channel, Status, Take};
 use uuid::Uuid;
 
 use super::command::{
-    CommandOutcome, CommandState, REMEMBERED, Taker, WORK_MAX, raw, reason, record,
+    Command, CommandOutcome, CommandState, REMEMBERED, Taker, WORK_MAX, raw, reason, record,
 };
 use super::waiting::{WaitingClass, Waits};
-use super::{Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted};
+use super::{
+    Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot,
+    Transacted,
+};
 use crate::{Journal, NewEntry, Unavailable};
 
 impl Journal {
@@ -23,11 +26,47 @@ impl Journal {
         holder: &Holder,
         idempotent: bool,
     ) -> Result<Take, Unavailable> {
-        let (record, taker) = (record(channel, key), Taker { holder: holder.clone(), idempotent });
-        let taken = self.transact(&record, |found, now| taken(found, now, &record, &taker)).await?;
-        Ok(match taken {
+        let record = record(channel, key);
+        let found = self.snapshot(&record).await?;
+        self.take_from(&record, found, holder, idempotent).await
+    }
+
+    /// The same for a command that was read a moment ago: one trip to Redis where nobody else has it.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; taking it again is harmless.
+    pub async fn take_read(
+        &self,
+        command: &Command,
+        key: Uuid,
+        holder: &Holder,
+        idempotent: bool,
+    ) -> Result<Take, Unavailable> {
+        let Some(state) = CommandState::of(command) else {
+            return self.take(&command.channel, key, holder, idempotent).await;
+        };
+        let state = serde_json::to_string(&state).expect("a state is plain data");
+        // No clock: the deadline says whether it is too late.
+        let guess = Snapshot { now_ms: 0, state: Some(state) };
+        self.take_from(&record(&command.channel, key), guess, holder, idempotent).await
+    }
+
+    async fn take_from(
+        &self,
+        record: &Record,
+        found: Snapshot,
+        holder: &Holder,
+        idempotent: bool,
+    ) -> Result<Take, Unavailable> {
+        let taker = Taker { holder: holder.clone(), idempotent };
+        let rule = |found, now_ms| taken(found, now_ms, record, &taker);
+        Ok(match self.transact_from(record, found, rule).await? {
             Transacted::Done(take) => take,
-            Transacted::Unmet | Transacted::Fenced => Take::Fenced,
+            Transacted::Unmet => {
+                self.expire(record).await?;
+                Take::Gone
+            }
+            Transacted::Fenced => Take::Fenced,
         })
     }
 
@@ -135,6 +174,7 @@ fn taken(
     let mut change = Change::new(&state);
     change.lifetime = Some(WORK_MAX);
     change.holder = Some(taker.holder.clone());
+    change.condition = Condition::InTime(Deadline::Expire);
     change.effects = vec![
         Effect::WaitNoMore,
         Effect::Put(Index::Open(taker.holder.agent.clone()), record.id.clone(), "".into()),

@@ -211,6 +211,36 @@ on_both! {
 }
 
 on_both! {
+    async fn a_command_that_was_read_is_taken_once_and_in_time(backend) {
+        let journal = &backend.journal;
+        let (a, b) = (agent(journal, "a").await, agent(journal, "b").await);
+        let session = channel("session:1");
+        let (mut short, mut request) = (command(&session), command(&session));
+        short.expires_in = Duration::from_millis(50);
+        request.answer_to = Some("here".into());
+        for new in [&command(&session), &short, &request] {
+            journal.send(new).await.unwrap();
+        }
+        let read = commands(journal, &session).await;
+        tokio::time::sleep(Duration::from_millis(80)).await;
+
+        for (command, lease, take) in [
+            (&read[0], &a, Take::Yours),
+            (&read[0], &b, Take::Gone),
+            (&read[0], &a, Take::Yours),
+            (&read[1], &a, Take::Gone),
+            (&read[2], &b, Take::Yours),
+            (&read[2], &a, Take::Gone),
+        ] {
+            let key = command.key.unwrap();
+            let taken = journal.take_read(command, key, lease.holder(), false).await;
+            assert_eq!(taken, Ok(take), "{} by {}", command.offset, lease.holder().agent);
+        }
+        assert_eq!(statuses(journal, &session).await, ["delivered", "expired"]);
+    }
+}
+
+on_both! {
     async fn whoever_asks_is_rung_when_the_answer_is_there(backend) {
         let (follower, mut updates) = backend.journal.follow();
         assert!(matches!(next(&mut updates, "the link").await, Update::Link { up: true }));

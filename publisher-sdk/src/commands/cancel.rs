@@ -35,7 +35,7 @@ impl Inbox {
         };
         let (inbox, consumer) = (Arc::clone(self), Arc::clone(consumer));
         self.in_background(async move {
-            match inbox.take(&consumer, key, false).await {
+            match inbox.take(&consumer, &command, key, false).await {
                 Some(Take::Yours) => {
                     let report = Report::owed(membership, key, command.is_request);
                     inbox.cancel_now(command, is_old, report);

@@ -123,7 +123,7 @@ impl Consumer {
             let Some(command) = self.next() else { continue };
             let (Some(membership), Some(key)) = (inbox.hold(&self), command.key) else { return };
             let is_idempotent = matches!(&room, Room::Worker(worker) if worker.is_idempotent());
-            match inbox.take(&self, key, is_idempotent).await {
+            match inbox.take(&self, &command, key, is_idempotent).await {
                 Some(Take::Yours) => {
                     let report = Report::owed(membership, key, command.is_request);
                     room.permit(Command::new(command, report), &inbox);

@@ -217,12 +217,13 @@ impl Inbox {
     pub(super) async fn take(
         &self,
         consumer: &Consumer,
+        command: &journal::Command,
         key: Uuid,
         is_idempotent: bool,
     ) -> Option<Take> {
         let holder = self.leases.holder();
         loop {
-            match self.link.take(&consumer.channel, key, holder, is_idempotent).await {
+            match self.link.take(command, key, holder, is_idempotent).await {
                 Ok(Take::Fenced) => {
                     self.leases.fenced().cancel();
                     return Some(Take::Fenced);

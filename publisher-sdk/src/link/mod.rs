@@ -18,7 +18,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{
-    AppendError, Appended, ApprovalAnswer, Asked, CommandOutcome, Holder, Journal, Name,
+    AppendError, Appended, ApprovalAnswer, Asked, Command, CommandOutcome, Holder, Journal, Name,
     NewApproval, NewEntry, Parent, Resolved, Take, without_secrets,
 };
 use protocol::{Asks, CallBody, Channel};
@@ -183,14 +183,16 @@ impl RecordLink {
     /// Takes a command, before it is begun.
     pub(crate) async fn take(
         &self,
-        channel: &Channel,
+        command: &Command,
         key: Uuid,
         holder: &Holder,
         idempotent: bool,
     ) -> Result<Take, LinkError> {
         match self {
-            Self::Journal(journal) => Ok(journal.take(channel, key, holder, idempotent).await?),
-            Self::Relay(relay) => relay.take(channel, key, idempotent).await,
+            Self::Journal(journal) => {
+                Ok(journal.take_read(command, key, holder, idempotent).await?)
+            }
+            Self::Relay(relay) => relay.take(&command.channel, key, idempotent).await,
         }
     }
 
