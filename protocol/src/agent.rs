@@ -2,7 +2,7 @@
 //! [`AgentMessage`] down.
 //!
 //! Every call has an `id` of the agent's own, ascending; the reply carries it. A call may be repeated with
-//! the same `id` after the connection broke, on whichever replica: it happens once.
+//! the same `id` after the connection broke, on any replica: it happens once.
 
 pub mod body;
 mod call;

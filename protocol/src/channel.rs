@@ -19,7 +19,7 @@ pub enum Kind {
     Session,
     /// A project, shared by many sessions.
     Project,
-    /// One user, on whatever device.
+    /// One user, on any device.
     User,
     /// One plan and its steps.
     Plan,
@@ -71,12 +71,12 @@ pub struct Channel {
     kind: Kind,
 }
 
-/// Why a text is no channel.
+/// Why a text is not a channel.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ChannelError {
-    /// There is no `kind:` that we know.
+    /// The text does not begin with a known `kind:`.
     #[error(
-        "`{0}` is no channel: write `kind:id` with a kind of session, project, user, plan, agent, global or service"
+        "`{0}` is not a channel: write `kind:id` with a kind of session, project, user, plan, agent, global or service"
     )]
     Kind(String),
     /// The part after the colon breaks the grammar.

@@ -33,11 +33,11 @@ error_codes! {
     BadRequest = "bad_request", 400, false, "Correct the field that the message names.";
     /// The event's name belongs to the relay.
     ReservedName = "reserved_name", 400, false, "Choose another event name.";
-    /// The relay does not speak this yet.
-    Unsupported = "unsupported", 400, false, "Do without it, or use a relay that speaks it.";
+    /// The relay does not support this yet.
+    Unsupported = "unsupported", 400, false, "Do without it, or use a relay that supports it.";
     /// No valid token where one is needed.
     Unauthorized = "unauthorized", 401, false, "Connect with a valid, unexpired token.";
-    /// A page of a foreign origin knocked at a relay without keys.
+    /// A page of a foreign origin connected to a relay without keys.
     Forbidden = "forbidden", 403, false, "Open the page from the relay itself, or configure a key and pass a token.";
     /// Missing, or not granted: both look the same.
     NotFound = "not_found", 404, false, "Check the name, and that the token grants it.";
@@ -48,24 +48,24 @@ error_codes! {
     /// What was shown is not what is asked.
     DigestMismatch = "digest_mismatch", 409, false, "Show what is asked now, and let it be answered again.";
     /// The id is in use for something else.
-    Conflict = "conflict", 409, false, "Give an id of its own to what is not a repetition.";
+    Conflict = "conflict", 409, false, "Use a new id: this one was used with other content.";
     /// A newer incarnation of the agent has taken over, or it was declared lost.
-    Fenced = "fenced", 409, false, "Begin anew, as a new incarnation.";
+    Fenced = "fenced", 409, false, "Begin again, as a new incarnation.";
     /// A question of this id stands on another channel.
-    Elsewhere = "elsewhere", 409, false, "Ask under an id of its own.";
+    Elsewhere = "elsewhere", 409, false, "Ask under another id.";
     /// More bytes than the limit.
     TooLarge = "too_large", 413, false, "Send less; store large content elsewhere and send a link.";
     /// More of something than the limit.
     LimitExceeded = "limit_exceeded", 429, false, "Give something up first, for example unsubscribe a channel.";
     /// Faster than the limit.
     RateLimited = "rate_limited", 429, true, "Wait for `retry_after_ms`, then send it again, under the same `command_id`.";
-    /// Whoever was asked will not do it.
+    /// The agent or worker refuses to do it.
     Rejected = "rejected", 422, false, "The message says why; ask for something else.";
     /// No agent is there.
-    AgentUnavailable = "agent_unavailable", 503, true, "Try again when the agent is running; nothing is done later of what was asked now.";
+    AgentUnavailable = "agent_unavailable", 503, true, "Try again when the agent is running; this one is not done later.";
     /// Nobody serves this request.
     NoWorker = "no_worker", 503, true, "Try again when a worker of the service is running.";
-    /// Whoever had begun the request died over it.
+    /// The worker that had begun the request died.
     WorkerLost = "worker_lost", 503, true, "It may be done in part. If it can be done twice, ask again under a new `command_id`.";
     /// Too much waits already.
     Busy = "busy", 503, true, "Try again when the agent has caught up; give the same `command_id`.";
@@ -101,19 +101,19 @@ macro_rules! close_codes {
 
 close_codes! {
     /// The browser closed, or the relay answers its close.
-    Normal = 1000, "closed", "Nothing: it was your wish.";
+    Normal = 1000, "closed", "Nothing: you closed it.";
     /// A binary frame: the wire is text.
     Unsupported = 1003, "text frames only", "Send JSON text frames.";
-    /// Text that is no UTF-8.
+    /// Text that is not UTF-8.
     InvalidText = 1007, "invalid UTF-8", "Send UTF-8.";
     /// A frame beyond the limit.
     TooLarge = 1009, "frame too large", "Keep each frame within 64 KiB.";
     /// A bug on our side has ended this connection alone.
     InternalError = 1011, "internal error", "Come back with `since`, with backoff.";
     /// The replica goes down; another one takes over.
-    Restart = 1012, "restarting", "Come back at once, with `since`; another replica serves you.";
+    Restart = 1012, "restarting", "Come back at once, with `since`, to another replica.";
     /// The token's end has come.
     TokenExpired = 4401, "token expired", "Come back with a fresh token and `since`.";
-    /// Not a byte moved for the stall timeout.
+    /// No byte moved for the stall timeout.
     Stalled = 4408, "no progress", "Come back with `since`; read faster, or answer pings.";
 }

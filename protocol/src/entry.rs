@@ -2,7 +2,7 @@
 
 use crate::Offset;
 
-/// The name under which an entry is delivered whose content is no valid event: its offset still
+/// The name under which an entry is delivered whose content is not a valid event: its offset still
 /// counts, so nobody sees a gap, and nobody can forge a frame with it.
 pub const UNREADABLE: &str = "unreadable";
 

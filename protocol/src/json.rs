@@ -1,7 +1,7 @@
 //! The one check of an event's data: well-formed JSON, not too deep, not too large.
 //!
-//! Done once where an entry enters and once per replica that carries it; after that the data travels
-//! as bytes.
+//! It is done once where an entry enters and once per replica that carries it; after that the data
+//! is carried as bytes.
 
 use serde::de::IgnoredAny;
 use thiserror::Error;
@@ -11,7 +11,7 @@ use crate::limits::{EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX};
 /// Why data is refused.
 #[derive(Debug, Error)]
 pub enum DataError {
-    /// It is no JSON.
+    /// It is not JSON.
     #[error("the data is not well-formed JSON: {0}")]
     Malformed(String),
     /// It nests too deeply.

@@ -1,4 +1,4 @@
-//! The words of Agent Relay, and nothing that does I/O.
+//! The vocabulary of Agent Relay, without I/O.
 //!
 //! Everything that two sides must agree on lives here: addresses ([`Channel`]), positions
 //! ([`Offset`]), what a journal holds ([`Entry`]), what crosses a browser's socket ([`frame`]) and an agent's ([`agent`]), what

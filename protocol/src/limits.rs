@@ -37,12 +37,12 @@ pub const APPROVALS_MAX: usize = 64;
 pub const REASON_BYTES_MAX: usize = 4 * 1024;
 /// Requests of one connection that wait for their replies.
 pub const REQUESTS_MAX: usize = 64;
-/// Commands and requests of one connection, a second; and as many again Cancels and answers. A page that goes
-/// wild takes less than a fiftieth of a Redis core, and nobody's hands are as quick.
+/// Commands and requests of one connection, a second; and as many again Cancels and answers. A page that sends
+/// as fast as it may takes less than a fiftieth of a Redis core, and no person is as quick.
 pub const COMMANDS_PER_SECOND: usize = 100;
 /// How many of them may come at once.
 pub const COMMANDS_BURST: usize = 200;
-/// Commands of one sender that wait on a channel: one page that goes wild does not fill it for the others.
+/// Commands of one sender that wait on a channel: one page that sends too much does not fill it for the others.
 pub const WAITING_PER_SENDER_MAX: usize = 256;
 /// Commands of all senders that wait on the channel of an agent or a session.
 pub const WAITING_MAX: usize = 1_024;
@@ -75,7 +75,7 @@ pub const IDEMPOTENCY_KEY_LIFETIME: Duration = Duration::from_secs(900);
 pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A connection that neither sends nor accepts a byte for this long is cut: two pings unanswered.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long before a token's end its connection hears `token_expiring`.
+/// How long before a token's end its connection receives `token_expiring`.
 pub const TOKEN_EXPIRING_NOTICE: Duration = Duration::from_secs(60);
 /// How long a command waits for an agent when it does not say.
 pub const COMMAND_WAIT_DEFAULT: Duration = Duration::from_secs(600);
@@ -83,7 +83,7 @@ pub const COMMAND_WAIT_DEFAULT: Duration = Duration::from_secs(600);
 pub const COMMAND_WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// The longest a question may wait for an answer.
 pub const APPROVAL_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// How long a Cancel of whatever runs may be left: as long as a lease, so that it does not outlive the
+/// How long a Cancel of all that runs may wait: as long as a lease, so that it does not outlive the
 /// agent that it was meant for.
 pub const CANCEL_WAIT: Duration = Duration::from_secs(15);
 /// How long the outcome of a command and the reply to a request are remembered.

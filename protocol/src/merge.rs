@@ -2,8 +2,8 @@
 //! O(tokens).
 //!
 //! Only entries with consecutive offsets, equal `turnId` and no fields but `delta` and `turnId` are
-//! joined; the joined frame carries the last offset and how many it joins, so a consumer that is cut
-//! between any two frames loses nothing. Deltas are joined as *raw JSON string bodies*: an emoji whose
+//! joined; the joined frame carries the last offset and how many it joins, so a consumer whose connection
+//! breaks between any two frames loses nothing. Deltas are joined as *raw JSON string bodies*: an emoji whose
 //! two surrogate escapes were split between two deltas comes together again.
 
 use serde::{Deserialize, Deserializer};

@@ -1,7 +1,7 @@
 //! Positions in a journal: `<epoch>-<n>-<check>`.
 //!
 //! Opaque to clients. Three numbers make every loss visible: a jump of `n` shows a gap, a lost
-//! journal is reborn with another `epoch`, and a journal that was rolled back and grew again over
+//! journal begins anew with another `epoch`, and a journal that was rolled back and grew again over
 //! what somebody has seen fails the `check`.
 
 use std::fmt;
@@ -20,18 +20,18 @@ use thiserror::Error;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Offset {
-    /// Redis' clock in Unix milliseconds when the journal was (re)born.
+    /// Redis' clock in Unix milliseconds when the journal began (anew).
     pub epoch: u64,
     /// Consecutive from 1; 0 is the position before the first entry.
     pub n: u64,
-    /// The low 32 bits of the entry's Redis time in microseconds. 0 marks a position that is no
+    /// The low 32 bits of the entry's Redis time in microseconds. 0 marks a position without a
     /// retained entry: "has seen nothing up to n".
     pub check: u32,
 }
 
-/// The text is no offset.
+/// The text is not an offset.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{0}` is no offset: pass back, unchanged, the `offset` of the last frame you saw")]
+#[error("`{0}` is not an offset: pass back, unchanged, the `offset` of the last frame you saw")]
 pub struct OffsetError(String);
 
 impl Offset {

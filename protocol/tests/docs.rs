@@ -1,4 +1,4 @@
-//! `PROTOCOL.md` says what the code does: its tables are the code's, its examples are accepted.
+//! Checks `PROTOCOL.md` against the code: its tables equal the code's, its examples are accepted.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;

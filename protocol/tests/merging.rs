@@ -1,8 +1,8 @@
-//! Merging is lossless at every cut, for whatever agents write.
+//! Merging is lossless at every cut, for everything that agents write.
 //!
 //! Random entries, merged in two halves at every cut, must put the same on a screen as the entries
 //! themselves, and account for every offset. A failure prints its seed;
-//! `MERGING_SEED=17 cargo test -p protocol --test merging` runs that one alone.
+//! `MERGING_SEED=17 cargo test -p protocol --test merging` runs that seed alone.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

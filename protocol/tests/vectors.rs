@@ -1,7 +1,7 @@
 //! Runs the golden examples in `vectors/`, which other languages' tests run too.
 //!
-//! A file with a key that nothing here looks at, a section without cases and a file that no test
-//! runs all fail: an example that is not checked is worse than none.
+//! A file with a key that is not read here, a section without cases and a file that no test
+//! runs all fail: an example that is not checked is worse than a missing one.
 
 mod vector;
 

@@ -13,7 +13,7 @@ use crate::frame::Since;
 /// Of `lease`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseCall {
-    /// Which life of the agent; absent on the first lease of its own channel.
+    /// The agent's incarnation; absent on the first lease of its own channel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<u64>,
     /// Who spawned it.
@@ -24,7 +24,7 @@ pub struct LeaseCall {
 /// The reply to `lease`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leased {
-    /// Which life of the agent holds the lease.
+    /// The incarnation of the agent that holds the lease.
     pub incarnation: u64,
 }
 

@@ -1,11 +1,11 @@
-//! What an agent behind a relay hears: replies to its calls, commands, and what becomes of its leases.
+//! What an agent behind a relay receives: replies to its calls, commands, and what becomes of its leases.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{Channel, ErrorCode, Offset};
 
-/// What an agent hears.
+/// What an agent receives.
 #[derive(Clone, Debug)]
 pub enum AgentMessage {
     /// The first frame.
@@ -16,7 +16,7 @@ pub enum AgentMessage {
         id: u64,
         /// Where the published event stands.
         offset: Option<Offset>,
-        /// What the call came to.
+        /// The result of the call.
         data: Option<Box<RawValue>>,
     },
     /// A call is not done, or a frame is not a call.

@@ -51,7 +51,7 @@ impl Status {
     }
 }
 
-/// What an attempt to take a command comes to.
+/// The result of an attempt to take a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Take {
@@ -78,7 +78,7 @@ pub enum Asks {
 pub struct ApprovalAnswer {
     /// Allowed, or go on.
     pub allowed: bool,
-    /// And so from now on: the agent's to remember.
+    /// The same from now on; the agent has to remember it.
     #[serde(default)]
     pub always: bool,
     /// Why.
@@ -96,7 +96,7 @@ pub struct ApprovalAnswer {
     pub command_id: Box<str>,
 }
 
-/// What an answer comes to.
+/// The result of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resolved {
@@ -108,6 +108,6 @@ pub enum Resolved {
     OtherDigest,
     /// It asks for the other kind of answer.
     OtherKind,
-    /// There is no such approval (any more).
+    /// The approval does not exist (any more).
     Unknown,
 }

@@ -16,7 +16,7 @@ pub enum RelayFrame<'a> {
     Connected {
         /// For support and logs.
         connection_id: &'a str,
-        /// Who the token says is there; absent without a token.
+        /// The user that the token names; absent without a token.
         #[serde(skip_serializing_if = "Option::is_none")]
         user: Option<&'a str>,
         /// The relay's clock, Unix milliseconds.
@@ -38,7 +38,7 @@ pub enum RelayFrame<'a> {
         head: Option<String>,
         /// False where `since` could not be honoured; a `reset` follows.
         recovered: bool,
-        /// Questions that wait for an answer, as of `head`; absent on channels where none is asked.
+        /// Questions that wait for an answer, as of `head`; absent on channels where agents do not ask.
         #[serde(skip_serializing_if = "Option::is_none")]
         pending: Option<&'a RawValue>,
     },
@@ -70,7 +70,7 @@ pub enum RelayFrame<'a> {
         offset: Option<String>,
         /// The newest entry.
         head: Option<String>,
-        /// Questions that wait for an answer, as of `head`; absent on channels where none is asked.
+        /// Questions that wait for an answer, as of `head`; absent on channels where agents do not ask.
         #[serde(skip_serializing_if = "Option::is_none")]
         pending: Option<&'a RawValue>,
     },
@@ -83,7 +83,7 @@ pub enum RelayFrame<'a> {
         command_id: Uuid,
         /// Where it stands: `accepted`, `delivered`, `applied`, `rejected` or `expired`.
         status: &'a str,
-        /// How many agents are there to hear it.
+        /// How many agents are there to receive it.
         listeners: u64,
         /// It waits for an agent.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -162,7 +162,7 @@ impl RelayFrame<'_> {
 pub enum Outcome<'a> {
     /// The reply.
     Result(&'a RawValue),
-    /// Why there is none.
+    /// Why the request has no result.
     Error(ErrorBody<'a>),
 }
 

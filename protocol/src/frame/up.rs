@@ -1,4 +1,4 @@
-//! Frames up: what a browser may ask, and the `error` that each mistake earns.
+//! Frames up: what a browser may ask, and the `error` that answers each mistake.
 //!
 //! A frame is read in two steps, its fields first and then what its `type` asks for, so that every mistake
 //! can be answered with an `error` that names the field.
@@ -25,7 +25,7 @@ pub type CorrelationId = Box<RawValue>;
 pub struct Incoming {
     /// Comes back on the answer.
     pub id: Option<CorrelationId>,
-    /// What the browser asks, or the `error` it earns.
+    /// What the browser asks, or the `error` that answers it.
     pub frame: Result<ClientFrame, Refusal>,
 }
 
@@ -92,7 +92,7 @@ pub struct Subscribe {
     pub target: Target,
     /// Where to start; absent: at the head.
     pub since: Option<Since>,
-    /// In which shape; absent: the default of the door and the addressing.
+    /// In which format; absent: the default of the route and the addressing.
     pub format: Option<Format>,
 }
 
@@ -103,7 +103,7 @@ pub enum ClientFrame {
     Subscribe(Vec<Result<Subscribe, Refusal>>),
     /// Stop following channels.
     Unsubscribe(Vec<Result<Target, Refusal>>),
-    /// Are you there?
+    /// Asks for a `pong`.
     Ping,
     /// Needs no answer.
     Pong,
@@ -137,7 +137,7 @@ pub struct Command {
 /// What a Cancel cancels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cancels {
-    /// One run; absent: whatever the agent runs.
+    /// One run; absent: all that the agent runs.
     pub run_id: Option<String>,
     /// Why.
     pub reason: Option<String>,

@@ -12,7 +12,7 @@ use crate::channel::shortened;
 use crate::limits::SUBSCRIPTIONS_MAX;
 use crate::{Channel, ErrorCode, Kind};
 
-/// Channels in one frame. Each earns an answer: what one frame makes the relay hold must be bounded.
+/// Channels in one frame. Each gets an answer, so what one frame makes the relay hold must be bounded.
 const CHANNELS_MAX: usize = 4 * SUBSCRIPTIONS_MAX;
 
 impl Fields<'_> {
@@ -38,7 +38,7 @@ impl Fields<'_> {
         Ok(ClientFrame::Subscribe(subscribes.collect()))
     }
 
-    /// Every channel that the frame names, in whichever way.
+    /// Every channel that the frame names, in any of the ways.
     pub(super) fn targets(&self) -> Result<Vec<Result<Target, Refusal>>, Refusal> {
         let mut named: Vec<(Addressing, String)> = Vec::new();
         if let Some(raw) = self.raw("channels") {
@@ -87,7 +87,7 @@ enum SinceField {
     Each(HashMap<String, Result<Since, Refusal>>),
 }
 
-/// `None` where the value is no single position at all.
+/// `None` if the value is not a single position.
 fn one_since(raw: &RawValue) -> Option<Result<Since, Refusal>> {
     // An explicit null is a stored "nothing seen yet": everything retained.
     let text: Option<String> = serde_json::from_str(raw.get()).ok()?;

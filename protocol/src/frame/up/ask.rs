@@ -43,7 +43,7 @@ impl Fields<'_> {
         let name = self.required_string("name")?;
         check_command_name(&name).map_err(|error| bad(error.to_string()))?;
         if SETTLED.contains(&name.as_str()) {
-            return Err(bad(format!("`{name}` is no command: send a frame of that type")));
+            return Err(bad(format!("`{name}` is not a command: send a frame of that type")));
         }
         let data = self.raw("data").map_or("{}", |raw| raw.get());
         check_data(data).map_err(|error| bad(format!("`data`: {error}")))?;
