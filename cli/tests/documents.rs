@@ -1,4 +1,4 @@
-//! The documents at the root, held to what is there: their links, and the tests that they name.
+//! Checks the documents at the root: their links lead somewhere, and the tests that they name exist.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! The demo agent keeps the contract with the page, takes a human's time, and stops when told to.
+//! The demo agent keeps the contract with the page, works at a human pace, and stops when told to.
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong in a test ends it")]
 

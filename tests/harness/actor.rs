@@ -1,5 +1,5 @@
-//! An agent played by hand, on the record itself: it can be slow, rude, or dead at any moment, which the SDK
-//! would not let it be.
+//! An agent played by hand, on the record itself: it can be slow, misbehave or die at any moment, which the SDK
+//! would not let it do.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ impl Actor {
         Self { journal, follower, leases: vec![lease], commands }
     }
 
-    /// Also hears the commands of `channel`, or takes requests from it.
+    /// Also receives the commands of `channel`, or takes requests from it.
     pub async fn opens(mut self, channel: &str) -> Self {
         let channel: Channel = channel.parse().expect("a channel");
         let own = self.leases[0].holder().clone();
@@ -128,7 +128,7 @@ impl Actor {
     /// Asks again what [`asks`](Self::asks) asked, and has the answer.
     ///
     /// # Panics
-    /// When there is none.
+    /// When the question has no answer.
     pub async fn asks_again(&self, channel: &str, request_id: &str) -> ApprovalAnswer {
         let data = json!({"request": {"requestId": request_id, "toolName": "rm"}});
         match self.ask(channel, request_id, Asks::Permission, data, PATIENCE).await {

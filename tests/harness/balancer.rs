@@ -1,4 +1,4 @@
-//! HAProxy in front of the replicas, with the very configuration that `docker-compose.yml` mounts.
+//! HAProxy in front of the replicas, with the configuration that `docker-compose.yml` mounts.
 
 use std::path::PathBuf;
 use std::process::Command;

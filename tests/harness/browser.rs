@@ -189,7 +189,7 @@ impl Browser {
         self.frames().filter(|frame| kind_of(frame) == kind).count()
     }
 
-    /// Goes away without a word, as when a laptop closes; what it has seen.
+    /// Goes away without closing, as when a laptop sleeps; what it has seen.
     pub fn vanish(self) -> History {
         self.history
     }

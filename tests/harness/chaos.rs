@@ -105,7 +105,7 @@ async fn carry(mut near: TcpStream, way: Arc<Way>) {
             }
         }
     };
-    // Whichever direction ends, ends the connection.
+    // The end of either direction ends the connection.
     tokio::select! {
         _ = requests => {}
         _ = replies => {}

@@ -32,7 +32,7 @@ impl Endpoint {
         Self::at(replica.address(), replica.log().clone())
     }
 
-    /// Through `/ws` of whichever replica the balancer picks.
+    /// Through `/ws` of the replica that the balancer picks.
     pub fn through(balancer: &Balancer) -> Self {
         Self::at(balancer.address(), balancer.log().clone())
     }
@@ -68,7 +68,7 @@ impl Endpoint {
         self
     }
 
-    /// With a receive buffer of a few KiB, so that not reading is felt at the other end at once.
+    /// With a receive buffer of a few KiB, so that the other end notices at once when this one does not read.
     #[must_use]
     pub fn holding_little(self) -> Self {
         Self { receive_buffer: Some(4 * 1024), ..self }

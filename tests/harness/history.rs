@@ -8,7 +8,7 @@ use serde_json::Value;
 /// A position, read by hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Which life of the journal.
+    /// The epoch of the journal.
     pub epoch: String,
     /// Which entry of it.
     pub n: u64,
@@ -79,7 +79,7 @@ impl History {
         let track = self.tracks.entry(channel.clone()).or_default();
         let offset = match &frame["offset"] {
             Value::String(text) => {
-                Some(Position::read(text).ok_or(format!("`{text}` is no offset: {raw}"))?)
+                Some(Position::read(text).ok_or(format!("`{text}` is not an offset: {raw}"))?)
             }
             _ => None,
         };
@@ -173,7 +173,7 @@ impl Track {
             None => return Err(format!("{channel}: an event without a subscription: {raw}")),
             Some(None) if offset.n == merged => {}
             Some(Some(last)) if last.epoch == offset.epoch && last.n + merged == offset.n => {}
-            // And live only: nobody who never subscribed is told that it was reborn.
+            // And live only: a client that never subscribed is not told that it began anew.
             Some(Some(last)) if channel == "global:everyone" && last.epoch != offset.epoch => {}
             Some(last) => {
                 let last = last.as_ref().map_or("nothing yet".to_owned(), Position::to_string);

@@ -1,8 +1,8 @@
 //! The cluster on which the scenarios play: a real Redis, real replicas, real WebSocket clients.
 //!
 //! Everything here is a process or a socket of its own; nothing imports the relay, and only the [`actor`]
-//! imports the record. A scenario sets a
-//! [`Cluster`], lets [`Browser`]s in, does something to the world and waits for what must follow. Every
+//! imports the record. A scenario starts a
+//! [`Cluster`], connects [`Browser`]s, does something to the world and waits for what must follow. Every
 //! wait has a deadline and, when it passes, prints what did arrive and what the replica logged.
 //!
 //! Every frame that a [`Browser`] receives goes through its [`History`], which fails the test when a

@@ -32,7 +32,7 @@ impl Page {
     /// Opens `url` in a browser of its own, 1280 by 800.
     ///
     /// # Panics
-    /// With instructions when there is no browser.
+    /// With instructions when a browser is missing.
     pub async fn open(url: &str) -> Self {
         let port = free_port();
         let mut command = Command::new("chromedriver");

@@ -48,7 +48,7 @@ impl Redis {
     /// Starts a server on a port of its own.
     ///
     /// # Panics
-    /// With instructions when there is no `redis-server`.
+    /// With instructions when `redis-server` is missing.
     pub async fn start(persistence: Persistence) -> Self {
         // Somebody may take the port between the choice and the start: then choose again.
         for _ in 0..20 {
@@ -125,7 +125,7 @@ impl Redis {
             .unwrap_or_else(|error| panic!("Redis refused {words:?}: {error}"))
     }
 
-    /// How often it ran a command so far, by whomever.
+    /// How often it ran a command so far, for all clients.
     pub async fn calls(&self, command: &str) -> u64 {
         let info: String = self.run(&["INFO", "commandstats"]).await;
         let prefix = format!("cmdstat_{command}:calls=");
@@ -183,7 +183,7 @@ impl Redis {
         })
     }
 
-    /// Whether this very process answers; false when it has ended.
+    /// Whether this process answers; false when it has ended.
     async fn answers(&mut self) -> bool {
         let client = redis::Client::open(self.url()).expect("a valid URL");
         until("redis-server answers", async || {

@@ -240,7 +240,7 @@ async fn a_service_answers_through_any_replica_and_a_panic_disturbs_nobody() {
         .serve("sums", async |request| match request.method.as_str() {
             "sums.add" => Ok(json!(request.read::<Vec<u64>>()?.iter().sum::<u64>())),
             "sums.panic" => panic!("on purpose"),
-            _ => Err(RequestError::new("no_method", "there is no such method")),
+            _ => Err(RequestError::new("no_method", "unknown method")),
         })
         .await
         .unwrap();

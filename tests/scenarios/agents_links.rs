@@ -23,7 +23,7 @@ async fn reply(agent: &mut Browser, id: u64) -> Value {
     agent.wait_for("the reply", |frame| frame["id"] == id).await
 }
 
-/// What is too large or malformed earns an error with its id and the right code, and the connection lives.
+/// What is too large or malformed is answered with an error with its id and the right code; the connection stays open.
 #[tokio::test]
 async fn an_agents_wrong_frame_is_answered_with_its_id_and_code() {
     let cluster = Cluster::with_replicas(1).await;
@@ -125,7 +125,7 @@ async fn an_agent_is_not_cut_off_because_its_relay_stopped_reading() {
     assert_eq!(lost["agents"], json!(["raw"]), "it holds its lease: {lost}");
 }
 
-/// Whatever an agent sends, a relay of which nothing is heard is dead.
+/// Whatever an agent sends, a relay from which nothing arrives is dead.
 #[tokio::test]
 async fn a_dead_relay_is_noticed_while_the_agent_talks() {
     let cluster = Cluster::with_replicas(1).await;
@@ -166,7 +166,7 @@ async fn many_agents_of_one_process_come_in_through_one_relay() {
     assert!(agents.iter().all(|agent| !agent.is_fenced()));
 }
 
-/// What a relay refuses for good is said at once, as what it is.
+/// A final refusal by a relay is reported at once, with its reason.
 #[tokio::test]
 async fn a_permanent_refusal_is_said_at_once() {
     let cluster = Cluster::options().replicas(1).with_secret().set().await;
@@ -179,9 +179,9 @@ async fn a_permanent_refusal_is_said_at_once() {
     assert!(began.elapsed() < Duration::from_secs(5), "after {:?}", began.elapsed());
 }
 
-/// When its token has ended, an agent hears so from what it says, and does not hang.
+/// When its token has ended, an agent is told so in answer to its calls, and does not hang.
 #[tokio::test]
-async fn an_agent_whose_token_has_ended_hears_so() {
+async fn an_agent_whose_token_has_ended_is_told_so() {
     let cluster = Cluster::options().replicas(1).with_secret().set().await;
     let url = format!("http://{}", cluster.replicas[0].address());
     let token =

@@ -68,7 +68,7 @@ async fn of_simultaneous_answers_on_two_replicas_exactly_one_wins() {
     let mut screen = cluster.browser_on(1).token(&reader.sign()).connect().await;
     screen.subscribe_since(SESSION, None).await;
     let resolved = screen.events(SESSION).iter().filter(|e| e.name == "permission_resolved");
-    assert_eq!(resolved.count(), ROUNDS, "everybody hears of each once");
+    assert_eq!(resolved.count(), ROUNDS, "everybody is told of each once");
 }
 
 /// Every answer that does not count has its code, and touches nothing.
@@ -142,7 +142,7 @@ async fn an_answer_that_is_sent_again_gets_the_same_ack_on_every_replica() {
 
 /// A tab that was opened late sees the question; one that was opened after the answer does not.
 #[tokio::test]
-async fn whoever_joins_sees_what_waits_for_an_answer() {
+async fn a_late_joiner_sees_what_waits_for_an_answer() {
     let cluster = Cluster::with_replicas(2).await;
     let agent = cluster.actor("a1").await.opens(SESSION).await;
     let mut early = cluster.browser_on(0).connect().await;

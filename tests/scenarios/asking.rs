@@ -1,4 +1,4 @@
-//! What is asked of an agent is done once or not at all, and whoever asks learns which.
+//! What is asked of an agent is done once or not at all, and the sender is told which.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ async fn both(cluster: &Cluster) -> [Browser; 2] {
     [cluster.browser_on(0).connect().await, cluster.browser_on(1).connect().await]
 }
 
-/// F33: no agent, no promise; and no surprise for the agent that comes later.
+/// F33: without an agent a command is refused, and an agent that comes later does not receive it.
 #[tokio::test]
 async fn what_must_not_wait_is_refused_at_once_and_never_done_later() {
     let cluster = Cluster::with_replicas(2).await;
@@ -64,7 +64,7 @@ async fn a_cancel_that_names_its_run_waits_for_it() {
     assert!(agent.takes(&heard).await);
 }
 
-/// What waits does not wait for ever, and everybody hears of its end.
+/// What waits does not wait for ever, and everybody is told of its end.
 #[tokio::test]
 async fn a_command_that_nobody_takes_in_time_expires_and_all_screens_say_so() {
     let cluster = Cluster::with_replicas(2).await;
@@ -125,7 +125,7 @@ async fn a_repeated_command_is_done_once_and_learns_what_became_of_the_first() {
     assert_eq!(&*agent.next().await.name, "last", "the next after the first and only");
 }
 
-/// F37: a page that goes wild is told to wait, and its own Stop goes through; nobody else is hindered.
+/// F37: a page that sends too much is told to wait, and its own Cancel goes through; nobody else is affected.
 #[tokio::test]
 async fn a_storm_of_commands_is_limited_and_hinders_nobody() {
     const STORM: usize = 5_000;
@@ -231,7 +231,7 @@ async fn a_cancel_reaches_256_of_those_that_were_spawned() {
     assert_eq!((&all["listeners"], &as_many["listeners"]), (&json!(257), &json!(257)));
 }
 
-/// An agent that takes nothing is not buried, and no other minds.
+/// An agent that takes nothing is not flooded with commands, and no other agent is affected.
 #[tokio::test]
 async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {
     let cluster = Cluster::with_replicas(2).await;
@@ -268,7 +268,7 @@ async fn ask_in_time(page: &mut Browser, frame: Value) -> Value {
     }
 }
 
-/// The same by HTTP, for those who hold no socket.
+/// The same by HTTP, for clients without a socket.
 #[tokio::test]
 async fn commands_are_taken_by_http_as_well() {
     let cluster = Cluster::with_replicas(2).await;
@@ -293,7 +293,7 @@ async fn commands_are_taken_by_http_as_well() {
     assert_eq!((wrong.status, wrong.error_code().as_str()), (400, "bad_request"));
 }
 
-/// Who is there, for the operator and for whoever may watch a channel.
+/// Which agents are alive, for the operator and for everybody who may watch a channel.
 #[tokio::test]
 async fn who_is_alive_can_be_asked_for() {
     let cluster = Cluster::options().with_secret().set().await;

@@ -1,5 +1,5 @@
-//! What people decide reaches the agent it is for, once, wherever it runs; and nobody is left without
-//! an answer.
+//! What people decide reaches the agent it is for, once, wherever it runs; and everybody gets an
+//! answer.
 
 use publisher_sdk::{Agent, Commands, Run};
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ async fn cancel_reaches_the_one_agent_through_any_replica() {
     }
 }
 
-/// Cancel says that nobody is there where nobody is, and does not lie in wait for who comes later.
+/// A Cancel without an agent is answered so, and does not wait for an agent that comes later.
 #[tokio::test]
 async fn cancelling_nobody_is_answered_and_hits_nobody_later() {
     let cluster = Cluster::with_replicas(1).await;

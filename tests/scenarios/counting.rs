@@ -1,4 +1,4 @@
-//! How many look, across replicas.
+//! Connections and subscribers are counted across replicas.
 
 use serde_json::{Value, json};
 use tests::{Cluster, Replica, until};
@@ -42,7 +42,7 @@ async fn subscribers_are_counted_across_replicas_and_right_again_after_one_is_ki
 
     drop(browsers.pop());
     let one = async || (subscribers(left, "session:42").await == 1).then_some(());
-    until("whoever leaves counts no more", one).await;
+    until("a browser that has left no longer counts", one).await;
 }
 
 /// A message for one connection, sent through any replica, reaches that one and no other.

@@ -1,4 +1,4 @@
-//! The demo, as the person sees it who tries the product for the first time: in a real browser.
+//! The demo, as a person sees it who tries the product for the first time: in a real browser.
 
 use std::path::PathBuf;
 

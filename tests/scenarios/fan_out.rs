@@ -116,9 +116,9 @@ async fn an_events_data_arrives_byte_for_byte_under_any_name() {
     assert!(event.raw.contains(&format!(r#""data":{odd}"#)), "changed on the way: {}", event.raw);
 }
 
-/// A theme or a setting changes: every open page hears it, flat, without having asked.
+/// A theme or a setting changes: every open page receives it, flat, without a subscription.
 #[tokio::test]
-async fn everyone_hears_global_everyone_without_subscribing() {
+async fn everyone_receives_global_everyone_without_subscribing() {
     let cluster = Cluster::with_replicas(2).await;
     let mut browsers = Vec::new();
     for (replica, path) in [(0, "/ws"), (1, "/ws"), (0, "/ws/events"), (1, "/ws/s1")] {
@@ -137,10 +137,10 @@ async fn everyone_hears_global_everyone_without_subscribing() {
     }
 }
 
-/// Its record is kept for an hour, so it is often reborn between two changes: the first one after that is
-/// heard like any other, and nobody who never subscribed hears of a reset.
+/// Its record is kept for an hour, so it often begins anew between two changes: the first one after that is
+/// delivered like any other, and a client that never subscribed receives no reset.
 #[tokio::test]
-async fn everyone_hears_the_first_change_after_the_record_was_reborn() {
+async fn everyone_receives_the_first_change_after_the_record_began_anew() {
     let cluster = Cluster::with_replicas(1).await;
     let mut browser = cluster.browser().connect().await;
     cluster.replicas[0].publish("global:everyone", "config_changed", json!({"n": 1})).await;

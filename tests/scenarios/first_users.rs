@@ -1,4 +1,4 @@
-//! The vocabulary that our first users' programs speak already, spoken by Node's `ws`.
+//! The vocabulary that our first users' programs use already, tested with Node's `ws`.
 
 use std::path::Path;
 use std::process::Command;

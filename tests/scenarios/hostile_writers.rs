@@ -1,4 +1,4 @@
-//! F38: whoever writes to Redis past the SDK can forge no frame and make none vanish.
+//! F38: a process that writes to Redis past the SDK cannot forge a frame or make one vanish.
 
 use serde_json::json;
 use tests::{Cluster, Redis};

@@ -128,7 +128,7 @@ async fn an_event_of_exactly_64_kib_passes() {
     assert_eq!(browser.events("session:42")[0].data, data);
 }
 
-/// History is read page by page, from any replica, by whoever has no socket.
+/// History is read page by page, from any replica, by clients without a socket.
 #[tokio::test]
 async fn events_are_read_page_by_page() {
     let cluster = Cluster::with_replicas(2).await;
@@ -174,7 +174,7 @@ async fn an_event_that_is_read_is_the_event_that_was_pushed() {
     assert_eq!(page["events"], json!([pushed]));
 }
 
-/// A position that cannot be honoured is said to be none, over HTTP too.
+/// A position that cannot be honoured is answered with the reason, over HTTP too.
 #[tokio::test]
 async fn reading_since_a_position_that_is_gone_says_reset() {
     let cluster = Cluster::with_replicas(1).await;
@@ -197,7 +197,7 @@ async fn reading_since_a_position_that_is_gone_says_reset() {
     assert_eq!(reply.error_code(), "bad_request", "{}", reply.text());
 }
 
-/// What is not there is said as JSON, like everything else.
+/// A missing route is answered with JSON, like everything else.
 #[tokio::test]
 async fn an_unknown_path_is_a_json_404() {
     let cluster = Cluster::with_replicas(1).await;

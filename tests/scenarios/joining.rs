@@ -1,4 +1,4 @@
-//! Coming late: everything that was said, in a handful of frames.
+//! Late join: everything that was said, in a handful of frames.
 
 use serde_json::{Value, json};
 use tests::Cluster;
@@ -107,7 +107,7 @@ async fn without_since_a_browser_starts_at_the_head() {
     browser.expect_numbers("session:42", 10..12).await;
 }
 
-/// "start" is a wish for whatever there is; it cannot be disappointed.
+/// "start" asks for all that is retained; it is never answered with a reset.
 #[tokio::test]
 async fn from_the_start_is_everything_retained_and_never_a_reset() {
     let cluster = Cluster::with_replicas(1).await;

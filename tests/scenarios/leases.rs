@@ -1,4 +1,4 @@
-//! Whoever watches knows which agents are alive; a dead one's runs have an end, and no agent writes into
+//! Every viewer knows which agents are alive; the runs of a dead one have an end, and no agent writes into
 //! the run of its successor.
 
 use std::time::Duration;
@@ -69,7 +69,7 @@ async fn losses(browser: &mut Browser) -> Vec<Vec<Value>> {
     channels.map(|channel| lost(browser, channel)).into()
 }
 
-/// F29: killed, everybody hears it, once; and its open run is named.
+/// F29: when an agent is killed, everybody is told, once; and its open run is named.
 #[tokio::test]
 async fn a_killed_agent_is_declared_lost_once_on_its_channels_with_its_open_run() {
     let cluster = cluster(2).await;
@@ -89,8 +89,8 @@ async fn a_killed_agent_is_declared_lost_once_on_its_channels_with_its_open_run(
     }
 }
 
-/// F30: stopped for longer than its lease, replaced, and woken: it learns that it is no longer who it was,
-/// and not a word of it gets into its successor's run.
+/// F30: stopped for longer than its lease, replaced, and woken: it is told that it is fenced, and no event of it
+/// gets into its successor's run.
 #[tokio::test]
 async fn an_agent_that_stood_still_cannot_write_into_the_run_of_its_successor() {
     let cluster = cluster(2).await;
@@ -148,7 +148,7 @@ async fn expect_one_writer(browser: &mut Browser, first: &str, second: &str) {
     }
 }
 
-/// Asked to end, an agent leaves: its run is cancelled, and nobody misses it.
+/// Asked to end, an agent leaves: its run is cancelled, and it is not declared lost.
 #[tokio::test]
 async fn an_agent_that_is_asked_to_end_is_gone_and_not_lost() {
     let cluster = cluster(1).await;
@@ -170,9 +170,9 @@ async fn an_agent_that_is_asked_to_end_is_gone_and_not_lost() {
     assert_eq!(browser.ask(cancel).await["code"], "agent_unavailable");
 }
 
-/// Nobody is declared lost because Redis was away, however long.
+/// No agent is declared lost because Redis was away, however long.
 #[tokio::test]
-async fn while_redis_stands_still_nobody_is_lost() {
+async fn while_redis_stands_still_no_agent_is_lost() {
     let cluster = cluster(2).await;
     let mut browser = cluster.browser().subscribed_to(OWN).await;
     let agent = cluster.agent("worker").await;
@@ -191,7 +191,7 @@ async fn while_redis_stands_still_nobody_is_lost() {
     assert!(!agent.is_fenced());
 }
 
-/// An agent that ends while Redis stands still says good-bye when that is back.
+/// An agent that ends while Redis stands still releases its leases when Redis is back.
 #[tokio::test]
 async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
     // Redis is away for longer than closing waits, and for less than a lease.
@@ -211,12 +211,12 @@ async fn an_agent_that_closes_while_redis_stands_still_is_gone_and_not_lost() {
         let agents = cluster.replicas[0].get("/api/v1/agents").await.json();
         agents["agents"].as_array().is_some_and(Vec::is_empty).then_some(())
     };
-    until("nobody is alive", gone).await;
+    until("no agent is alive", gone).await;
     browser.settle().await;
     assert!(browser.events(OWN).iter().all(|event| event.name != "agent_lost"));
 }
 
-/// Redis came back without anything: who is alive says so, with all that is known of it.
+/// Redis came back empty: each living agent writes its lease again, with all that is known of it.
 #[tokio::test]
 async fn an_agent_is_known_again_with_its_runs_after_redis_lost_everything() {
     let mut cluster = cluster(1).await;

@@ -1,4 +1,4 @@
-//! Signs of life, both ways. These take as long as the pace of the pings.
+//! Signs of life, in both directions. These tests take as long as the pace of the pings.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use tests::Cluster;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A page's script cannot see WebSocket pings, so it can ask for some that it sees; and whoever answers the
-/// others stays, however silent it is.
+/// A page's script cannot see WebSocket pings, so it can ask for some that it sees; and a client that answers the
+/// others stays connected, however silent it is.
 #[tokio::test]
-async fn a_silent_page_that_asks_hears_signs_of_life_and_stays() {
+async fn a_silent_page_that_asks_receives_signs_of_life_and_stays() {
     let cluster = Cluster::with_replicas(1).await;
     let mut browser = cluster.browser().path("/ws?heartbeat=1").connect().await;
 
@@ -20,7 +20,7 @@ async fn a_silent_page_that_asks_hears_signs_of_life_and_stays() {
     browser.settle().await;
 }
 
-/// F41: a peer that neither sends nor accepts a byte is no browser any more.
+/// F41: a peer that neither sends nor accepts a byte is cut.
 #[tokio::test]
 async fn a_peer_that_answers_no_ping_is_cut() {
     let cluster = Cluster::with_replicas(1).await;

@@ -1,4 +1,4 @@
-//! Redis lost what it had acknowledged. What cannot be repaired is said: `reset`, never silence.
+//! Redis lost what it had acknowledged. What cannot be repaired is told by a `reset`, never by silence.
 
 use tests::{Browser, Cluster, History};
 
@@ -25,7 +25,7 @@ async fn expect_told_then(browser: &mut Browser, last: u64) {
 /// F09: a backup was restored; pages that were closed meanwhile come back with positions that the
 /// restored Redis has never given out, or has given to something else.
 #[tokio::test]
-async fn after_a_rollback_whoever_comes_back_is_told() {
+async fn after_a_rollback_a_page_that_comes_back_is_told() {
     let mut cluster = Cluster::with_replicas(2).await;
     let mut browser = cluster.browser_on(0).subscribed_to(CHANNEL).await;
     cluster.replicas[0].publish_numbers(CHANNEL, 0..5).await;
@@ -45,8 +45,8 @@ async fn after_a_rollback_whoever_comes_back_is_told() {
     expect_told_then(&mut late, 119).await;
 }
 
-/// The same when nobody is left who remembers: new replicas let the rolled-back journal grow again,
-/// over the very numbers that the page has seen with other content.
+/// The same when no replica is left that remembers: new replicas let the rolled-back journal grow again,
+/// over the numbers that the page has seen with other content.
 #[tokio::test]
 async fn a_journal_that_grew_again_over_what_was_seen_is_told() {
     let mut cluster = Cluster::with_replicas(1).await;
@@ -69,7 +69,7 @@ async fn a_journal_that_grew_again_over_what_was_seen_is_told() {
 
 /// A page that stays open through the crash and the rollback.
 #[tokio::test]
-async fn after_a_rollback_whoever_stayed_connected_is_told() {
+async fn after_a_rollback_a_page_that_stayed_connected_is_told() {
     let mut cluster = Cluster::with_replicas(2).await;
     let mut browser = cluster.browser_on(0).subscribed_to(CHANNEL).await;
     cluster.replicas[1].publish_numbers(CHANNEL, 0..5).await;
@@ -122,7 +122,7 @@ async fn flushall_begins_a_new_epoch_for_open_pages_and_for_those_that_come_back
     }
 }
 
-/// F02: a Redis without persistence crashes: every page hears exactly one `reset` for each channel.
+/// F02: a Redis without persistence crashes: every page receives exactly one `reset` for each channel.
 #[tokio::test]
 async fn a_crash_without_persistence_is_one_reset_on_each_channel() {
     let mut cluster = Cluster::with_replicas(2).await;
@@ -147,7 +147,7 @@ async fn a_crash_without_persistence_is_one_reset_on_each_channel() {
     assert_eq!(browser.history().resets("plan:7"), ["epoch"]);
 }
 
-/// A position from another deployment, or made up, is no error and no silence.
+/// A position from another deployment, or made up, is answered with a `reset`: no error, no silence.
 #[tokio::test]
 async fn a_position_that_was_never_given_out_is_a_reset() {
     let cluster = Cluster::with_replicas(1).await;

@@ -1,5 +1,5 @@
-//! Redis loses what it knew of leases, or takes no writes for a while. No living agent is declared lost for
-//! it, and each run ends once.
+//! Redis loses what it knew of leases, or takes no writes for a while. No living agent is declared lost because
+//! of it, and each run ends once.
 
 use publisher_sdk::Agent;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What we promise, one file per theme. The names are the promises.
+//! What we promise, one file per theme. The names of the tests are the promises.
 //!
 //! `given`, `when` and `then` are separated by blank lines. Rows `F01` to `F64` are those of the fault
 //! matrix.

@@ -1,4 +1,4 @@
-//! Input that is wrong earns an answer that helps; the connection lives on.
+//! Wrong input is answered with an error that helps; the connection stays open.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
-/// What is sent, the code it earns, and a word that the message must hold.
+/// What is sent, the code of the answer, and a word that the message must hold.
 fn table() -> Vec<(String, &'static str, &'static str)> {
     let long = "x".repeat(129);
     let deep = format!("{}{}", "[".repeat(101), "]".repeat(101));
@@ -220,9 +220,9 @@ async fn the_id_comes_back_on_every_answer() {
     }
 }
 
-/// F50, F51: what is no text frame of at most 64 KiB ends the connection with the code that says so.
+/// F50, F51: what is not a text frame of at most 64 KiB ends the connection with the code that says so.
 #[tokio::test]
-async fn what_is_no_frame_of_ours_is_closed_with_its_code() {
+async fn what_is_not_a_frame_of_ours_is_closed_with_its_code() {
     let cluster = Cluster::with_replicas(1).await;
     let text = |bytes: Vec<u8>, opcode: Data, is_final: bool| {
         Message::Frame(Frame::message(bytes, OpCode::Data(opcode), is_final))
@@ -231,7 +231,7 @@ async fn what_is_no_frame_of_ours_is_closed_with_its_code() {
     fragments.extend((0..4).map(|_| text(vec![b' '; 16 * 1024], Data::Continue, false)));
     for (what, messages, code) in [
         ("a binary frame", vec![Message::binary(b"{}".to_vec())], 1003),
-        ("text that is no UTF-8", vec![text(vec![0xff, 0xfe], Data::Text, true)], 1007),
+        ("text that is not UTF-8", vec![text(vec![0xff, 0xfe], Data::Text, true)], 1007),
         ("64 KiB and a byte", vec![Message::text(" ".repeat(64 * 1024 + 1))], 1009),
         ("a megabyte", vec![Message::text(" ".repeat(1024 * 1024))], 1009),
         ("80 KiB in fragments", fragments, 1009),

@@ -60,7 +60,7 @@ async fn a_dangerous_or_unknown_configuration_is_refused_with_2() {
     }
 }
 
-/// `check` says yes to what would start, without starting it.
+/// `check` accepts what would start, without starting it.
 #[tokio::test]
 async fn check_accepts_what_would_start() {
     let (code, said) = verdict(&["check", "--redis", "redis://127.0.0.1:1"], &[]).await;
@@ -92,7 +92,7 @@ async fn a_redis_that_evicts_is_warned_about_whenever_it_is_reached() {
     assert!(line.contains("allkeys-lru") && line.contains("noeviction"), "{line}");
 }
 
-/// F28: a port that is taken is no panic.
+/// F28: a port that is taken is an error with its name, not a panic.
 #[tokio::test]
 async fn a_taken_port_is_named_and_nothing_runs() {
     let cluster = Cluster::with_replicas(1).await;
@@ -110,7 +110,7 @@ async fn a_taken_port_is_named_and_nothing_runs() {
     assert!(!second.log().text().contains("panicked"), "{}", second.log().text());
 }
 
-/// A misspelt variable changes nothing; so it is said.
+/// A misspelt variable changes nothing, so the log warns of it.
 #[tokio::test]
 async fn an_unknown_variable_is_warned_about_with_the_nearest_name() {
     let cluster = Cluster::with_replicas(0).await;
@@ -199,7 +199,7 @@ async fn every_line_of_the_log_is_json() {
     }
 }
 
-/// F58: whoever says nothing, or says it letter by letter, is cut; others get in meanwhile.
+/// F58: a client that sends nothing, or sends byte by byte, is cut; others get in meanwhile.
 #[tokio::test]
 async fn a_socket_that_sends_no_request_is_cut() {
     let cluster = Cluster::with_replicas(1).await;

@@ -1,4 +1,4 @@
-//! Redis dies, stalls, forgets, hangs up. Nobody is disconnected, and it costs time only.
+//! Redis dies, stalls, forgets, hangs up. No browser is disconnected, and it costs only time.
 
 use std::time::Duration;
 
@@ -227,7 +227,7 @@ async fn publishing_while_redis_is_away_is_503_and_retryable() {
     cluster.replicas[0].publish_stubbornly(CHANNEL, 0, "x-2").await;
 }
 
-/// F27: who starts first does not matter.
+/// F27: the order of starting does not matter.
 #[tokio::test]
 async fn a_relay_that_starts_before_redis_serves_as_soon_as_redis_does() {
     let mut cluster = Cluster::options().replicas(1).before_redis().set().await;

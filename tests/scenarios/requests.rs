@@ -1,4 +1,4 @@
-//! A request always gets its reply, once: from its worker, or a reason why there is none.
+//! A request always gets its reply, once: from its worker, or the reason why the worker gave no reply.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +45,7 @@ async fn a_request_is_answered_by_a_worker_while_everything_else_goes_on() {
     assert_eq!(response, expected);
 }
 
-/// Each reason why there is no result has its code.
+/// Each reason for a missing result has its code.
 #[tokio::test]
 async fn every_request_without_a_result_says_why() {
     let cluster = Cluster::options().with_secret().set().await;
@@ -84,9 +84,9 @@ async fn every_request_without_a_result_says_why() {
     }
 }
 
-/// Progress goes to whoever waits, also after a reconnect to another replica, and to nobody else.
+/// Progress goes to the clients that wait, also after a reconnect to another replica, and to no other.
 #[tokio::test]
-async fn whoever_waits_for_a_reply_is_told_how_far_it_has_come() {
+async fn a_client_that_waits_for_a_reply_is_told_how_far_it_has_come() {
     let cluster = Cluster::with_replicas(2).await;
     let agent = cluster.agent("w1").await;
     let (done, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
@@ -257,7 +257,7 @@ async fn a_request_in_flight_while_its_replica_is_killed_gets_one_reply_when_it_
     assert!(done.data.contains("sessions.last"), "nothing was offered twice: {done:?}");
 }
 
-/// A connection that closes takes its waiting along, and nothing else.
+/// A connection that closes ends its own waiting, and nothing else.
 #[tokio::test]
 async fn a_browser_that_leaves_does_not_stop_what_it_asked_for() {
     let cluster = Cluster::with_replicas(2).await;

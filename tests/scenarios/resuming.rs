@@ -169,7 +169,7 @@ async fn a_browser_that_is_cut_again_and_again_while_the_agent_talks_sees_all_on
     assert!(browser.history().resets("session:42").is_empty());
 }
 
-/// F17: a replica dies without a word; its browsers find everything on the other one.
+/// F17: a replica is killed; its browsers find everything on the other one.
 #[tokio::test]
 async fn a_killed_replica_costs_its_browsers_a_reconnect_and_not_an_event() {
     let mut cluster = Cluster::with_replicas(2).await;
@@ -230,7 +230,7 @@ async fn away_beyond_retention_is_told_so_and_given_what_is_left() {
 /// Just at the edge nothing is lost: the entry that was seen last has just been trimmed, the next
 /// one is still there.
 #[tokio::test]
-async fn away_for_exactly_as_long_as_the_channel_remembers_is_no_reset() {
+async fn away_for_exactly_as_long_as_the_channel_remembers_is_not_a_reset() {
     let cluster = Cluster::with_replicas(2).await;
     let mut browser = cluster.browser_on(0).subscribed_to("project:p").await;
     cluster.replicas[0].publish_numbers("project:p", 0..1).await;

@@ -1,4 +1,4 @@
-//! The routes that are subscribed at once, and speak flat.
+//! The routes that subscribe at once and send flat events.
 
 use serde_json::{Value, json};
 use tests::Cluster;
@@ -58,7 +58,7 @@ async fn the_routes_honour_since_and_format() {
     }
 }
 
-/// A `since` or a `format` that is none is answered, not guessed.
+/// An invalid `since` or `format` is answered with an error, not guessed.
 #[tokio::test]
 async fn a_route_refuses_a_query_that_it_cannot_read() {
     let cluster = Cluster::with_replicas(1).await;
@@ -121,9 +121,9 @@ async fn a_flat_events_own_fields_cannot_pose_as_the_relays() {
     assert_eq!((&event["sessionId"], &event["offset"]), (&json!("s1"), &json!(offset)), "{event}");
 }
 
-/// Data that is no object travels as `data`; an empty object leaves nothing behind.
+/// Data that is not an object is put into `data`; an empty object leaves nothing behind.
 #[tokio::test]
-async fn flat_data_that_is_no_object_travels_as_data() {
+async fn flat_data_that_is_not_an_object_is_put_into_data() {
     let cluster = Cluster::with_replicas(1).await;
     let mut browser = cluster.browser().path("/ws/s1").connect().await;
     browser.wait_for_type("caught_up").await;

@@ -1,4 +1,4 @@
-//! A browser that does not read costs nobody anything, and is not lost.
+//! A browser that does not read slows no other down, and misses nothing.
 
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,7 @@ async fn a_slow_browser_gets_the_deltas_that_it_missed_as_few_frames() {
     assert!(merged.len() < 100, "{} frames for 3,000 deltas: {merged:?}", merged.len());
 }
 
-/// One connection, one channel that floods and one that whispers: the whisper is heard.
+/// One connection, one channel with many events and one with few: the few are delivered.
 #[tokio::test]
 async fn a_busy_channel_does_not_starve_a_quiet_one_of_the_same_browser() {
     let cluster = Cluster::with_replicas(1).await;
@@ -155,8 +155,8 @@ async fn a_browser_that_does_not_read_holds_up_nobodys_catch_up() {
     }
 }
 
-/// Of pings whose pong cannot be written only the last is answered: they cost no memory, and whoever sends them is
-/// heard all the same.
+/// Of pings whose pong cannot be written only the last is answered: they cost no memory, and the frames of their
+/// sender are still received.
 #[tokio::test]
 async fn pings_whose_pongs_nobody_reads_cost_a_bounded_amount_of_memory() {
     const MIB: u64 = 1024 * 1024;

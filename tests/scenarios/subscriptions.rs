@@ -126,7 +126,7 @@ async fn the_257th_subscription_is_refused_and_the_others_stand() {
 
 /// `sessionId` and `plan_id` are answered in kind, and flat.
 #[tokio::test]
-async fn whoever_subscribes_by_session_id_or_plan_id_is_answered_in_kind() {
+async fn a_subscription_by_session_id_or_plan_id_is_answered_in_kind() {
     let cluster = Cluster::with_replicas(1).await;
     let mut browser = cluster.browser().connect().await;
     for (field, channel) in [("sessionId", "session:x"), ("plan_id", "plan:x")] {

@@ -9,7 +9,7 @@ async fn guarded(replicas: usize) -> Cluster {
     Cluster::options().replicas(replicas).with_secret().set().await
 }
 
-/// F54: whatever is no valid token is refused before the upgrade, and over HTTP.
+/// F54: an invalid token is refused before the upgrade, and over HTTP.
 #[tokio::test]
 async fn a_token_that_is_not_valid_is_401_before_the_upgrade() {
     let cluster = guarded(1).await;
@@ -46,7 +46,7 @@ async fn a_token_that_is_not_valid_is_401_before_the_upgrade() {
         ("no alg", good.sign_as(&json!({"typ": "JWT"}), SECRET)),
         ("no signature", body.to_owned()),
         ("another's signature", stolen_signature),
-        ("relay is no object", good.clone().with("relay", json!("all")).sign()),
+        ("relay is not an object", good.clone().with("relay", json!("all")).sign()),
         ("10 KiB", good.clone().with("pad", json!("x".repeat(10 * 1024))).sign()),
     ];
     for (what, token) in bad {
@@ -222,8 +222,8 @@ async fn a_tokens_end_is_announced_and_closes_the_connection() {
     back.expect_numbers("session:1", 0..5).await;
 }
 
-/// F57: a relay without a key trusts whoever reaches loopback, so no page of a foreign origin may use
-/// the browser that is there; a page of its own may.
+/// F57: a relay without a key trusts everybody who reaches loopback, so no page of a foreign origin may use
+/// a browser on that machine; a page of its own may.
 #[tokio::test]
 async fn a_page_of_a_foreign_origin_is_refused_by_a_relay_without_keys() {
     let cluster = Cluster::with_replicas(1).await;

@@ -36,7 +36,7 @@ async fn behind_a_load_balancer_a_killed_replica_costs_nobody_an_event() {
     drop(redis);
 }
 
-/// The page behind the load balancer shows the agent, which has never heard of any of this.
+/// The page behind the load balancer shows the agent, which knows nothing of the balancer or the replicas.
 #[tokio::test]
 async fn the_composed_product_shows_its_agent_on_the_page() {
     let cluster = Cluster::options().flag("--demo-page").replicas(2).set().await;

@@ -1,4 +1,4 @@
-//! An agent comes in by Redis or through a relay, which has a Redis or has none: nobody can tell which.
+//! An agent comes in by Redis, or through a relay with or without Redis: viewers see no difference.
 
 use std::time::{Duration, Instant};
 
@@ -185,7 +185,7 @@ async fn an_agent_goes_on_when_its_relay_is_killed_and_redis_is_away() {
     assert!(!agent.is_fenced());
 }
 
-/// Without the grant an agent is nobody, speaks nowhere and hears nothing.
+/// Without the grant an agent cannot come in, publish or receive anything.
 #[tokio::test]
 async fn a_token_says_which_agent_one_may_be() {
     let cluster = Cluster::options().replicas(1).with_secret().set().await;
@@ -215,7 +215,7 @@ async fn a_token_says_which_agent_one_may_be() {
     }
 }
 
-/// From one replica to the other, and back: the same agent, which is heard everywhere.
+/// From one replica to the other, and back: the same agent, whose events arrive everywhere.
 #[tokio::test]
 async fn an_agent_goes_from_replica_to_replica_and_back() {
     let cluster = Cluster::with_replicas(2).await;
@@ -307,7 +307,7 @@ async fn a_session_that_could_not_be_opened_is_nobodys() {
     assert!(!agent.is_fenced());
 }
 
-/// Whoever may be one agent cannot make itself the child of another, and hear what that is told.
+/// A token for one agent does not let it become the child of another, and receive that one's Cancels.
 #[tokio::test]
 async fn an_agent_becomes_nobodys_child_without_the_grant() {
     let cluster = Cluster::options().replicas(1).with_secret().set().await;
@@ -332,7 +332,8 @@ async fn an_agent_becomes_nobodys_child_without_the_grant() {
     }
 }
 
-/// F30, behind a relay: it renews the lease as long as it hears the agent, and for silence not a lease longer.
+/// F30, behind a relay: the relay renews the lease as long as the agent shows signs of life, and an agent that
+/// falls silent is lost within one lease.
 #[tokio::test]
 async fn an_agent_that_falls_silent_behind_a_relay_is_lost_within_its_lease() {
     let cluster = Cluster::options().short_leases().set().await;
@@ -357,7 +358,7 @@ async fn an_agent_that_falls_silent_behind_a_relay_is_lost_within_its_lease() {
     drop(agent);
 }
 
-/// What is no call earns an error, and the connection lives on.
+/// A frame that is not a call is answered with an error, and the connection stays open.
 #[tokio::test]
 async fn what_an_agent_says_wrong_disturbs_nothing_else() {
     let cluster = Cluster::with_replicas(1).await;

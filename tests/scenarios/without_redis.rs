@@ -45,7 +45,7 @@ async fn without_redis_a_browser_resumes_and_misses_nothing() {
     assert!(back.history().resets("session:42").is_empty());
 }
 
-/// Retries, retention and late joins are those of the journal, whichever holds it.
+/// Retries, retention and late joins are those of the journal, in memory as in Redis.
 #[tokio::test]
 async fn without_redis_retries_retention_and_late_joins_are_the_same() {
     let replica = embedded().await;

@@ -82,7 +82,7 @@ fn of(sender: &str, class: WaitingClass) -> NewCommand {
     NewCommand { sender: sender.into(), class, ..command(&channel("agent:slow")) }
 }
 
-/// So many of these are sent until there is no place left; not more than `most`.
+/// How many of these are sent until no place is left; not more than `most`.
 async fn fill(journal: &Journal, new: &NewCommand, most: usize) -> usize {
     for sent in 0..most {
         match journal.send(&NewCommand { command_id: Uuid::new_v4(), ..new.clone() }).await {
@@ -157,8 +157,8 @@ fn few_commands() -> Retention {
 }
 
 on_both! {
-    /// Who begins to serve a channel is given what waits, in its order, and then what is sent; not the answers
-    /// to questions of long ago.
+    /// An agent that begins to serve a channel is given what waits, in its order, and then what is sent; not the
+    /// answers to questions of long ago.
     async fn a_follower_begins_with_what_waits_and_goes_on_from_the_head(backend) {
         let (journal, lease) = (&backend.journal, agent(&backend.journal, "slow").await);
         let to = lease.channel().clone();
@@ -241,7 +241,7 @@ on_both! {
 }
 
 on_both! {
-    async fn whoever_asks_is_rung_when_the_answer_is_there(backend) {
+    async fn the_asker_is_notified_when_the_answer_is_there(backend) {
         let (follower, mut updates) = backend.journal.follow();
         assert!(matches!(next(&mut updates, "the link").await, Update::Link { up: true }));
         let service = channel("service:files");
@@ -254,7 +254,7 @@ on_both! {
         backend.journal.finish(&service, sent.key, worker.holder(), &applied()).await.unwrap();
 
         loop {
-            if let Update::Notified { text } = next(&mut updates, "the ring").await {
+            if let Update::Notified { text } = next(&mut updates, "the notification").await {
                 assert_eq!(*text, *sent.key.to_string());
                 break;
             }

@@ -1,4 +1,4 @@
-//! Connections that stand and are of no use: to a server that was demoted, or through a network that has
+//! Connections that are open and do not work: to a server that was demoted, or through a network that has
 //! forgotten them.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Redis forgets leases, or an older state of them comes back: nobody is fenced for it, and each run ends once.
+//! Redis forgets leases, or an older state of them comes back: no agent is fenced for it, and each run ends once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Proxies before a Redis, one that holds a word back, and one that swallows.
+//! Two proxies in front of a Redis: one holds a command back, one swallows replies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};

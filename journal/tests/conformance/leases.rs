@@ -80,7 +80,7 @@ on_both! {
 }
 
 on_both! {
-    /// A worker that dies: leases end by themselves, once, whoever looks; nobody else's do.
+    /// A worker that dies: its leases end by themselves, once, whichever replica looks; no other leases end.
     async fn a_dead_agent_is_lost_once_and_what_it_left_is_settled(backend) {
         let journal = &backend.journal;
         let (dead, alive) = (agent(journal, "dead").await, agent(journal, "alive").await);
@@ -174,7 +174,7 @@ on_both! {
 }
 
 on_both! {
-    /// A replica that is killed says nothing any more: its figures count no longer.
+    /// A replica that is killed reports nothing any more: its figures no longer count.
     async fn what_a_dead_replica_counted_counts_no_more(backend) {
         let (journal, one, two) = (&backend.journal, channel("session:1"), channel("session:2"));
         journal.report_counts("a", 5, &[(one.clone(), 3), (two.clone(), 2)]).await.unwrap();

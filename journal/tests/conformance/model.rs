@@ -1,9 +1,9 @@
 //! The specification of gaps, duplicates and epochs, as a model test.
 //!
 //! Random appends by two producers, retried idempotency keys, trims, cut connections, rolled-back servers,
-//! followers that come and go. At the end the journal itself is the truth, and everything that anybody
-//! was told must agree with it: joining at *every* position that was ever seen continues exactly there,
-//! or says that it cannot, and never one for the other.
+//! followers that come and go. At the end the journal itself is the truth, and everything that any
+//! follower was told must agree with it: joining at *every* position that was ever seen continues exactly
+//! there, or says that it cannot, and it says so only where that is true.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Snapshot {
     }
 }
 
-/// Somebody who follows a journal, and checks what it is told.
+/// A follower of a journal that checks what it is told.
 struct Watcher {
     name: Name,
     updates: Updates,
@@ -175,7 +175,7 @@ async fn run(seed: u64, backend: Backend, retained: u64, faults: Faults) {
                     None => snapshot = Some(Snapshot::take(server).await),
                     Some(old) => {
                         old.put_back(server).await;
-                        // Half of the time nobody's connection tells that anything happened.
+                        // Half of the time no connection shows that anything happened.
                         if random.random_bool(0.5) {
                             proxy.as_ref().unwrap().cut();
                         }

@@ -1,4 +1,4 @@
-//! Entries that their author numbers: each is there once, whoever appends them, and however many do.
+//! Entries that their author numbers: each is in the journal once, whichever processes append them, and however many.
 
 use std::time::{Duration, Instant};
 

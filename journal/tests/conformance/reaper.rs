@@ -1,4 +1,4 @@
-//! What reapers do about records whose records have gone, and about each other.
+//! What reapers do about deadlines whose records have gone, and when several reapers meet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -110,7 +110,7 @@ async fn a_slow_reaper_does_not_take_the_deadline_of_a_new_lease() {
         slow_reaper.poll().await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    // Due, and the mercy of the first poll is over.
+    // Due, and the grace period of the first poll is over.
     tokio::time::sleep(Duration::from_millis(1_000)).await;
     for gate in gates.iter() {
         gate.armed.store(true, Ordering::SeqCst);

@@ -148,7 +148,7 @@ async fn entries_wait_for_a_server_that_is_not_there_yet() {
 }
 
 #[test]
-fn a_url_that_is_none_says_what_to_write() {
+fn an_invalid_url_says_what_to_write() {
     for url in ["http://x", "redis:/x", "localhost:6379", "redis://"] {
         let error = Journal::open(url).unwrap_err().to_string();
         assert!(error.contains("write redis://"), "{error}");
@@ -163,9 +163,9 @@ fn a_url_that_is_none_says_what_to_write() {
     }
 }
 
-/// Two deployments, each with what the other would take for its own.
+/// Two deployments on one Redis, with the same names: each must see only its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deployments_with_different_prefixes_hear_nothing_of_each_other() {
+async fn deployments_with_different_prefixes_do_not_affect_each_other() {
     let (backend, mut connection) = backend().await;
     let url = backend.server.as_ref().unwrap().url();
     let [one, two] =

@@ -1,4 +1,4 @@
-//! What Redis refuses: nothing of it is done, it is called what it is, and an answer is final.
+//! What Redis refuses: nothing of it is done, the error says why, and an answer is final.
 
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ async fn connections(admin: &mut MultiplexedConnection) -> u64 {
     count.unwrap().trim().parse().unwrap()
 }
 
-/// The caller hears that nothing was appended, and that stays true; the connection stands.
+/// The caller is told that nothing was appended, and that stays true; the connection stands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_refuses_writes_an_append_is_taken_back_by_who_waits_no_longer() {
     for (refuse, take) in [

@@ -1,4 +1,4 @@
-//! An agent that comes back, to whichever replica, is who it was; and two that begin at once are two.
+//! An agent that comes back, to any replica, keeps its incarnation; two agents that begin at once get two.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -1,4 +1,4 @@
-//! What commands, approvals and leases are told with, on both backends.
+//! Helpers for the tests of commands, approvals and leases, on both backends.
 
 use std::time::Duration;
 

@@ -93,7 +93,7 @@ async fn a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told(wa
     assert_eq!(resolved, [json!("continue"), json!("stop")]);
 }
 
-/// A page shall not ask for what nobody wants to know any more.
+/// A page must not show a question that nobody waits for any more.
 async fn a_question_asked_within_a_run_ends_with_it(way: Way) {
     let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();
@@ -126,7 +126,7 @@ async fn a_cancelled_question_ends_with_its_agent_also_while_redis_is_away() {
     redis.kill9();
     run.cancel(Reason::User);
     for _ in 0..10 {
-        // It begins to say no.
+        // It begins to refuse.
         tokio::task::yield_now().await;
     }
     let closing = tokio::spawn(agent.close());
@@ -137,7 +137,7 @@ async fn a_cancelled_question_ends_with_its_agent_also_while_redis_is_away() {
     assert!(matches!(asked, Err(AskError::Cancelled)), "{asked:?}");
 }
 
-/// The crash between resolving an approval and the agent's hearing of it.
+/// The crash between resolving an approval and telling the agent.
 async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed(way: Way) {
     let (first, journal) = way.agent().await;
     let session = first.session("s").await.unwrap();

@@ -1,4 +1,4 @@
-//! What people ask of an agent reaches it once, or they are told; and Cancel cancels what it means.
+//! What people ask of an agent reaches it once, or they are told that it did not. A Cancel cancels only what it names.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use tokio::time::timeout;
 
 on_every_way! {
     a_command_arrives_with_who_asked_and_with_its_arguments,
-    whoever_watches_sees_what_becomes_of_a_command,
-    an_agent_hears_its_sessions_as_long_as_it_holds_them,
+    every_viewer_sees_what_becomes_of_a_command,
+    an_agent_receives_its_sessions_commands_as_long_as_it_holds_them,
     an_agent_that_is_gone_listens_no_longer,
     the_same_command_happens_once,
     a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_nothing,
     a_command_that_cannot_be_read_does_not_stop_the_next,
     a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later,
-    a_wish_for_a_command_that_is_given_up_loses_none,
+    a_call_for_a_command_that_is_given_up_loses_no_command,
     many_more_commands_than_fit_in_memory_are_all_done_in_order,
     a_request_is_answered_with_a_result_or_with_a_typed_error,
     cancel_cancels_and_says_who_and_why,
@@ -49,7 +49,7 @@ async fn a_command_arrives_with_who_asked_and_with_its_arguments(way: Way) {
     assert_eq!(serde_json::from_str::<Value>(&command.data).unwrap(), json!({"model": "large"}));
 }
 
-async fn whoever_watches_sees_what_becomes_of_a_command(way: Way) {
+async fn every_viewer_sees_what_becomes_of_a_command(way: Way) {
     let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
 
@@ -78,7 +78,7 @@ async fn whoever_watches_sees_what_becomes_of_a_command(way: Way) {
     }
 }
 
-async fn an_agent_hears_its_sessions_as_long_as_it_holds_them(way: Way) {
+async fn an_agent_receives_its_sessions_commands_as_long_as_it_holds_them(way: Way) {
     let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
     let session = agent.session("s").await.unwrap();
@@ -139,7 +139,7 @@ async fn a_restarted_agent_finds_what_was_sent_while_it_was_away_and_repeats_not
     command(&journal, "agent:a", "waits", json!({})).await;
     ended(&journal, "agent:a", done).await;
 
-    // As after a crash: nobody has said good-bye.
+    // As after a crash: no lease was released.
     let second = way.enter(Agent::options().id("a")).await;
     command(&journal, "agent:a", "new", json!({})).await;
 
@@ -182,7 +182,7 @@ async fn a_command_that_nobody_wants_waits_and_expires_and_is_not_done_later(way
     assert_eq!(outcome(&journal, "agent:a", key).await.0, Status::Expired);
 }
 
-async fn a_wish_for_a_command_that_is_given_up_loses_none(way: Way) {
+async fn a_call_for_a_command_that_is_given_up_loses_no_command(way: Way) {
     let (agent, journal) = way.agent().await;
     let mut commands = agent.commands();
     assert!(timeout(Duration::from_millis(20), commands.next()).await.is_err());

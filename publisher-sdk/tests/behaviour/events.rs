@@ -156,7 +156,7 @@ async fn a_closed_agent_has_written_everything_and_takes_nothing(way: Way) {
     assert!(matches!(session.text_delta(None, "c"), Err(PublishError::Closed)));
     assert!(matches!(session.publish("c", &()).await, Err(PublishError::Closed)));
     assert!(matches!(clone.session("x").await, Err(OpenError::Closed)));
-    assert!(matches!(clone.close().await, Ok(())), "closing twice is no mistake");
+    assert!(matches!(clone.close().await, Ok(())), "closing twice is not a mistake");
 }
 
 async fn mistakes_are_found_before_anything_is_written(way: Way) {

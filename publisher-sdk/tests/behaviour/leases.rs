@@ -1,4 +1,4 @@
-//! An agent is known to be alive; and one that is no longer who it was learns it, and is heard no more.
+//! An agent is known to be alive. An agent that is fenced is told so, and nothing more of it is published.
 
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ async fn a_session_has_one_lease_however_many_handles_and_however_quickly_they_c
     assert!(!agent.is_fenced());
 }
 
-/// The lease lasts as long as somebody owes a report there.
+/// The lease lasts as long as a report is due there.
 async fn a_command_can_be_reported_after_its_session_was_closed(way: Way) {
     let (agent, journal) = way.agent().await;
     let session = agent.session("s").await.unwrap();

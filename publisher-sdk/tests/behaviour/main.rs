@@ -1,5 +1,5 @@
-//! What an agent may rely on, whichever way it comes in: each promise is told in the process of its
-//! journal, by Redis, through a relay on Redis, and through a relay that has none.
+//! What an agent may rely on, on every way in: each promise is tested in the process of its journal, over
+//! Redis, through a relay on Redis, and through a relay without Redis.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong in a test ends it")]
 

@@ -1,4 +1,4 @@
-//! A run always has an end that everybody hears of, once.
+//! A run always has an end that everybody is told, once.
 
 use crate::cluster::{Way, events, until};
 use publisher_sdk::{Agent, Reason, ScopeError};
@@ -101,7 +101,7 @@ async fn an_agent_that_closes_ends_its_open_runs_once(way: Way) {
     );
 }
 
-/// As after a signal: the run hears that the agent ends, and says its own end meanwhile.
+/// As after a signal: the run is told that the agent ends, and says its own end meanwhile.
 async fn a_run_that_stops_while_its_agent_closes_says_its_end(way: Way) {
     let (agent, journal) = way.agent().await;
     let run = agent.begin_run("1");

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 on_every_way! {
     a_request_is_answered_with_what_the_handler_says,
-    whoever_waits_hears_how_far_a_request_has_come,
+    a_waiting_caller_is_told_how_far_a_request_has_come,
     each_request_goes_to_one_worker_with_a_free_hand,
     a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_others,
     what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_no_harm,
@@ -36,7 +36,7 @@ async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
             "sums.panic" => panic!("on purpose"),
             "sums.large" => Ok(json!("x".repeat(2_000_000))),
             "sums.busy" => Err(RequestError::new("busy", "later").retryable()),
-            other => Err(RequestError::new("no_method", format!("there is no `{other}`"))),
+            other => Err(RequestError::new("no_method", format!("unknown method `{other}`"))),
         })
         .await
         .unwrap();
@@ -62,7 +62,7 @@ async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
     let _again = agent.serve("sums", async |_| Ok(Value::Null)).await.unwrap();
 }
 
-async fn whoever_waits_hears_how_far_a_request_has_come(way: Way) {
+async fn a_waiting_caller_is_told_how_far_a_request_has_come(way: Way) {
     let (agent, journal) = way.agent().await;
     let gate = Arc::new(Semaphore::new(0));
     let handler = Arc::clone(&gate);
@@ -85,7 +85,7 @@ async fn whoever_waits_hears_how_far_a_request_has_come(way: Way) {
     let key = journal.send(&command).await.unwrap().key;
 
     let mut rung = async || loop {
-        let update = timeout(PATIENCE, updates.next()).await.expect("a ring").unwrap();
+        let update = timeout(PATIENCE, updates.next()).await.expect("a notification").unwrap();
         if let Update::Notified { text } = update {
             return text.to_string();
         }

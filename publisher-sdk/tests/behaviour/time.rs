@@ -1,4 +1,4 @@
-//! What takes its time: the clock is the test's, so these agents are over a journal in memory.
+//! What takes long: the test controls the clock, so these agents use a journal in memory.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the promises of the SDK are told with: an agent that comes in on some way, what stands in the
+//! Helpers for the tests of the SDK's promises: an agent that comes in on some way, the content of the
 //! journal, and a person who sends commands.
 
 #![allow(dead_code, reason = "each test file uses its part")]
@@ -62,7 +62,7 @@ pub(crate) async fn event(journal: &Journal, channel: &str, name: &str) -> Value
     }
 }
 
-/// A command of user `ann`, as a relay sends it; it waits a minute for whoever takes it.
+/// A command of user `ann`, as a relay sends it; it waits a minute for an agent that takes it.
 pub(crate) fn new_command(channel: &str, name: &str, data: &Value) -> NewCommand {
     NewCommand {
         channel: channel.parse().unwrap(),

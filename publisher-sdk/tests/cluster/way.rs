@@ -31,7 +31,7 @@ impl Way {
     pub(crate) async fn through_a_relay() -> Self {
         let redis = Redis::start(Persistence::None).await;
         let way = Self::through(Journal::open(&redis.url()).unwrap()).await;
-        // Not the relay's own: it hears of nothing that is not in Redis.
+        // Not the relay's own: it sees nothing that is not in Redis.
         let journal = Journal::open(&redis.url()).unwrap();
         Self { journal, _redis: Some(redis), ..way }
     }
