@@ -31,7 +31,7 @@ pub(crate) struct Options {
     /// what waits is appended together.
     #[arg(long, default_value_t = 1)]
     callers: usize,
-    /// Commands that are sent before their answers are read, where there is no journal in between.
+    /// Commands that are sent before their answers are read, where the load goes to Redis without a journal.
     #[arg(long, default_value_t = 64)]
     depth: usize,
     /// The data of an event, in bytes.
@@ -210,7 +210,7 @@ async fn append(
     Ok(())
 }
 
-/// All events are there: what loses some is cheap.
+/// Checks that all events are there: a way that loses some would look cheap.
 fn check(names: &[Name], events: usize, connection: &mut Connection) -> Result<()> {
     let mut found = 0;
     for name in names {

@@ -1,4 +1,4 @@
-//! A browser that waits for one thing after the other, where it is latency that is measured and not load.
+//! A browser that waits for one thing after the other, to measure latency and not load.
 
 use anyhow::{Context, Result, bail};
 use futures_util::{SinkExt, StreamExt};

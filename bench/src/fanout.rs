@@ -1,5 +1,5 @@
 //! What a delivery costs a replica: the run time of its process, divided by the deliveries, at a fixed rate,
-//! against the floor in the same run. Every delivery is checked: a server that loses some is cheap.
+//! against the floor in the same run. Every delivery is checked, because a server that loses some would look cheap.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

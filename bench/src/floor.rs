@@ -23,7 +23,7 @@ pub(crate) struct Options {
     redis: String,
 }
 
-/// The name under which the floor hears of a session.
+/// The name under which the floor receives a session.
 pub(crate) fn channel(session: &str) -> String {
     format!("floor:{session}")
 }
@@ -104,7 +104,7 @@ impl Floor {
         Ok(())
     }
 
-    /// A browser's request; whatever else it says is of no interest.
+    /// A browser's request; everything else in it is ignored.
     fn read(&mut self, index: usize) -> Result<()> {
         let socket = &mut self.sockets[index];
         let mut piece = [0; 4096];
@@ -147,7 +147,7 @@ impl Floor {
                     }
                 };
                 for &index in &channel.sockets {
-                    // A floor that had to wait for sockets would be no floor.
+                    // A floor that had to wait for sockets would not be a floor.
                     let written = self.sockets[index].stream.write(bytes)?;
                     ensure!(written == bytes.len(), "a socket is full: the load is too high");
                 }

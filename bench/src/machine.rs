@@ -1,4 +1,4 @@
-//! The machine under the measurement: cores, processes, and what else was going on.
+//! The machine under the measurement: cores, processes, and its other load.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ pub(crate) enum Core {
     First,
     /// Loads, and everything else.
     Last,
-    /// Wherever the system likes.
+    /// Where the system chooses.
     Any,
 }
 

@@ -1,6 +1,6 @@
 //! What the relay costs, always measured against a floor in the same run.
 //!
-//! Absolute times hold on one machine at one moment; ratios hold. `README.md` says how to read them.
+//! Absolute times hold only on one machine at one moment; compare the ratios. `README.md` says how to read them.
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 

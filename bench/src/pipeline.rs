@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use journal::Name;
 use redis::{Cmd, Connection, ConnectionLike, FromRedisValue, Value};
 
-/// A journal is born beyond the epoch that its producer names, so this one is known beforehand.
+/// A journal begins beyond the epoch that its producer names, so this one is known beforehand.
 const EPOCH: u64 = 9_999_999_999_999;
-/// How long `append.lua` keeps a record, and what of a session when nobody has said otherwise.
+/// How long `append.lua` keeps a record, and how much of a session by default.
 const KEPT: &str = "900000 session 10000 8388608 86400000";
 
 /// A source of commands.

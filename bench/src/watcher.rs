@@ -1,4 +1,4 @@
-//! Watchers: WebSockets by hand, so that what they need is not mistaken for what the server needs.
+//! Watchers: hand-written WebSockets, so that their own cost is not mistaken for the server's.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -146,7 +146,7 @@ fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     (bytes.len() >= from + length).then_some((first & 0x0f, from, from + length))
 }
 
-/// The number in an event; `None` where this is no event of ours.
+/// The number in an event; `None` if this is not an event of ours.
 fn number(payload: &[u8]) -> Option<u64> {
     let at = payload.windows(NUMBER.len()).position(|window| window == NUMBER.as_bytes())?;
     let digits = payload[at + NUMBER.len()..].iter().take_while(|byte| byte.is_ascii_digit());

@@ -54,10 +54,10 @@ impl Given {
     }
 }
 
-/// Reads `words`, the program's name first, and `variables`; what was wrong so far comes along.
+/// Reads `words`, the program's name first, and `variables`; with what was wrong so far.
 ///
 /// # Errors
-/// Where there is nothing to be done but to print what clap says: help, the version, no subcommand.
+/// If only clap's text is to be printed: help, the version, a missing subcommand.
 pub(crate) fn parse(
     words: impl IntoIterator<Item = OsString>,
     variables: &[(OsString, OsString)],
@@ -115,7 +115,7 @@ fn set(flag: &Flag, variables: &[(OsString, OsString)]) -> Result<Option<Value>,
         )),
         Some(text) => Ok(Some(Value { text: text.to_owned(), source: Source::Variable })),
         None => Err(Problem::new(
-            format!("{} is `{}`: that is no UTF-8", flag.variable, shown(&text.to_string_lossy())),
+            format!("{} is `{}`: not UTF-8", flag.variable, shown(&text.to_string_lossy())),
             "Write it in UTF-8.",
         )),
     }
@@ -213,7 +213,7 @@ fn unknown(word: &str, words: &[OsString]) -> Problem {
     if own.clone().any(|flag| flag == written) {
         return Problem::new(format!("`{word}` cannot stand there"), list);
     }
-    let what = format!("`{}` is no flag of `{name}`", shown(word));
+    let what = format!("`{}` is not a flag of `{name}`", shown(word));
     if let Some(nearest) = flags::nearest(written, own.by_ref()) {
         return Problem::new(what, format!("Did you mean `--{nearest}`?"));
     }

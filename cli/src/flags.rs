@@ -1,4 +1,4 @@
-//! Every flag, its variable and its default: the one table. Flags are a contract for scripts.
+//! The table of every flag, its variable and its default. Flags are a contract for scripts.
 //!
 //! Nothing is read here: [`arguments`](crate::arguments) finds out what was given,
 //! [`settings`](crate::settings) what it means.
@@ -122,7 +122,7 @@ pub(crate) const AGENT_ID: Flag = Flag {
     help: "The id under which commands reach the demo agent",
 };
 
-/// What is logged, a level or directives; no flag, because it is for diagnosis.
+/// What is logged, a level or directives; not a flag, because it is for diagnosis.
 pub(crate) const LOG_VARIABLE: &str = "RELAY_LOG";
 
 const SERVING: &[&Flag] = &[

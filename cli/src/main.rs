@@ -1,8 +1,8 @@
 //! `agent-relay`, the binary: words and variables in, an exit code out.
 //!
 //! The one place that knows both sides, the relay and the agents. [`flags`] is the table of what can be
-//! given, [`arguments`] what was given, [`settings`] what it means; then one of the [`subcommands`] does
-//! it.
+//! given, [`arguments`] reads what was given, [`settings`] decides what it means; then one of the
+//! [`subcommands`] runs.
 
 mod arguments;
 mod flags;

@@ -1,5 +1,5 @@
-//! Every connection is an open file, and the usual soft limit of 1,024 would be the end of a relay's
-//! patience with browsers. Raised to what the system allows.
+//! Raises the limit of open files to what the system allows: every connection is an open file, and the
+//! usual soft limit of 1,024 is too low for a relay.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

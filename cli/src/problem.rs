@@ -1,4 +1,4 @@
-//! A mistake in the configuration, told so that it can be put right without looking anything up.
+//! A mistake in the configuration: what is wrong, and what to write instead.
 
 use std::fmt;
 

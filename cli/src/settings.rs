@@ -1,4 +1,4 @@
-//! What was meant: the values that were given become settings, or the list of all that is wrong.
+//! Turns the values that were given into settings, or into the list of everything that is wrong.
 
 use std::path::Path;
 use std::time::Duration;
@@ -125,7 +125,7 @@ impl Judge<'_> {
         let mut config = Config::new(listen?, Journal::in_memory());
         config.allow_anonymous = allow_anonymous;
         config.page = Some(demo::PAGE);
-        // There is no other replica to send the pages to.
+        // Pages could not go to another replica: this is the only one.
         config.drain = Duration::ZERO;
         self.judge_openness(&config);
         Some(config)
@@ -166,7 +166,7 @@ impl Judge<'_> {
         } else if !config.listen.ip().is_loopback() {
             self.warnings.push(format!(
                 "ANYBODY who reaches {listen} can read, publish and command EVERYTHING: \
-                 --allow-anonymous is set and there is no secret"
+                 --allow-anonymous is set and no secret is given"
             ));
         }
     }
@@ -207,7 +207,7 @@ impl Judge<'_> {
             "json" => Ok(Format::Json),
             "text" => Ok(Format::Text),
             _ => Err(Refusal {
-                why: "there is no such format".to_owned(),
+                why: "unknown format".to_owned(),
                 instead: "Write `json` or `text`.".to_owned(),
             }),
         });
@@ -226,7 +226,7 @@ impl Judge<'_> {
         })
     }
 
-    /// What the value of `flag` means; `None` where there is none, or where it is wrong.
+    /// What the value of `flag` means; `None` if it is missing or wrong.
     fn read<T>(
         &mut self,
         flag: &Flag,
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_filter_that_is_none_is_a_mistake() {
+    async fn an_invalid_filter_is_a_mistake() {
         let refused = settings("serve", Some("relay=loud")).unwrap_err();
         assert!(refused[0].contains("RELAY_LOG is `relay=loud`"), "{refused:?}");
         assert!(settings("serve", Some("warn,relay=debug")).is_ok());

@@ -1,10 +1,10 @@
-//! Being asked to end: SIGTERM and SIGINT. Once is a wish, twice is an order.
+//! Being asked to end: SIGTERM and SIGINT. The first signal drains, the second one ends at once.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask this process to end, heard from the moment this exists.
+/// The signals that ask this process to end, caught from the moment this exists.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,

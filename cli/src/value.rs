@@ -14,7 +14,7 @@ use relay::Key;
 
 /// A longer drain is a slip: what starts the replicas anew will not wait for it.
 const DURATION_MAX: Duration = Duration::from_secs(600);
-/// More is no secret but some other file.
+/// A larger file is not a secret but some other file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
 /// Why a value is invalid, and what to write instead.
@@ -108,7 +108,7 @@ pub(crate) fn key_file(path: &Path) -> Result<(Key, Option<String>), Refusal> {
     Ok((key, warning))
 }
 
-/// Editors and `echo` end a file with a newline; whoever signs tokens does not sign with it.
+/// Editors and `echo` end a file with a newline; the backend that signs tokens does not sign with it.
 fn without_newline(secret: &[u8]) -> &[u8] {
     let secret = secret.strip_suffix(b"\n").unwrap_or(secret);
     secret.strip_suffix(b"\r").unwrap_or(secret)
@@ -126,7 +126,7 @@ pub(crate) fn redis_scheme(url: &str) -> Result<(), Refusal> {
     } else {
         "Write `redis://127.0.0.1:6379`, or `rediss://…` for TLS.".to_owned()
     };
-    Err(Refusal::new("that is no address of a Redis", instead))
+    Err(Refusal::new("not an address of a Redis", instead))
 }
 
 #[cfg(test)]

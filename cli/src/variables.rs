@@ -1,4 +1,4 @@
-//! Variables that look like ours and are not: a misspelt one must not be silent.
+//! Warns of variables that look like ours and are not: a misspelt one must not be ignored silently.
 
 use std::ffi::OsString;
 
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubernetes_sets_for_a_service_called_relay_is_no_slip() {
+    fn what_kubernetes_sets_for_a_service_called_relay_is_not_a_slip() {
         let variables = [
             ("RELAY_PORT", "tcp://10.0.0.7:80"),
             ("RELAY_PORT_80_TCP_ADDR", "10.0.0.7"),

@@ -1,8 +1,7 @@
 //! The showcase: an agent written with the SDK, and the page that shows it.
 //!
 //! The agent plays [scripts](script), one run after the other. What it says is invented; how it
-//! says it is what any agent does, and it knows nothing of a relay: [`publisher_sdk`] is all it
-//! uses.
+//! says it is what any agent does. It knows nothing of a relay and uses only [`publisher_sdk`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -38,7 +37,7 @@ const REST: Duration = Duration::from_secs(4);
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DemoError {
-    /// There is no such session or plan.
+    /// The session or the plan could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// Another agent of its id has taken over, or it was declared lost.
@@ -66,7 +65,7 @@ impl DemoError {
 /// run that is under way then is cancelled, and everything is written out before this returns.
 ///
 /// # Errors
-/// [`DemoError`]. A run that goes wrong is logged and is no error.
+/// [`DemoError`]. A run that goes wrong is logged and is not an error.
 pub async fn run_agent(
     agent: Agent,
     session: &str,
@@ -101,7 +100,7 @@ async fn perform(stage: &Stage) {
     }
 }
 
-/// Whoever sends anything but a Cancel shall not wait for an effect.
+/// Rejects every command but a Cancel, so that its sender does not wait for an effect.
 async fn decline_commands(agent: &Agent) {
     let mut commands = agent.commands();
     while let Some(command) = commands.next().await {

@@ -2,8 +2,8 @@
 //!
 //! [`script`](crate::script) → **performance** → [`publisher_sdk`]
 //!
-//! Nothing but the run's beginning and end waits for Redis; all else is sent, so a Redis that
-//! restarts does not make the agent stutter.
+//! Only the run's beginning and end wait for Redis; everything else is sent without waiting, so a Redis
+//! that restarts does not delay the agent.
 
 use std::time::Duration;
 
@@ -247,7 +247,7 @@ impl Performance<'_> {
 
     async fn may_i(&self, asked: &PermissionAsked) -> Result<(), Stop> {
         let PermissionAsked { tool, command, description } = asked;
-        // Nobody need be there to see the demo: then it goes on.
+        // If nobody is there to see the demo, it goes on.
         let ask = PermissionRequest::new(*tool, *command, *description)
             .for_run(self.run)
             .expires_in(ANSWER_WITHIN)

@@ -23,7 +23,7 @@ pub struct NewEntry {
     pub name: Box<str>,
     /// The data, JSON.
     pub data: Box<str>,
-    /// For 15 minutes, an entry with the same id on the same journal is this one, whoever appends it.
+    /// For 15 minutes, an entry with the same id on the same journal counts as this one, from any producer.
     pub idempotency_key: Option<Box<str>>,
 }
 
@@ -44,10 +44,10 @@ impl NewEntry {
     }
 }
 
-/// Where an entry came to stand.
+/// Where an entry was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Its position; `None` where it was appended before, and where it stands is no longer known.
+    /// Its position; `None` if it was appended before and its position is not known any more.
     pub offset: Option<Offset>,
     /// How many links followed the journal at that moment: replicas for events, agents for commands.
     pub listeners: u64,
@@ -95,7 +95,7 @@ impl AppendError {
     }
 }
 
-/// What an append comes to.
+/// The result of an append.
 pub(crate) type AppendOutcome = Result<Vec<Appended>, AppendError>;
 
 /// Resolves when the entries are in the journal. May be dropped: the append goes on.
@@ -168,7 +168,7 @@ impl Future for Receipt {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<AppendOutcome> {
         match &mut self.0 {
-            // Polled again after it was ready: a future has no answer to that.
+            // Polled again after it was ready, which a future does not support.
             ReceiptState::Done(outcome) => {
                 Poll::Ready(outcome.take().unwrap_or(Err(AppendError::Unavailable)))
             }

@@ -23,7 +23,7 @@ impl Backoff {
         pause.mul_f64(rand::rng().random_range(0.5..1.0))
     }
 
-    /// It works again.
+    /// Ends the backoff: an attempt has succeeded.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

@@ -1,4 +1,4 @@
-//! How many snapshot: connections and subscribers, across replicas.
+//! How many connections and subscribers there are, across replicas.
 //!
 //! Each replica keeps its own figures, and one lease that says that they still hold. So a count costs one
 //! field per replica and channel, not one per connection, and is right again within seconds after a
@@ -17,18 +17,18 @@ pub const COUNTS_LIFETIME: Duration = Duration::from_secs(5);
 /// A replica that is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReplicaCounts {
-    /// Its own name for itself.
+    /// The name that it gives itself.
     pub replica: Box<str>,
     /// How many connections it holds.
     pub connections: u64,
 }
 
 impl Journal {
-    /// Says that `replica` is there with so many connections, and on which channels the number of its
-    /// subscribers has changed. To be said at least every second, without changes too.
+    /// Reports that `replica` is there with so many connections, and on which channels the number of its
+    /// subscribers has changed. Must be called at least every second, also without changes.
     ///
     /// # Errors
-    /// [`Unavailable`]; then everything must be said anew.
+    /// [`Unavailable`]; then everything must be reported anew.
     pub async fn report_counts(
         &self,
         replica: &str,

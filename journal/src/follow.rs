@@ -3,7 +3,7 @@
 //! One task per [`Updates`] owns a [`FollowState`] per followed journal. Joining is always the same: register
 //! interest → wait for the link's confirmation → compare the head, and read since the position where it
 //! differs → follow. A broken link, an overflow, a jump of n, another epoch and a silence that hides a
-//! lost last entry all lead back into that same path, so there is one way to heal.
+//! lost last entry all lead back into that same path, so there is one way to recover.
 //!
 //! Down: [`link`](crate::link) → **follow** → the relay's hub, or an agent's commands
 
@@ -42,14 +42,14 @@ const PAGE_ENTRIES: usize = 1000;
 pub enum Update {
     /// The link came up or broke. Broken, it is remade for ever; what was missed is read.
     Link {
-        /// Does it stand?
+        /// Whether it is up.
         up: bool,
     },
     /// The journal is followed; what comes after `head` (or after the position asked for) follows.
     Live {
         /// Which journal.
         name: Name,
-        /// Its newest entry; `None` where there is no journal yet.
+        /// Its newest entry; `None` if nothing was appended yet.
         head: Option<Offset>,
     },
     /// The next entries, without a gap.
@@ -68,9 +68,9 @@ pub enum Update {
         /// Its newest entry.
         head: Option<Offset>,
     },
-    /// Somebody rang at the [`address`](Follower::address). Rings may be lost.
+    /// The [`address`](Follower::address) was notified. Notifications may be lost.
     Notified {
-        /// What was said.
+        /// The text of the notification.
         text: Box<str>,
     },
 }
@@ -96,12 +96,12 @@ enum InterestChange {
 
 impl Follower {
     /// Follows `name` from `since`, or from its head. Following it already, this starts over. Of commands, the
-    /// start is what waits to be taken, and then whatever comes after the head.
+    /// start is what waits to be taken, and then what comes after the head.
     pub fn follow(&self, name: &Name, since: Option<Since>) {
         self.push(InterestChange::Follow(name.clone(), since));
     }
 
-    /// Follows `name` no longer. Updates that are under way still arrive.
+    /// Stops following `name`. Updates that are under way still arrive.
     pub fn unfollow(&self, name: &Name) {
         self.push(InterestChange::Unfollow(name.clone()));
     }
@@ -153,7 +153,7 @@ pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
     (follower, Updates { updates: received })
 }
 
-/// What a read came to.
+/// The result of a read.
 enum ReadAnswer {
     Heads(Vec<(Name, Ticket)>, Result<Vec<Option<Offset>>, Unavailable>),
     Page(Name, Ticket, Result<Page, Unavailable>),
@@ -173,9 +173,9 @@ struct Follow {
     followed: HashMap<Name, FollowState>,
     /// Requests that wait for room in the link.
     requests: VecDeque<Request>,
-    /// FollowState whose head is to be asked for.
+    /// The journals whose head is to be asked for.
     heads: Vec<(Name, Ticket)>,
-    /// FollowState whose journal is to be read.
+    /// The journals that are to be read.
     pages: VecDeque<(Name, Ticket)>,
     pages_reading: usize,
     reads: FuturesUnordered<BoxFuture<'static, ReadAnswer>>,
@@ -246,7 +246,7 @@ impl Follow {
     }
 
     fn send_follows(&mut self, names: &mut Vec<Name>) {
-        // With the link down there is nobody to ask: `Up` asks for everything that is wanted then.
+        // While the link is down nobody can be asked; `Up` then asks for everything that is wanted.
         if self.is_up && !names.is_empty() {
             self.requests.push_back(Request::Follow(std::mem::take(names)));
         }
@@ -369,7 +369,7 @@ impl Follow {
         }));
     }
 
-    /// The follow_state, if the question is still open.
+    /// The follow state, if the question is still open.
     fn follow_state(&mut self, name: &Name, ticket: Ticket) -> Option<&mut FollowState> {
         self.followed.get_mut(name).filter(|follow_state| follow_state.ticket() == ticket)
     }

@@ -1,8 +1,8 @@
 //! The record: append, read since, follow. The only code that speaks Redis.
 //!
-//! A channel has two journals, its events and its commands ([`Name`]). [`Journal`] is the one face of
+//! A channel has two journals, its events and its commands ([`Name`]). [`Journal`] is one type for
 //! both backends of a journal: Redis ([`Journal::open`]) and this process' memory
-//! ([`Journal::in_memory`]). Both keep the same promises, held by one conformance suite:
+//! ([`Journal::in_memory`]). Both keep the same promises, checked by one conformance suite:
 //!
 //! - **append** is atomic, ordered per caller, and idempotent under retries: an entry that was
 //!   acknowledged is there once;
@@ -81,7 +81,7 @@ pub struct Journal {
     leases: Arc<Leases>,
     /// How long a lease lasts that is not renewed.
     lease: Duration,
-    /// As whom this clone appends; none: as the process.
+    /// The producer under whose name this clone appends; `None`: the process itself.
     producer: Option<Producer>,
 }
 
@@ -102,7 +102,7 @@ enum Backend {
 }
 
 impl Journal {
-    /// Journals in this process' memory: shared by whoever holds a clone, gone when the process exits.
+    /// Journals in this process' memory: all clones share them, and they are gone when the process exits.
     pub fn in_memory() -> Self {
         Self::in_memory_keeping(Retention::default())
     }
@@ -116,7 +116,7 @@ impl Journal {
     /// made when they are needed and remade for ever. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`OpenError`] where `url` is none that we understand.
+    /// [`OpenError`] if `url` is not a Redis URL that we understand.
     pub fn open(url: &str) -> Result<Self, OpenError> {
         Ok(Self::at(Backend::Redis(Arc::new(Redis::open(url)?))))
     }
@@ -150,7 +150,7 @@ impl Journal {
         matches!(self.backend, Backend::Memory(_))
     }
 
-    /// One round trip: are the journals within reach?
+    /// One round trip, to check that the journals can be reached.
     ///
     /// # Errors
     /// [`Unavailable`] says what was tried.
@@ -201,7 +201,7 @@ impl Journal {
     /// resolves when they are in the journal; dropping it changes nothing.
     ///
     /// While Redis is away or refuses them the entries wait and are retried, each at most once in the journal,
-    /// for ten minutes. Who waits no longer than that takes them back ([`Receipt::until`]).
+    /// for ten minutes. A caller that cannot wait so long takes them back ([`Receipt::until`]).
     ///
     /// # Errors
     /// [`AppendError::TooLarge`] where the buffer could never hold the entries.
@@ -234,9 +234,9 @@ impl Journal {
     /// [`enqueue`](Self::enqueue) of an entry that its author has numbered, for an agent behind a relay. Only
     /// a clone made by [`as_producer`](Self::as_producer) can do it, and it numbers all it appends.
     ///
-    /// The ids of one incarnation and journal ascend in the author's order. Whichever clone or process appends
-    /// an id, also several at once, it is in the journal once: an id that is not above the newest one there is
-    /// the repetition, and acknowledged, without `offset` where that is no longer known. So an author that
+    /// The ids of one incarnation and journal ascend in the author's order. No matter which clone or process appends
+    /// an id, also several at once, it is in the journal once: an id that is not above the newest one there counts
+    /// as a repetition and is acknowledged, without `offset` if that is not known any more. So an author that
     /// comes back repeats, in order, everything that was not acknowledged; an id that was refused is not used
     /// again.
     ///
@@ -287,8 +287,8 @@ impl Journal {
         }
     }
 
-    /// The newest command of `channel`, and what waits to be taken up to there, oldest first: with this begins
-    /// whoever serves the channel, and follows from that head.
+    /// The newest command of `channel`, and what waits to be taken up to there, oldest first. An agent
+    /// that begins to serve the channel reads this, and follows from that head.
     ///
     /// # Errors
     /// [`Unavailable`] where Redis does not answer.
@@ -299,7 +299,7 @@ impl Journal {
         }
     }
 
-    /// The newest position of each journal in `names`; `None` where there is no journal.
+    /// The newest position of each journal in `names`; `None` if the journal does not exist.
     pub(crate) async fn heads(
         &self,
         names: &[Name],
@@ -316,8 +316,8 @@ impl Journal {
         follow::start(self.clone())
     }
 
-    /// Says `text` to whoever has this [`address`](Follower::address), if it listens: false where nobody
-    /// does. It may get lost all the same.
+    /// Notifies the follower at this [`address`](Follower::address) with `text`: false if nobody listens there.
+    /// The notification may get lost all the same.
     ///
     /// # Errors
     /// [`Unavailable`].

@@ -1,7 +1,7 @@
 //! A live link to a backend of journals: who follows what, and what comes in.
 //!
 //! The link promises only this: after `Confirmed`, what is appended arrives, in order, *or* the name is
-//! marked as missed, *or* `Down` is said. Making that gap-free is [`follow`](crate::follow)'s.
+//! marked as missed, *or* `Down` is signalled. [`follow`](crate::follow) makes that gap-free.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::Name;
 
-/// How many batches may wait between the link and whoever follows. At two batches a millisecond, two
+/// How many batches may wait between the link and its follower. At two batches a millisecond, two
 /// seconds of them.
 const QUEUE_BATCHES: usize = 4096;
 /// How many changes of what is wanted may wait for the link.
@@ -22,7 +22,7 @@ const REQUESTS: usize = 1024;
 pub(crate) enum Request {
     /// Follow these from now on; each answers `Confirmed`.
     Follow(Vec<Name>),
-    /// Follow this no longer.
+    /// Stop following this.
     Unfollow(Name),
 }
 
@@ -33,11 +33,11 @@ pub(crate) enum Signal {
     Up,
     /// The link broke; everything must be followed anew once it is up.
     Down,
-    /// Whatever is appended to these from now on will arrive.
+    /// All that is appended to these from now on will arrive.
     Confirmed(Vec<Name>),
     /// Entries that were appended together.
     Entries(Name, Vec<Arc<Entry>>),
-    /// Somebody rang at this link's address.
+    /// This link's address was notified.
     Notified(Box<str>),
 }
 
@@ -89,7 +89,7 @@ impl Deliver {
         }
     }
 
-    /// Never waits. A ring that finds no room is lost: whoever waits for one looks again by itself.
+    /// Never waits. A notification that finds no room is lost: a follower that waits for one looks again by itself.
     pub(crate) fn notified(&self, text: &str) {
         drop(self.signals.try_send(Signal::Notified(text.into())));
     }

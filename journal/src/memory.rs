@@ -114,7 +114,7 @@ impl Memory {
         state.expire(name, now);
         let Some(stored) = state.journals.get(name) else { return read::absent(since) };
         let (extent, head) = (stored.extent(), stored.head());
-        // From the position itself, so that its check is compared; from the oldest where it is none.
+        // From the position itself, so that its check is compared; from the oldest if it has another epoch.
         let from = match since {
             Since::Offset(position) if position.epoch == extent.epoch => {
                 position.n.saturating_sub(extent.first)
@@ -214,7 +214,7 @@ impl MemoryState {
         let (epoch, n) = match self.journals.get(name) {
             Some(stored) => (stored.head().epoch, stored.head().n + 1),
             None => {
-                // A name's next life must not look like its last one.
+                // A journal that begins anew under the same name must not look like the old one.
                 self.last_epoch = (now / 1_000).max(self.last_epoch + 1);
                 (self.last_epoch, 1)
             }
@@ -254,7 +254,7 @@ impl MemoryState {
         }
     }
 
-    /// An idle journal goes as a whole.
+    /// An idle journal expires as a whole.
     fn expire(&mut self, name: &Name, now: u64) {
         let age = micros(self.retention.of(name).age);
         if self.journals.get(name).is_some_and(|stored| stored.newest_us() + age < now) {

@@ -1,6 +1,6 @@
 //! Read since: what follows a position, or why it cannot be continued.
 //!
-//! The judgement is one pure function, [`judge`], for both backends of a journal.
+//! One pure function, [`judge`], decides it for both backends of a journal.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub struct Page {
     pub start: Option<Offset>,
     /// In order, without a gap.
     pub entries: Vec<Arc<Entry>>,
-    /// The newest position; `None` where there is no journal (never written, or expired).
+    /// The newest position; `None` if the journal does not exist (never written, or expired).
     pub head: Option<Offset>,
 }
 
@@ -43,14 +43,14 @@ impl Page {
 /// Where a channel's commands stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// The newest; `None` where there is none.
+    /// The newest; `None` if the journal is empty.
     pub head: Option<Offset>,
     /// What waits to be taken up to there, oldest first.
     pub entries: Vec<Arc<Entry>>,
 }
 
 impl Waiting {
-    /// Without what stands after the head: who follows from there gets it.
+    /// Without what stands after the head: a follower that goes on from there gets it.
     pub(crate) fn up_to(head: Option<Offset>, mut entries: Vec<Arc<Entry>>) -> Self {
         let is_after =
             |at: &Offset| head.is_some_and(|head| head.epoch == at.epoch && at.n > head.n);
@@ -152,7 +152,7 @@ impl Rows {
     }
 }
 
-/// The page of a journal that is not there. No reset: if it is written again, its epoch will tell.
+/// The page of a journal that does not exist. No reset: if it is written again, its epoch shows it.
 pub(crate) fn absent(since: Since) -> Page {
     let start = match since {
         Since::Start => None,

@@ -15,14 +15,14 @@ pub struct Retention {
     pub global: Keep,
     /// Events of all other channels: 1,000 entries, 2 MiB, 24 h.
     pub other: Keep,
-    /// Commands to agents: 4,096 entries, 16 MiB, 24 h. What waits is kept beside them, whatever is trimmed.
+    /// Commands to agents: 4,096 entries, 16 MiB, 24 h. What waits is kept beside them and is not trimmed.
     pub commands: Keep,
     /// Requests to services: 20,000 entries, 64 MiB, 24 h. Likewise.
     pub service: Keep,
 }
 
-/// How much one journal keeps. It is trimmed now and then, so up to 64 entries more may stand; the newest
-/// entry always stands. An idle journal goes as a whole when its newest entry is too old.
+/// How much one journal keeps. It is trimmed now and then, so it may hold up to 64 entries more; the newest
+/// entry is always kept. An idle journal expires as a whole when its newest entry is too old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
     /// How many entries.

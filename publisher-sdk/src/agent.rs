@@ -1,4 +1,4 @@
-//! The agent: the handle that owns both ways, down and up.
+//! The agent: the handle that owns both directions, down and up.
 //!
 //! [`AgentOptions`] → **agent** → [`Publisher`] ▼, [`Commands`] ▲, [`Run`]
 
@@ -42,7 +42,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// An agent. Cheap to clone; all clones are the same agent.
 ///
 /// It holds a *lease*, its proof of life, on its own channel and on each session it has open. A
-/// process that dies or stands still for 15 seconds is declared lost: everybody who watches hears
+/// process that dies or stands still for 15 seconds is declared lost: every viewer receives
 /// `agent_lost`, and the agent, should it go on, is [fenced](Self::fenced). A second agent of the
 /// same id takes over at once, and the first one is fenced.
 ///
@@ -88,7 +88,7 @@ impl Agent {
         Self::options().connect(url).await
     }
 
-    /// How an agent shall be: an id of its own, another batch window, another buffer.
+    /// The options of an agent: its id, its batch window, its buffer and more.
     pub fn options() -> AgentOptions {
         AgentOptions::default()
     }
@@ -112,7 +112,7 @@ impl Agent {
         tokio::spawn(writer::write(Arc::clone(&buffer), events));
         tokio::spawn(listener::listen(updates, Arc::clone(&inbox)));
         tokio::spawn(mind_the_fence(Arc::clone(&inbox), Arc::clone(&runs)));
-        // From here on, whoever drops this ends everything.
+        // From here on, dropping this ends everything.
         let inner = Arc::new(Inner {
             lifecycle: LifecyclePublisher { channel: channel.clone(), buffer },
             inbox,
@@ -161,7 +161,7 @@ impl Agent {
     /// Publishes on any channel, `plan:7` for example, and takes no commands there.
     ///
     /// # Errors
-    /// [`OpenError`] where `address` is none, or carries commands only.
+    /// [`OpenError`] if `address` is not a channel's address, or carries commands only.
     pub fn channel(&self, address: &str) -> Result<Publisher, OpenError> {
         let channel: Channel = address.parse()?;
         if channel.kind() == Kind::Service {
@@ -272,11 +272,11 @@ impl Agent {
     /// From now on, when the process is asked to end (SIGTERM, SIGINT), every run is cancelled with
     /// the reason `shutdown`, has 3 seconds to end by itself, and the agent is
     /// [closed](Self::close). The handle gives the outcome; then it is time to exit. It does not
-    /// keep the agent alive. It is over, with `Ok`, when the agent ends in another way, too: whoever
-    /// is to be started again after a loss looks at [`is_fenced`](Self::is_fenced).
+    /// keep the agent alive. It also resolves, with `Ok`, when the agent ends in another way: to restart
+    /// an agent after a loss, look at [`is_fenced`](Self::is_fenced).
     ///
     /// # Errors
-    /// Where the system lets nobody listen for signals.
+    /// If the system does not let the process listen for signals.
     pub fn shutdown_on_signal(&self) -> std::io::Result<JoinHandle<Result<(), FlushError>>> {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -291,7 +291,7 @@ impl Agent {
             let Some(agent) = agent.upgrade() else { return Ok(()) };
             tracing::info!(agent_id = agent.lifecycle.channel.id(), "asked to end");
             agent.runs.cancel_all(Reason::Shutdown);
-            // Whoever has not ended then is ended.
+            // Runs that have not ended then are ended.
             let _ended = timeout(GRACE, agent.runs.all_ended()).await;
             agent.close().await
         }))
@@ -299,7 +299,7 @@ impl Agent {
 }
 
 impl Inner {
-    /// Joins a channel, in the words of who opens it.
+    /// Joins a channel, with the errors of opening it.
     pub(crate) async fn open(
         &self,
         channel: &Channel,
@@ -318,7 +318,7 @@ impl Inner {
         })
     }
 
-    /// Waits until all that was said, and all ends that are owed, are in the journal.
+    /// Waits until all that was said, and all ends of runs that are due, are in the journal.
     pub(crate) async fn flush(&self) -> Result<(), FlushError> {
         let (flushed, ()) = tokio::join!(self.lifecycle.buffer.flush(), self.ends.told());
         flushed
@@ -328,7 +328,7 @@ impl Inner {
     pub(crate) async fn note_begun(&self, run: &Current) -> Result<(), LinkError> {
         let (leases, begun_on) = (Arc::clone(&self.inbox.leases), run.channel.clone());
         let note = NoteCall::begun([(&*run.id).into()]);
-        // To its end, also where the caller has stopped waiting: the run's end comes after it.
+        // Runs to its end also if the caller has stopped waiting: the run's end comes after it.
         let noting = tokio::spawn(async move {
             leases.note(leases.own(), &note).await?;
             if begun_on != *leases.own() {
@@ -346,7 +346,7 @@ impl Inner {
                 let _ends_with_this = closed.drop_guard();
                 closing.close().await
             }),
-            // Somebody closes it already: that is waited for.
+            // Another call closes it already: wait for that one.
             None => {
                 let buffer = Arc::clone(&self.lifecycle.buffer);
                 self.runtime.spawn(async move {
@@ -416,7 +416,7 @@ async fn first_lease(
     timeout_at(deadline, leasing).await.unwrap_or(Err(last))
 }
 
-/// When the agent is no longer who it was: nothing of it goes on.
+/// Ends everything of the agent when it is fenced.
 async fn mind_the_fence(inbox: Arc<Inbox>, runs: Arc<Runs>) {
     let fenced = inbox.leases.fenced().clone();
     if inbox.stopped.run_until_cancelled(fenced.cancelled()).await.is_some() {

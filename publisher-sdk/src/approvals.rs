@@ -1,10 +1,10 @@
-//! ▲ Questions that an agent asks people, and waits for: may I do this? may I go on?
+//! ▲ Questions that an agent asks people and waits for: permissions and budgets.
 //!
 //! [`Publisher`](crate::Publisher) → **approvals** → [`journal`] → a person → [`inbox`](crate::commands)
 //! → **approvals**
 //!
-//! The question stands in its channel, and the answer beside it, whatever dies in between: an agent
-//! that asks again with the same `request_id`, a restarted one too, gets the standing question or
+//! The question is kept on its channel, and the answer beside it, whatever dies in between: an agent
+//! that asks again with the same `request_id`, also after a restart, gets the pending question or
 //! its answer.
 
 use std::collections::HashMap;
@@ -30,13 +30,13 @@ use crate::link::LinkError;
 use crate::options::CONNECT_TIMEOUT;
 use crate::{AskError, Publisher, Run};
 
-/// How long people usually have.
+/// How long people have to answer by default.
 const EXPIRES_IN: Duration = Duration::from_secs(3_600);
 /// How often a pending question is asked again: an answer that was lost on its way, together with
 /// the commands of the channel, is found so.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
-/// How long after a question has expired its asker waits for somebody to say so, before it says it
-/// itself: there may be no relay.
+/// How long after a question has expired its asker waits for a reaper to resolve it, before it does so
+/// itself: perhaps no relay is running.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// May the agent do this? Asked with [`Publisher::ask_permission`].
@@ -78,7 +78,7 @@ impl Default for Common {
 pub struct Permission {
     /// Whether the agent may.
     pub allowed: bool,
-    /// And so from now on: the agent's to remember.
+    /// The same from now on; the agent has to remember it.
     pub always_allow: bool,
     /// Who decided; `None` where nobody did in time, or nobody has a name.
     pub by: Option<String>,
@@ -99,8 +99,8 @@ pub enum Budget {
 
 macro_rules! common_options {
     ($default:ident, $default_doc:literal) => {
-        /// The question's id. Default: a new UUID. With an id of its own, a restarted agent that
-        /// asks again gets the standing question or its answer.
+        /// The question's id. Default: a new UUID. With a fixed id, a restarted agent that
+        /// asks again gets the pending question or its answer.
         #[must_use]
         pub fn request_id(mut self, id: impl Into<String>) -> Self {
             self.common.request_id = Some(id.into());
@@ -121,7 +121,7 @@ macro_rules! common_options {
             self
         }
 
-        /// The question belongs to `run`: cancelled, the run takes it along. It is resolved with a no, with
+        /// The question belongs to `run`: if the run is cancelled, the question ends. It is resolved with a no, with
         /// the reason `the run was cancelled`, and asking ends with
         /// [`AskError::Cancelled`](crate::AskError::Cancelled).
         #[must_use]
@@ -351,7 +351,7 @@ impl Inner {
         if let Some(answer) = told(answers, GRACE).await {
             return Ok(answer);
         }
-        // Nobody has answered, and nobody has said so: there is no relay.
+        // Nobody has answered, and no reaper has said so: no relay is running.
         let expired = nobodys(&approval, "nobody answered in time");
         Ok(self.resolve(&approval, expired).await)
     }
@@ -400,7 +400,7 @@ pub(crate) struct Approvals {
 
 type Expected = HashMap<Box<str>, watch::Sender<Option<ApprovalAnswer>>>;
 
-/// One who waits for an answer.
+/// One caller that waits for an answer.
 struct WaitingAsker(watch::Receiver<Option<ApprovalAnswer>>, Arc<Mutex<Expected>>, Box<str>);
 
 impl Approvals {

@@ -1,4 +1,5 @@
-//! The end of an agent: its runs say so, what it said is written, and it leaves without being missed.
+//! The end of an agent: its runs are ended, what it said is written, and its leases are released, so that it is not
+//! declared lost.
 //!
 //! [`Agent`](crate::Agent) → **closing** → [`inbox`](crate::commands), [`buffer`](crate::events),
 //! [`leases`](crate::leases)
@@ -35,13 +36,13 @@ impl Closing {
             let why = run.cancellation.get().cloned();
             let mut fields = why.map_or_else(Map::new, |why| why.fields());
             fields.insert("runId".to_owned(), Value::from(&*run.id));
-            // The owner of the run finds that its end was told.
+            // The owner of the run finds that its end was told already.
             match self.lifecycle.entry(LifecyclePhase::Cancelled, fields) {
                 Ok(entry) => {
                     let owe = || drop(self.ends.owe(&run, Some(with_key(entry))));
                     self.runs.end(run.key, owe);
                 }
-                Err(error) => tracing::warn!(run = &*run.id, %error, "a run's end cannot be told"),
+                Err(error) => tracing::warn!(run = &*run.id, %error, "a run's end is not written"),
             }
         }
         self.lifecycle.buffer.close();

@@ -12,11 +12,11 @@ use thiserror::Error;
 use crate::commands::inbox::JoinError;
 use crate::options::{BATCH_WINDOW_MAX, BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, CONNECT_TIMEOUT};
 
-/// What an agent is told that is no longer who it was.
+/// What a fenced agent is told.
 pub(crate) const FENCED: &str = "a newer agent of this id has taken over, or this one was declared lost: what it \
     says is refused, connect again";
 
-/// Why there is no agent.
+/// Why an agent could not connect.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -25,7 +25,7 @@ pub enum ConnectError {
     Id(#[from] ChannelError),
     /// The batch window is too long.
     #[error(
-        "a batch window of {given:?} would be felt by whoever reads along: \
+        "a batch window of {given:?} is too long, readers would notice it: \
          choose at most {BATCH_WINDOW_MAX:?}"
     )]
     BatchWindow {
@@ -47,9 +47,9 @@ pub enum ConnectError {
         /// What was given.
         given: Duration,
     },
-    /// No address that is understood.
+    /// The address is not understood.
     #[error(
-        "`{0}` is no address of Redis or of a relay: write `redis://127.0.0.1:6379`, `rediss://…` for \
+        "`{0}` is not an address of Redis or of a relay: write `redis://127.0.0.1:6379`, `rediss://…` for \
          TLS, or `http://127.0.0.1:8080`, `https://…` for a relay"
     )]
     Scheme(String),
@@ -72,7 +72,7 @@ pub enum ConnectError {
     Unreachable {
         /// Where, without user and password.
         at: String,
-        /// What the last attempt came to; `None` where commands could not be followed in time.
+        /// The error of the last attempt; `None` if commands could not be followed in time.
         source: Option<Unavailable>,
     },
     /// The relay does not let the agent in: the token is missing, not valid, or not for this agent.
@@ -92,7 +92,7 @@ impl ConnectError {
     }
 }
 
-/// Why there is no handle for a channel.
+/// Why a channel could not be opened.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -105,7 +105,7 @@ pub enum OpenError {
          global channel"
     )]
     CommandsOnly(Channel),
-    /// Commands sent to the session might not be heard.
+    /// Commands sent to the session might not arrive.
     #[error(
         "the commands of `{channel}` could not be followed within {CONNECT_TIMEOUT:?}: \
          Redis is away, try again"
@@ -212,12 +212,12 @@ impl PublishError {
     }
 }
 
-/// Why there is no answer to a question.
+/// Why a question was not answered.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AskError {
     /// The question's id breaks the grammar.
-    #[error("`{0}` is no id of a question: use 1 to 128 characters of A-Z a-z 0-9 . _ : -")]
+    #[error("`{0}` is not an id of a question: use 1 to 128 characters of A-Z a-z 0-9 . _ : -")]
     Id(String),
     /// The question is too large or nests too deeply.
     #[error(transparent)]
@@ -233,7 +233,7 @@ pub enum AskError {
     /// The relay through which the agent comes in does not let it ask there.
     #[error("the relay refuses: {0}")]
     Refused(String),
-    /// The answer might not be heard.
+    /// The answer might not arrive.
     #[error("the channel could not be joined within {CONNECT_TIMEOUT:?}: Redis is away, try again")]
     NotListening {
         /// What was tried; `None` where the link is down.
@@ -284,9 +284,11 @@ pub enum FlushError {
         /// Why the last one was.
         last: AppendError,
     },
-    /// The agent closed while events, or its good-bye, still waited: they are tried on as long as the
-    /// runtime lives. An agent that could not say good-bye is declared lost when its lease ends.
-    #[error("Redis is away: {count} event(s) and the agent's good-bye still wait to be written")]
+    /// The agent closed while events, or the release of its leases, still waited: they are tried again as long as
+    /// the runtime lives. An agent that could not release its lease is declared lost when the lease ends.
+    #[error(
+        "Redis is away: {count} event(s) and the release of the agent's leases still wait to be written"
+    )]
     Unfinished {
         /// How many.
         count: u64,

@@ -33,15 +33,15 @@ pub(crate) struct Leases {
     slots: Mutex<HashMap<Channel, Slot>>,
     /// Channels whose lease is held, the own one not among them.
     serving: Mutex<BTreeSet<Channel>>,
-    /// Rings when `serving` has changed.
+    /// Notified when `serving` has changed.
     changed: Notify,
-    /// The agent is no longer who it was.
+    /// Is cancelled when the agent is fenced.
     fenced: CancellationToken,
     /// Everything is released.
     ended: CancellationToken,
 }
 
-/// A channel's lease, if it is held. Whoever takes or releases it holds the lock.
+/// A channel's lease, if it is held. The code that takes or releases it holds the lock.
 type Slot = Arc<tokio::sync::Mutex<Option<Held>>>;
 
 #[derive(Debug)]
@@ -77,12 +77,12 @@ impl Leases {
         &self.own
     }
 
-    /// Who the agent is, in this life of it.
+    /// The agent's id and incarnation.
     pub(crate) fn holder(&self) -> &Holder {
         &self.holder
     }
 
-    /// Is cancelled when the agent is no longer who it was.
+    /// Is cancelled when the agent is fenced.
     pub(crate) fn fenced(&self) -> &CancellationToken {
         &self.fenced
     }
@@ -126,7 +126,7 @@ impl Leases {
         }
         drop(held);
         let mut slots = self.slots();
-        // The map's and this one: nobody is about to take it.
+        // Only the map's reference and this one are left: no other caller is about to take it.
         if Arc::strong_count(&slot) == 2 {
             slots.remove(channel);
         }
@@ -182,7 +182,7 @@ impl Leases {
         Some(slot.lock_owned().await)
     }
 
-    /// Keeps the record of the served channels true, for those who ask who is alive.
+    /// Keeps the record of the served channels current, for `GET /api/v1/agents`.
     async fn keep_channels(self: Arc<Self>) {
         let ended = self.ended.clone();
         let keeping = async {

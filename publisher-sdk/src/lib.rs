@@ -34,11 +34,11 @@
 //! - ▲ [`Commands`] are what people ask of the agent, each once; a [`Run`] is what their Cancel
 //!   cancels. A [`PermissionRequest`] or [`BudgetRequest`] is what the agent asks of people. Requests
 //!   to a [service](Agent::serve) go to one of its workers.
-//! - An agent is known to be alive, or declared lost: a run always has an end that everybody hears
-//!   of, whatever becomes of the process.
+//! - An agent is known to be alive, or declared lost: a run always has an end that everybody is told,
+//!   whatever becomes of the process.
 //! - The agent and the relay meet in the [`Journal`], and neither waits for the other. An agent that has no
 //!   Redis connects to a relay (`http://…`), which speaks to the journal for it. A browser that leaves
-//!   changes nothing here.
+//!   has no effect on an agent.
 
 mod agent;
 mod approvals;

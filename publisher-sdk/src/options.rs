@@ -1,4 +1,4 @@
-//! Every knob of an agent, its default and its reason.
+//! Every option of an agent, its default and its reason.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{Agent, ConnectError, Run};
 
 /// How long [`AgentOptions::connect`] and [`Agent::session`] wait for Redis.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Beyond a quarter of a second text does not stream any more, it jumps.
+/// Beyond a quarter of a second text appears in visible jumps.
 pub(crate) const BATCH_WINDOW_MAX: Duration = Duration::from_millis(250);
 /// A few of the largest events, so that one is never refused by an empty buffer.
 pub(crate) const BUFFER_BYTES_MIN: usize = 256 * 1024;
@@ -24,7 +24,7 @@ pub(crate) const BUFFER_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// The pace at which an unanswered Redis is asked again while connecting.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// How an agent shall be. Made by [`Agent::options`].
+/// The options of an agent. Made by [`Agent::options`].
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     id: Option<String>,
@@ -84,7 +84,7 @@ impl AgentOptions {
         Self { parent: Some(run.as_parent()), ..self }
     }
 
-    /// The agent was spawned by the agent `id`, in whichever process that is: a Cancel of that agent
+    /// The agent was spawned by the agent `id`, in any process: a Cancel of that agent
     /// reaches this one as well.
     pub fn child_of_agent(self, id: impl Into<String>) -> Self {
         let parent = Parent { agent_id: id.into().into(), run_id: None, session: None };
@@ -92,14 +92,14 @@ impl AgentOptions {
     }
 
     /// The token to show to a relay, where `url` is that of one: it grants `serve` on `agent:{id}`
-    /// and on each session and service, and `publish` on each channel. Redis is shown none.
+    /// and on each session and service, and `publish` on each channel. It is not sent to Redis.
     pub fn token(self, token: impl Into<String>) -> Self {
         Self { token: Some(token.into()), ..self }
     }
 
     /// Connects and begins to listen for commands. `url` is that of the Redis that the relay uses
-    /// (`redis://…`, or `rediss://…` for TLS), or, for an agent that has none, of any replica of the
-    /// relay (`http://…`, `https://…`): it does the same, with one hop more.
+    /// (`redis://…`, or `rediss://…` for TLS), or, for an agent without Redis, of any replica of the
+    /// relay (`http://…`, `https://…`): everything is the same, with one hop more.
     ///
     /// # Errors
     /// [`ConnectError`]; [`Unreachable`](ConnectError::Unreachable) after 10 seconds without an

@@ -1,4 +1,4 @@
-//! Why a run was cancelled, in the words of the wire.
+//! Why a run was cancelled, with the names used on the wire.
 
 use protocol::limits::REASON_BYTES_MAX;
 use serde::Serialize;

@@ -1,6 +1,6 @@
-//! The runs that are current: whom a Cancel reaches, and which must still be ended.
+//! The runs that are current: which of them a Cancel reaches, and which must still be ended.
 //!
-//! [`cancel`](crate::commands), [`Run`](crate::Run) → **runs** → whoever waits for
+//! [`cancel`](crate::commands), [`Run`](crate::Run) → **runs** → the callers that wait for
 //! [`Run::cancelled`](crate::Run::cancelled)
 //!
 //! A Cancel reaches the runs that are current when it arrives, and nothing else: not the next run,
@@ -140,8 +140,8 @@ impl Runs {
         self.state().noted.contains_key(&key)
     }
 
-    /// The run has ended. Whoever finds that it was current until now says its end: `say` puts that into the
-    /// buffer before anybody who waits for the last run, or closes, can take the run for over.
+    /// The run has ended. The caller that finds that it was current until now says its end: `say` puts that into the
+    /// buffer before others, which wait for the last run or close the agent, can see that the run is over.
     pub(crate) fn end<T>(&self, key: u64, say: impl FnOnce() -> T) -> Option<T> {
         let mut state = self.state();
         let run = state.current.remove(&key)?;
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_cancels_first_is_remembered() {
+    fn the_first_cancellation_is_remembered() {
         let runs = Runs::default();
         let agent = Channel::agent("a").unwrap();
         let run = runs.begin(&agent, "run".to_owned());

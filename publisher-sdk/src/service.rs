@@ -2,7 +2,7 @@
 //!
 //! [`consumer`](crate::commands) → **service** → a handler → [`report`](crate::commands)
 //!
-//! A worker takes a request when it has a free permit, so requests go to whoever has one. A worker that
+//! A worker takes a request when it has a free permit, so requests go to a worker that has one. A worker that
 //! dies before it began leaves the request to the others.
 
 use std::fmt;
@@ -45,12 +45,12 @@ pub struct Request {
 }
 
 impl Request {
-    /// Says to whoever waits how far the request has come: any JSON, at most 64 KiB. Does not wait. Only the
-    /// latest counts: what is said quicker than the journal takes it is left out, and nothing is kept for
-    /// who comes later.
+    /// Tells the waiting callers how far the request has come: any JSON, at most 64 KiB. Does not wait. Only the
+    /// latest counts: progress that comes faster than the journal takes it is left out, and nothing is kept for
+    /// callers that come later.
     ///
     /// # Errors
-    /// [`PublishError`] where the data is no JSON, or too large.
+    /// [`PublishError`] if the data is not JSON, or too large.
     ///
     /// ```
     /// # async fn example(request: publisher_sdk::Request) -> Result<(), publisher_sdk::PublishError> {
@@ -74,7 +74,7 @@ impl Request {
     }
 }
 
-/// How a service shall be served. Made by [`Agent::service`].
+/// The options of a service. Made by [`Agent::service`].
 #[derive(Clone, Debug)]
 pub struct ServiceOptions {
     agent: Agent,
@@ -112,7 +112,7 @@ impl Agent {
     /// let _sessions = agent
     ///     .serve("sessions", async |request| match request.method.as_str() {
     ///         "sessions.create" => Ok(serde_json::json!({"id": "42"})),
-    ///         other => Err(RequestError::new("no_method", format!("there is no `{other}`"))),
+    ///         other => Err(RequestError::new("no_method", format!("unknown method `{other}`"))),
     ///     })
     ///     .await?;
     /// # Ok(())
@@ -144,7 +144,7 @@ impl ServiceOptions {
         Self { at_once: requests.clamp(1, Semaphore::MAX_PERMITS), ..self }
     }
 
-    /// Handling a request twice does no harm: where this worker dies over one, another handles it
+    /// Handling a request twice does no harm: if this worker dies while it handles one, another worker handles it
     /// again. Otherwise the answer is then that the worker was lost.
     #[must_use]
     pub fn idempotent(self) -> Self {

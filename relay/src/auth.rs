@@ -9,7 +9,7 @@ use protocol::limits::TOKEN_BYTES_MAX;
 use serde::Deserialize;
 use thiserror::Error;
 
-/// The shortest secret that HS256 deserves: as long as its hash (RFC 7518 §3.2).
+/// The shortest secret that HS256 allows: as long as its hash (RFC 7518 §3.2).
 const SECRET_BYTES_MIN: usize = 32;
 
 /// What tokens are signed with: HS256.
@@ -67,7 +67,7 @@ impl Principal {
 #[error("{0}")]
 pub(crate) struct Unauthorized(String);
 
-/// Who presents `token`, where `key` is what tokens must be signed with.
+/// The principal of `token`, if it is signed with `key`.
 pub(crate) fn authenticate(
     key: Option<&Key>,
     token: Option<&str>,
@@ -76,7 +76,7 @@ pub(crate) fn authenticate(
     struct Claims {
         sub: Box<str>,
         exp: u64,
-        /// The library ignores an `nbf` that is no number.
+        /// The library ignores an `nbf` that is not a number.
         #[expect(dead_code, reason = "only its type is checked here, its value by the library")]
         nbf: Option<u64>,
         #[serde(default)]
@@ -94,7 +94,7 @@ pub(crate) fn authenticate(
     let mut validation = Validation::new(Algorithm::HS256);
     validation.set_required_spec_claims(&["exp", "sub"]);
     validation.validate_nbf = true;
-    // `aud` is not ours to judge: one relay serves one issuer's key.
+    // `aud` is not checked: one relay serves one issuer's key.
     validation.validate_aud = false;
     // A grant's end closes the connection, so a leeway would only admit a connection that is closed at once.
     validation.leeway = 0;
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_secret_is_no_key() {
+    fn a_short_secret_is_not_a_key() {
         assert_eq!(Key::hs256(&SECRET[1..]).unwrap_err(), KeyError(31));
     }
 

@@ -1,4 +1,4 @@
-//! What a replica needs to know, as values. Flags and variables are the command line's matter.
+//! What a replica needs to know, as values. The command line reads flags and variables.
 
 use std::net::SocketAddr;
 use std::time::Duration;

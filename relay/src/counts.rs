@@ -1,4 +1,4 @@
-//! ◆ Reports how many connections and subscribers this replica has, so that any replica can tell the sum.
+//! ◆ Reports how many connections and subscribers this replica has, so that any replica knows the sum.
 
 use std::collections::HashMap;
 use std::sync::Arc;

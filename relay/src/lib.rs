@@ -7,8 +7,8 @@
 //!  ◆ due    journal ─► reaper ─► journal
 //! ```
 //!
-//! A replica holds nothing that another replica would need. [`start`] takes a [`Config`] and gives a
-//! [`Running`]; the command line and the tests use the same route.
+//! A replica holds nothing that another replica would need. [`start`] takes a [`Config`] and returns a
+//! [`Running`]; the command line and the tests both use it.
 
 mod agents;
 mod auth;

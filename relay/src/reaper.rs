@@ -1,6 +1,7 @@
-//! ◆ What nobody asks for: commands expire, approvals get their default, dead agents are declared lost.
+//! ◆ Does what falls due while nobody acts: commands expire, approvals get their default, dead agents are declared
+//! lost.
 //!
-//! Every replica does it; whichever comes first does it for all. What it does are events and replies like
+//! Every replica has a reaper; the first one to come does the work for all. Its results are events and replies like
 //! any others, so the two other ways carry them.
 
 use std::time::Duration;

@@ -157,7 +157,7 @@ impl Running {
         self.app.supervisor.failed().await
     }
 
-    /// Leaves: accepts nobody new, tells every connection to come back elsewhere, spread over the drain
+    /// Leaves: accepts no new connections, tells every connection to come back elsewhere, spread over the drain
     /// time, serves each until it has gone or its time is up, and finishes requests under way.
     pub async fn drain(self) {
         self.app.leaving.cancel();
@@ -217,7 +217,7 @@ async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
         }
     }
     drop(listener);
-    // That it accepts no more is no failure.
+    // It accepts no more connections, which is not a failure.
     std::future::pending().await
 }
 

@@ -1,8 +1,8 @@
-//! Owns the tasks of a replica: none is detached, and none dies unseen.
+//! Owns the tasks of a replica: no task is detached, and the end of every task is noticed.
 //!
 //! A task of the whole replica that ends or panics is a failure of the replica: logged with its name, told by
-//! `/readyz`, and exposed by [`Running::failed`](crate::Running::failed). One that can be begun anew without harm
-//! is. The task of one peer ends with its peer; whatever happens in it concerns nobody else.
+//! `/readyz`, and exposed by [`Running::failed`](crate::Running::failed). A task that can be
+//! restarted without harm is restarted. The task of one peer ends with its peer and affects no other.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -156,7 +156,7 @@ impl Supervisor {
     }
 }
 
-/// What `task` came to; where it panicked, the panic's text. The task is gone then, with all that it held.
+/// The result of `task`; if it panicked, the panic's text. The task is gone then, with all that it held.
 pub(crate) async fn caught<T>(task: impl Future<Output = T>) -> Result<T, String> {
     AssertUnwindSafe(task).catch_unwind().await.map_err(|panic| text_of(&*panic))
 }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_ends_every_task_at_once_and_is_no_failure() {
+    async fn a_stop_ends_every_task_at_once_and_is_not_a_failure() {
         let supervisor = Supervisor::new();
         let peers = TaskTracker::new();
         let (ended, mut all) = mpsc::channel(1);

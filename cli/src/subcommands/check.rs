@@ -1,12 +1,12 @@
-//! `check`: what `serve` would do, said and not done.
+//! `check`: says what `serve` would do, and does not do it.
 
 use journal::{Journal, without_secrets};
 
 use crate::arguments::{Given, Source};
 use crate::flags::{Flag, JWT_SECRET_FILE, LOG_FORMAT, REDIS};
 
-/// Prints the configuration, and whether its Redis answers and is set as it must be. One that does not
-/// is no mistake: the relay starts without it, and serves as soon as it is there.
+/// Prints the configuration, and whether its Redis answers and is set as it must be. A Redis that
+/// does not answer is not a mistake: the relay starts without it, and serves as soon as it is there.
 #[expect(clippy::print_stdout, reason = "the report is what was asked for")]
 pub(crate) async fn run(given: &Given, journal: &Journal) {
     print!("The configuration is valid.\n\n{}", effective(given));

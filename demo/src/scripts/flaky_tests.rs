@@ -1,4 +1,4 @@
-//! A suite that fails on every third run is made to stand still.
+//! A suite that fails on every third run is made reliable.
 
 use crate::script::{Beat, PermissionAsked, Script, Spent, Step, Tool};
 

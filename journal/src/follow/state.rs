@@ -1,6 +1,6 @@
-//! Where the follower stands on one journal: pure, so that every interleaving can be tested.
+//! The position of a follower on one journal. Pure, so that every interleaving can be tested.
 //!
-//! Invariant: what is handed out continues `position` without a gap, or a page read said `reset` first.
+//! Invariant: what is handed out continues `position` without a gap, or follows a page read that said `reset`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,14 +31,14 @@ pub(super) enum FollowPhase {
     Live,
 }
 
-/// Tells the answer to a follow_state's last question from those to earlier ones, which mean nothing any more.
+/// Tells the answer to a follow state's last question from those to earlier ones, which are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     life: u64,
     question: u64,
 }
 
-/// What the owner of a follow_state must do next.
+/// What the owner of a follow state must do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Wait,
@@ -98,7 +98,7 @@ impl FollowState {
         self.ticket
     }
 
-    /// Begins a question; answers to earlier ones mean nothing any more.
+    /// Begins a question; answers to earlier ones are ignored.
     fn ask(&mut self) {
         self.ticket.question += 1;
         self.phase = FollowPhase::Asking;
@@ -126,7 +126,7 @@ impl FollowState {
     /// The head was asked for and is `head`.
     pub(super) fn compare(&mut self, head: Option<Offset>, now: Instant) -> Next {
         let stands = match (self.position(), head) {
-            // An expired journal is no loss yet: if it is written again, its epoch will tell.
+            // An expired journal is not a loss yet: if it is written again, its epoch shows it.
             (_, None) => true,
             (Since::Start, Some(_)) => false,
             (Since::Offset(position), Some(head)) => {
@@ -181,7 +181,7 @@ impl FollowState {
                 }
                 RelativePlace::Current => {}
                 RelativePlace::Past | RelativePlace::Elsewhere => {
-                    // Seen before, jumped over, rolled back or reborn: only Redis can tell.
+                    // Seen before, jumped over, rolled back or begun anew: only Redis can tell.
                     self.hold(entry);
                     entries.for_each(|rest| self.hold(rest));
                     self.ask();

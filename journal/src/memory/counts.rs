@@ -1,4 +1,4 @@
-//! Counts in memory: whoever shares this memory.
+//! Counts in memory: for all replicas that share this memory.
 
 use std::collections::HashMap;
 use std::time::Instant;

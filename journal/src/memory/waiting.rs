@@ -16,7 +16,7 @@ pub(super) struct WaitingList {
     entries: BTreeMap<u64, Arc<Entry>>,
     places: HashMap<Box<str>, WaitingPlace>,
     counts: HashMap<(WaitingClass, Box<str>), usize>,
-    /// Of all that are no Cancels.
+    /// Of all that are not Cancels.
     all: usize,
     bytes: usize,
 }

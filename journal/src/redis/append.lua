@@ -1,4 +1,4 @@
--- Append one batch to one journal: check the sequence, append, ring the notification, and now and then keep
+-- Append one batch to one journal: check the sequence, append, send the notification, and now and then keep
 -- within retention.
 --
 -- KEYS  1 stream   2 producer's record   then those that are needed: retention settings (with options),
@@ -9,7 +9,7 @@
 --       5 options, in the usual case empty:
 --         "k <lifetime of the record in ms> <retention field> <entries> <bytes> <age_ms>": keep the journal
 --         within retention now, within this one where no other is set, and the record for so long;
---         "ok …": the same, and we begin, or our record may have expired: that it is missing is no gap;
+--         "ok …": the same, and we begin, or our record may have expired: a missing record is then not a gap;
 --         "obk …", "bk …": the same as without b, and the epoch of argument 2 lost data: bury it first if it
 --         still stands
 --       6… entries, each "name idempotency-key data"; behind the single one of an idempotency key the id's lifetime in ms
@@ -25,7 +25,7 @@
 -- Checks come first: from the first write on nothing can fail but Redis itself, so an error means that nothing
 -- was written. A retention setting that cannot be read counts as absent.
 --
--- What costs: each command 0.4 µs, and each string made 1.3 ns a byte, because Redis' Lua hashes it whole.
+-- The cost: each command 0.4 µs, and each string made 1.3 ns a byte, because Redis' Lua hashes it whole.
 -- So the usual case is five commands, and of long strings the entry and its notification alone.
 local call, sub = redis.call, string.sub
 local stream, record, notification, options = KEYS[1], KEYS[2], ARGV[1], ARGV[5]
@@ -74,7 +74,7 @@ else
       if not string.find(id.err, 'equal or smaller', 1, true) then return id end
       id = false
     elseif sub(id, -2) == '-0' then
-      -- There was no journal, or one of an older epoch, with which Redis came back. Begin anew.
+      -- The journal was missing, or of an older epoch, with which Redis came back. Begin anew.
       call('DEL', stream)
       id = false
     end
@@ -85,7 +85,7 @@ else
     if standing and not (buries and standing == ARGV[2]) then
       id = call('XADD', stream, standing, 'e', first)
     else
-      -- Born again: never with an epoch that its producer has seen, even if the clock went back.
+      -- A new epoch: never one that the producer has seen, even if the clock went back.
       local epoch = math.max(tonumber(seconds .. sub(us, 1, 3)), tonumber(sub(ARGV[2], 1, -3)) + 1)
       call('DEL', stream)
       id = call('XADD', stream, string.format('%.0f-1', epoch), 'e', first)
@@ -108,7 +108,7 @@ else
     parts[at], parts[at + 1] = ':', entry
     listeners = call('PUBLISH', notification, table.concat(parts))
   end
-  -- Making a number text is dear, and these are the usual ones.
+  -- Turning a number into text is expensive, and these are the usual ones.
   listeners = listeners == 0 and ' 0 ' or listeners == 1 and ' 1 ' or ' ' .. listeners .. ' '
   answer = 'ok ' .. id .. ' ' .. seconds .. us .. listeners .. ARGV[4]
   if once then

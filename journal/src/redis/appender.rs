@@ -1,7 +1,7 @@
 //! The task that appends: one pipelined connection for all journals of a [`Journal`](crate::Journal).
 //!
 //! A pool here would cost four times the Redis CPU (it validates every connection it hands out, and
-//! spreads what could be pipelined). The order per journal and every retry are [`pipeline`](super::pipeline)'s.
+//! spreads what could be pipelined). [`pipeline`](super::pipeline) keeps the order per journal and decides every retry.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -255,8 +255,8 @@ impl Task {
             let command = self.command(way, &send);
             let mut connection = connection.clone();
             let (way, sequence, number) = (way.clone(), send.sequence, self.connections);
-            // Polled in the order of pushing, so written in that order; were it not so, the script's
-            // `gap` would cost a round trip, never the order.
+            // Polled in the order of pushing, so written in that order. Another order would only cost a round
+            // trip: the script would answer `gap`.
             self.answers.push(Box::pin(async move {
                 let result = connection.send_packed_command(&command).await;
                 Answered { way, sequence, connection: number, result }
@@ -369,7 +369,7 @@ impl Task {
         }
     }
 
-    /// What this user may not run, of all that the script runs.
+    /// Which of the script's calls this Redis user may not make.
     async fn check_permissions(&mut self) {
         let Some(connection) = &mut self.connection else { return };
         let name = Name::events(Channel::global_everyone());
@@ -391,7 +391,7 @@ impl Task {
                     RedisError::from((redis::ErrorKind::AuthenticationFailed, "", why.clone()));
                 self.refuse_all(&why, &error);
             }
-            // A server that cannot say it, or that has another trouble, says so when it is asked to append.
+            // A server that cannot tell, or has another problem, reports it when it is asked to append.
             Err(error) => match error.code() {
                 Some("NOPERM") => self.refuse_all(&error.to_string(), &error),
                 Some(_) => {}
@@ -439,7 +439,7 @@ impl Task {
     }
 }
 
-/// What is said to `append.lua` besides the usual.
+/// The options of `append.lua`.
 fn options(name: &Name, send: &Send) -> String {
     if !send.keeps {
         return String::new();

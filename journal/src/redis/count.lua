@@ -1,4 +1,4 @@
--- How many of a replica subscribe to a channel. What no replica has said for long goes: its replica died.
+-- How many of a replica subscribe to a channel. A count that was not reported for long is removed: its replica died.
 --
 -- KEYS 1 counts   ARGV 1 replica   2 how many   3 for how long that holds, in ms
 local call = redis.call

@@ -9,7 +9,7 @@ use super::{Redis, unavailable};
 use crate::Unavailable;
 use crate::counts::{COUNTS_LIFETIME, ReplicaCounts};
 
-/// A replica's count of a channel goes when it was not said for so long. Replicas say all anew every 30 s.
+/// A replica's count of a channel is removed when it was not reported for so long. Replicas report all anew every 30 s.
 const COUNTS_FOR: Duration = Duration::from_secs(120);
 
 /// The scripts.

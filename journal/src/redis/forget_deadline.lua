@@ -1,4 +1,4 @@
--- Takes a deadline off the list, if it has fallen due: put there anew meanwhile, it stays.
+-- Takes a deadline off the list, if it has fallen due: one that was put there anew meanwhile stays.
 --
 -- KEYS 1 deadlines   ARGV 1 member
 local due = redis.call('ZSCORE', KEYS[1], ARGV[1])

@@ -19,7 +19,7 @@ const PREFIX_BYTES_MAX: usize = 32;
 /// The names that one deployment uses in one database.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
-    /// Before every key and pub/sub name, so that others in the same Redis are safe from us, and we from them.
+    /// Before every key and pub/sub name, so that our names and those of others in the same Redis never collide.
     prefix: Arc<str>,
     /// Part of pub/sub names only: Redis' pub/sub ignores databases.
     database: i64,
@@ -30,7 +30,7 @@ impl Keys {
         Self { prefix: prefix.into(), database }
     }
 
-    /// Why this is no prefix.
+    /// Refuses a text that is not a prefix, with the reason.
     pub(super) fn check_prefix(prefix: &str) -> Result<(), String> {
         let is_allowed = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_');
         if prefix.is_empty() || prefix.len() > PREFIX_BYTES_MAX || !prefix.chars().all(is_allowed) {
@@ -112,7 +112,7 @@ impl Keys {
         ["waiting", "waiting-entries", "waiting-counts"].map(|what| self.channel_key(channel, what))
     }
 
-    /// When what falls due in a partition.
+    /// What falls due in a partition, and when.
     pub(crate) fn deadlines(&self, partition: u8) -> String {
         self.of_partition(partition, "deadlines")
     }

@@ -2,8 +2,8 @@
 //!
 //! Pub/sub never shares a connection with commands: redis-rs takes an unasked-for unsubscribe push for
 //! the answer to a command, and its own reconnecting gives up in silence. So this task connects, follows
-//! what is wanted, and *probes*: after a failover a link can snapshot healthy and be deaf, so it must hear its
-//! own probe every few seconds or it is cut.
+//! what is wanted, and *probes*: after a failover a link can look healthy and receive nothing, so a silent
+//! link must receive its own probe within seconds, or it is cut.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 
 /// How long connecting, or confirming a batch of subscriptions, may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A link that heard nothing for this long sends itself a probe…
+/// A link that received nothing for this long sends itself a probe…
 const PROBE_AFTER: Duration = Duration::from_secs(2);
-/// …and is cut if it has not heard it this much later.
+/// …and is cut if it has not received it this much later.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many journals are followed with one command.
 const FOLLOW_BATCH: usize = 500;
@@ -73,7 +73,7 @@ impl Supervisor {
                     tracing::warn!(%address, reason, "redis follow link down");
                     far_end.deliver.signal(Signal::Down).await;
                     failures = 0;
-                    // One that breaks at once is no sign that all is well.
+                    // A link that breaks at once does not show that all is well.
                     if since.elapsed() > ANSWER_TIMEOUT {
                         backoff.reset();
                     }
@@ -87,7 +87,7 @@ impl Supervisor {
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next()) => {}
-                // With the link down requests come to nothing: they are asked again after `Up`.
+                // While the link is down requests are dropped: they are made again after `Up`.
                 () = async { while far_end.requests.recv().await.is_some() {} } => return,
             }
         }
@@ -144,7 +144,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Hands on what comes in, until the link breaks or turns out to be deaf.
+    /// Hands on what comes in, until the link breaks or receives nothing any more.
     async fn listen(&self, mut stream: PubSubStream, deliver: &Deliver) -> String {
         let mut heard = Instant::now();
         let mut probed: Option<Instant> = None;
@@ -177,7 +177,7 @@ impl Supervisor {
     /// False where nobody follows any more.
     fn deliver(&self, message: &Msg, deliver: &Deliver) -> bool {
         if message.get_channel_name() == self.probe {
-            // A probe is empty; whatever has a text is for our owner.
+            // A probe is empty; a message with a text is for our owner.
             if let Ok(text) = message.get_payload::<String>()
                 && !text.is_empty()
             {
@@ -197,7 +197,7 @@ impl Supervisor {
 
 async fn probe(pool: Pool, to: String) {
     if let Ok(mut connection) = pool.get().await {
-        // A failed probe is noticed by its not being heard.
+        // A failed probe is noticed because it does not arrive.
         drop(connection.publish::<_, _, ()>(to, "").await);
     }
 }

@@ -1,5 +1,5 @@
--- Which agents' leases on a channel last. Of more than so many only the number: it costs the same however
--- many there are.
+-- The agents whose leases on a channel last. Of more than so many only the number, so that it costs the same
+-- however many there are.
 --
 -- KEYS 1 agents   2 deadlines   ARGV 1 what stands before an agent among the deadlines   2 so many
 -- Answers {ms, number, agents…}.

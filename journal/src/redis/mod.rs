@@ -45,10 +45,10 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a read may wait for a pooled connection.
 const POOL_WAIT: Duration = Duration::from_secs(5);
 
-/// The URL is none that we understand.
+/// The URL is not one that we understand.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "`{url}` is no Redis URL: {why}; write redis://[user:password@]host[:port][/database][?prefix=…], or rediss:// for TLS"
+    "`{url}` is not a Redis URL: {why}; write redis://[user:password@]host[:port][/database][?prefix=…], or rediss:// for TLS"
 )]
 pub struct OpenError {
     /// The URL without its password.
@@ -279,7 +279,7 @@ fn prefix(url: &str) -> (String, String) {
     (url, prefix.to_owned())
 }
 
-/// How every connection of ours is made.
+/// How each of our connections is made.
 fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))

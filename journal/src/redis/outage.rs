@@ -1,6 +1,6 @@
 //! Why nothing is appended: what an error means, and one line in the log for each change.
 //!
-//! [`appender`](super::appender) asks.
+//! [`appender`](super::appender) → **outage**
 
 use redis::{RedisError, ServerErrorKind};
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ pub(super) enum Failure {
     NoScript,
     /// Redis is busy, loading or full: time will change it.
     Passing,
-    /// This server is no master any more: connect anew, to the one that is.
+    /// This server is not the master any more: connect anew, to the master.
     Demoted,
     Connection,
     Lasting,
@@ -55,7 +55,7 @@ impl OutageKind {
     }
 }
 
-/// Is said when it begins, when it changes, and when it ends.
+/// Is logged when it begins, when it changes, and when it ends.
 #[derive(Debug)]
 pub(super) struct Outage {
     address: String,

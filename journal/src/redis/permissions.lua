@@ -1,4 +1,4 @@
--- What of all that append.lua runs this user may not run: nothing is run and nothing is written.
+-- Which of the commands of append.lua this user may not run. Runs none of them and writes nothing.
 --
 -- KEYS 1 stream   2 producer's record   3 retention settings   4 idempotency key   ARGV 1 notification
 -- Answers the commands, one space between two.

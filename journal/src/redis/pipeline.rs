@@ -2,15 +2,15 @@
 //!
 //! Entries wait, are put together into batches with consecutive sequences, and up to [`IN_FLIGHT`]
 //! batches are under way at a time. Whatever goes wrong, nothing new is sent until every answer is in;
-//! then what has no good answer is sent again, in order. Redis knows sequences it has seen and refuses
+//! then what was not acknowledged is sent again, in order. Redis knows sequences it has seen and refuses
 //! holes, so a retry is harmless and nothing can overtake.
 //!
 //! Acknowledged batches are kept for a while: if Redis comes back without them, they are sent again;
-//! where that cannot close the hole, the journal is begun anew, so that every reader hears of the loss.
+//! where that cannot close the hole, the journal is begun anew, so that every reader is told of the loss.
 //!
 //! An agent behind a relay numbers its entries itself, and two replicas may hold the same ones for a moment.
 //! Then a batch's sequence is the number of its last entry, and the sequence before it is what the record
-//! held when its sender last heard of it. So whoever comes second gets a `gap`: up to the stored
+//! held when its sender last learned of it. So the replica that comes second gets a `gap`: up to the stored
 //! sequence all is in the journal, and the rest is sent again from there.
 
 use std::collections::VecDeque;
@@ -86,7 +86,7 @@ impl Call {
     fn settle(&mut self, outcome: AppendOutcome) {
         self.room = None;
         if let Some(answer) = self.answer.take() {
-            // Nobody need be waiting any more.
+            // The caller may have stopped waiting.
             drop(answer.send(outcome));
         }
     }
@@ -94,7 +94,7 @@ impl Call {
 
 type Caller = Arc<Mutex<Call>>;
 
-/// What is said of an entry that was in the journal already, wherever.
+/// The answer for an entry that was in the journal already, at an unknown position.
 const REPEATED: Appended = Appended { offset: None, listeners: 0 };
 
 fn is_withdrawn(caller: &Caller) -> bool {
@@ -136,7 +136,7 @@ struct Batch {
     repeats: Vec<Caller>,
     first_sent: Option<Instant>,
     sent: bool,
-    /// Where it stands, where that is known, and how many heard of it.
+    /// Where it stands, if that is known, and how many received it.
     done: Option<(Option<Place>, u64)>,
 }
 
@@ -144,7 +144,7 @@ struct Batch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Send {
     pub(super) incarnation: u64,
-    /// The sequence that must be stored; none: there must be no record.
+    /// The sequence that must be stored; `None`: the record must be missing.
     pub(super) before: Option<u64>,
     pub(super) sequence: u64,
     /// Redis need have no record of us: we begin, or the record may have expired.
@@ -164,7 +164,7 @@ pub(super) struct Send {
 pub(super) enum Answer {
     /// In the journal, now or since an earlier attempt.
     Appended { place: Place, listeners: u64, known: bool },
-    /// Refused: the stored sequence leaves a hole, or there is none.
+    /// Refused: the stored sequence leaves a hole, or is missing.
     Gap(Option<u64>),
     /// Refused: the producer is declared lost, or replaced.
     Fenced,
@@ -181,7 +181,7 @@ pub(super) enum Answer {
 /// Why nothing new is sent, in ascending weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Trouble {
-    /// Send again what has no good answer.
+    /// Send again what was not acknowledged.
     Resend,
     /// The author's entries up to this number are in the journal, appended by another process.
     Ahead { stored: u64 },
@@ -202,7 +202,7 @@ pub(super) struct Pipeline {
     batches: VecDeque<Batch>,
     kept: VecDeque<(Batch, Instant)>,
     kept_bytes: usize,
-    /// The newest sequence whose batch was acknowledged; 0 where none is known.
+    /// The newest sequence whose batch was acknowledged; 0 if unknown.
     acknowledged: u64,
     acknowledged_at: Instant,
     /// Epoch and n of the newest acknowledged entry.
@@ -294,7 +294,7 @@ impl Pipeline {
             let batch = self.form_batch()?;
             self.batches.push_back(batch);
         }
-        // Said without need, it would hide that Redis came back without our record.
+        // An `open` without need would hide that Redis came back without our record.
         let open = self.outstanding == 0
             && (self.acknowledged == 0 || now.duration_since(self.acknowledged_at) > RECORD_FOR);
         if open && self.is_numbered {

@@ -1,6 +1,6 @@
 //! Asks whether Redis writes, on a connection of its own.
 //!
-//! [`reaper`](crate::state::reaper) → **probe**. What a pool or a shared connection hides is of interest here: that a
+//! [`reaper`](crate::state::reaper) → **probe**. A pool or a shared connection would hide what matters here: that a
 //! connection broke, that another server answers, that a write is refused.
 
 use std::time::Duration;

@@ -1,7 +1,7 @@
 -- A page of a journal, with everything needed to judge the position that it continues.
 --
 -- KEYS 1 stream   ARGV 1 epoch  2 n  (both "" for everything retained)  3 most entries  4 most bytes
--- Answers {} where there is no journal, else {first id, head id, head time, ids and entries in turn…}.
+-- Answers {} if the journal does not exist, else {first id, head id, head time, ids and entries in turn…}.
 -- The entries begin *at* the position where it is retained, so that its check can be compared; where it
 -- cannot be continued they begin at the oldest.
 local head = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', '1')[1]

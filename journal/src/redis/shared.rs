@@ -1,8 +1,8 @@
 //! One pipelined connection for all short questions: what a state is, and its steps.
 //!
 //! A pool asks each connection that it hands out whether it still stands, so each question would cost two
-//! round trips. Here many callers share one connection, and whoever finds it broken has the next one make
-//! it anew. What takes long, pages and lists, goes through the pool: nobody waits behind it.
+//! round trips. Here many callers share one connection; a caller that finds it broken lets go of it, and the next
+//! caller makes it anew. Long reads, pages and lists, go through the pool, so that no short question waits behind them.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ struct SharedState {
     connection: Option<MultiplexedConnection>,
     /// Counts connections: a late failure of an old one shall not cost us the new one.
     number: u64,
-    /// When connecting failed last, and why: whoever waited for that attempt makes none of its own.
+    /// When connecting failed last, and why: a caller that waited for that attempt does not make its own.
     failed: Option<(Instant, Unavailable)>,
 }
 
@@ -80,8 +80,8 @@ impl Shared {
     }
 }
 
-/// An answer that is waited for. Whoever leaves before it has come, after so long, gives the connection up:
-/// nobody else might wait long enough to find it dead.
+/// An answer that is waited for. A caller that leaves before it has come, after so long, gives the connection up:
+/// perhaps no other caller waits long enough to find it dead.
 struct PendingAnswer<'a> {
     shared: &'a Shared,
     number: u64,

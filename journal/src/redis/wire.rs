@@ -1,4 +1,4 @@
-//! What Redis holds and sends, read: ids, entries, places, notifications. Nothing in here trusts the writer.
+//! Reads what Redis holds and sends: ids, entries, places, notifications. Nothing in here trusts the writer.
 
 use std::str;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::Side;
 
-/// Where a batch came to stand.
+/// Where a batch was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) epoch: u64,
@@ -69,8 +69,8 @@ pub(super) fn entry(side: Side, epoch: u64, n: u64, bytes: &[u8]) -> Entry {
     Entry { offset, time_us, name: name.into(), data: data.into() }
 }
 
-/// A notification `<epoch>-<n of the first> <length>:<entry>…:<entry>`: the last entry takes the rest. `None` where it is none: the
-/// journal must be read instead.
+/// A notification `<epoch>-<n of the first> <length>:<entry>…:<entry>`: the last entry takes the rest. `None` if it cannot be read:
+/// the journal must be read instead.
 pub(super) fn notification(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>> {
     let space = payload.iter().position(|b| *b == b' ')?;
     let (epoch, first) = id(str::from_utf8(&payload[..space]).ok()?).ok()?;
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_bell_is_none() {
+    fn a_broken_notification_is_not_read() {
         for broken in
             ["", "1-1", "1-1 ", "1-1 5:abc", "1-1 x:abc", "x-1 3:abc", "1-1 99999999999999:a"]
         {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_delivered_as_unreadable_at_its_position() {
+    fn what_is_not_an_event_is_delivered_as_unreadable_at_its_position() {
         let deep = format!("1763661001123456 x - {}{}", "[".repeat(200), "]".repeat(200));
         for junk in [
             "",

@@ -1,8 +1,8 @@
 //! ▲ A question that an agent asks and waits for: pending until the first answer, or its default in time.
 //!
-//! The question, its place among the channel's pending approvals, the answer, and what the agent hears of it
+//! The question, its place among the channel's pending approvals, the answer, and the command that tells the agent
 //! each change in one step. So every joiner sees what is pending, the first answer wins on all replicas,
-//! and the agent hears it whatever dies in between.
+//! and the agent receives it, whatever dies in between.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub struct NewApproval {
     pub digest: Option<Box<str>>,
 }
 
-/// What an attempt to ask comes to.
+/// The result of an attempt to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// It is pending.
@@ -146,7 +146,7 @@ impl Journal {
         self.approval_place(request_id).await
     }
 
-    /// Answers an approval: the first answer wins, on whichever replica.
+    /// Answers an approval: the first answer wins, on any replica.
     ///
     /// # Errors
     /// [`Unavailable`]; answering again with the same `command_id` tells whether it was the first.
@@ -208,7 +208,7 @@ impl Journal {
         self.copy_to_firehose(channel, asks, event, request_id).await
     }
 
-    /// What an agent's budget does is of interest to whoever watches all agents.
+    /// Viewers of all agents also see the events of budgets.
     async fn copy_to_firehose(
         &self,
         channel: &Channel,
@@ -261,7 +261,7 @@ fn told(asks: Asks, request_id: &str, answer: &ApprovalAnswer) -> String {
     told.to_string()
 }
 
-/// The first asking shows the question; asked again, it is the same approval.
+/// The first call shows the question; a repeated call finds the same approval.
 fn asked(
     found: Option<ApprovalState>,
     now_ms: u64,

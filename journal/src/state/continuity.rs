@@ -113,7 +113,7 @@ mod tests {
         let breaks: [(&str, Disturb); 6] = [
             ("a new connection", |p| (Probe { connection: 2, ..p }, 0)),
             ("another server", |p| (Probe { run_id: Some("b".to_owned()), ..p }, 0)),
-            ("a run id that is no longer said", |p| (Probe { run_id: None, ..p }, 0)),
+            ("a run id that is not told any more", |p| (Probe { run_id: None, ..p }, 0)),
             ("a clock that went on", |p| (Probe { time: p.time + ms(1_100), ..p }, 0)),
             ("a clock that went back", |p| (Probe { time: p.time - ms(1_600), ..p }, 0)),
             ("a pause", |p| (Probe { time: p.time + ms(3_000), ..p }, 3_000)),

@@ -37,8 +37,8 @@ fn declared(found: Option<ChildState>, child: &Holder, run: Option<&str>) -> Dec
 }
 
 impl Journal {
-    /// Declares `child` as spawned by `parent`: a Cancel of the parent reaches it as well. Nothing comes of it
-    /// where a newer incarnation of the child has been declared.
+    /// Declares `child` as spawned by `parent`: a Cancel of the parent reaches it as well. Nothing changes
+    /// if a newer incarnation of the child has been declared.
     ///
     /// # Errors
     /// [`Unavailable`].

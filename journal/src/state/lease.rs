@@ -34,7 +34,7 @@ const RELEASE_AGAIN: Duration = Duration::from_millis(200);
 /// protects.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
 
-/// How an agent's incarnation came to its end.
+/// How an agent's incarnation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum LeasePhase {
@@ -62,7 +62,7 @@ pub(super) struct LeaseState {
     pub(super) parent: Option<Parent>,
 }
 
-/// Why there is no lease.
+/// Why a lease was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LeaseError {
@@ -162,7 +162,7 @@ fn taken(
     };
     let (state, older) = match standing::of(found, &holder) {
         Standing::Fenced => return Decision::Keep(None),
-        // Taken back over a new connection it is the same life.
+        // Taken back over a new connection it is the same incarnation.
         Standing::Own(same) => {
             let parent = parent.cloned().or_else(|| same.parent.clone());
             (LeaseState { taking, parent, ..same }, None)
@@ -287,7 +287,7 @@ impl Journal {
                     tracing::debug!(%channel, %error, "a lost agent is settled later");
                 }
             }
-            // The same life, on another connection.
+            // The same incarnation, on another connection.
             Some(before) if before.phase == LeasePhase::Alive => {
                 written.read(self, channel, &holder).await?;
             }
@@ -342,7 +342,7 @@ impl Journal {
         Ok(agents.into_iter().map(|(agent, _)| agent).collect())
     }
 
-    /// How many agents there are to hear what is sent to `channel`: exact up to 64; of more, also those count
+    /// How many agents there are to receive what is sent to `channel`: exact up to 64; of more, also those count
     /// whose lease has just run out.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
-//! ◆ What becomes of an incarnation that is lost or replaced: it is told, once, and what it left is settled.
+//! ◆ Ends an incarnation that is lost or replaced: the loss is told, once, and what it left is settled.
 //!
 //! [`standing`](super::standing), [`reaper`](super::reaper) → **loss**. The step that ends the lease tells the
-//! first runs, and leaves a record of the loss with a deadline. Behind it a reaper, whichever comes first, tells
+//! first runs, and leaves a record of the loss with a deadline. Later the first reaper to come tells
 //! the other runs in pieces: each piece is taken off the index in the step that tells it, so it is told once.
 
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl Loss {
         let lost = serde_json::to_string(&lost).expect("plain data");
         let mut effects = vec![Effect::Event(NewEntry::new("agent_lost", lost.clone()))];
         effects.extend(runs.iter().map(|run| Effect::Remove(self.runs(), run.clone())));
-        // The firehose hears of the agent, not of each of its channels.
+        // The firehose is told of the agent, not of each of its channels.
         self.uncopied = (channel.kind() == Kind::Agent).then(|| lost.into());
         self.told += 1;
         effects

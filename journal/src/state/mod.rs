@@ -1,13 +1,13 @@
 //! What has a state: commands, approvals, leases.
 //!
 //! A state is one small text per record. It changes by [`transact`]: read, decided by a pure rule, committed
-//! by compare-and-set. What everybody shall hear of it is appended in the same atomic step. So the rules are
+//! by compare-and-set. What everybody is told of it is appended in the same atomic step. So the rules are
 //! written once for both backends of a journal, and Redis needs one script ([`change.lua`](super::redis)).
 //!
 //! ▲ [`command`]: sent; [`waiting`]: until somebody takes it; [`work`]: taken by one agent, finished, or expired
 //! ▲ [`approval`]: asked, answered once
 //! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom
-//! ◆ [`reaper`]: what falls due while nobody acts, for whichever replica comes first; [`continuity`]: since
+//! ◆ [`reaper`]: what falls due while nobody acts, done by the first replica to come; [`continuity`]: since
 //!   when leases may be judged
 
 pub(crate) mod alive;
@@ -174,7 +174,7 @@ pub struct Holder {
     /// The agent's id.
     #[serde(rename = "agent_id")]
     pub agent: Box<str>,
-    /// Which life of it, as its lease says.
+    /// The incarnation, as its lease says.
     pub incarnation: u64,
 }
 
@@ -201,7 +201,7 @@ pub(crate) enum Effect {
     DueOf(Deadline, Record, Duration),
     /// This incarnation writes no events here any more, and takes no commands.
     Fence(Holder),
-    /// Whoever listens at this address hears the text, if it still listens.
+    /// Notifies this address with the text, if a replica still listens there.
     Notify(Box<str>, Box<str>),
 }
 

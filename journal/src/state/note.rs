@@ -1,7 +1,7 @@
 //! ◆ What an agent notes beside its lease: runs that began and ended, channels that it serves and leaves.
 //!
 //! [`Lease`] → **note** → [`standing`](super::standing). A note says what was added and removed, so it costs what
-//! has changed, whatever is noted already. A run leaves the note in the step that tells its end.
+//! has changed, however much is noted already. A run leaves the note in the step that tells its end.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ fn indexes(holder: &Holder) -> (Index, Index) {
 }
 
 impl Written {
-    /// The indexes are as they are written here, whatever Redis has come back with.
+    /// The indexes are as they are written here, whatever Redis held before.
     fn restored(&self, holder: &Holder) -> Vec<Effect> {
         let (runs, channels) = indexes(holder);
         let mut effects = vec![Effect::Clear(runs), Effect::Clear(channels)];
@@ -150,7 +150,7 @@ pub(super) fn kept(
 }
 
 impl Lease {
-    /// Notes beside the lease which runs and channels came and went: for the day on which the agent dies, and for
+    /// Notes beside the lease which runs and channels came and went: for the case that the agent dies, and for
     /// those who ask what it does. Noting the same again is harmless.
     ///
     /// # Errors

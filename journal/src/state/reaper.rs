@@ -1,5 +1,5 @@
-//! ◆ What falls due while nobody acts: commands expire, approvals time out, leases are lost. Whichever
-//! replica comes first does it, in one step; the others find it done.
+//! ◆ What falls due while nobody acts: commands expire, approvals time out, leases are lost. The first
+//! replica to come does it, in one step; the others find it done.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

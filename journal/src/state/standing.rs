@@ -1,8 +1,8 @@
-//! ◆ How a lease as it was found stands to an incarnation of the agent. Pure: the one place that decides whose
-//! lease it is.
+//! ◆ Decides whether a lease that was found belongs to an incarnation of the agent, to an older or to a newer one.
+//! Pure. The only place that decides it.
 //!
 //! [`lease`](super::lease), [`note`](super::note), [`renewal`](super::renewal) → **standing**. The higher
-//! incarnation wins, always. A missing state is not a newer owner: Redis may have lost it.
+//! incarnation wins, always. A missing state does not mean a newer owner: Redis may have lost it.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{Change, Deadline, Effect, Holder, Index, Record};
 pub(super) enum Standing {
     /// It is this incarnation's.
     Own(LeaseState),
-    /// There is none: this incarnation writes its own.
+    /// The lease is missing: this incarnation writes its own.
     Missing,
     /// It is an older incarnation's, alive or not: this one takes over.
     Older(LeaseState),

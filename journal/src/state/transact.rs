@@ -1,9 +1,9 @@
-//! One step of a record: it is read, a pure rule decides, and what the rule decided is committed only if the
-//! record still is the one that was read.
+//! One step of a record: the record is read, a pure rule decides, and the decision is committed only if the
+//! record is still the one that was read.
 //!
 //! Rules are [`command`](super::command), [`work`](super::work), [`approval`](super::approval),
 //! [`lease`](super::lease), [`loss`](super::loss) and [`family`](super::family). They do no I/O and may run
-//! several times. This is the only place that retries a conflict. No rule of today needs a second record.
+//! several times. This is the only place that retries a conflict. No rule needs a second record today.
 
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ pub(crate) enum Committed {
 }
 
 impl Change {
-    /// A change to `state` that is always made, for good, and that nobody hears of.
+    /// A change to `state` that is always made, for good, and that is told to nobody.
     pub(crate) fn new(state: &impl Serialize) -> Self {
         let state = serde_json::to_string(state).expect("states are plain data");
         Self { state: Some(state), ..Self::removal() }

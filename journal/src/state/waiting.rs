@@ -1,4 +1,4 @@
-//! ▲ What waits on a channel until somebody takes it: whose places, which of them, and how many there are.
+//! ▲ What waits on a channel until somebody takes it: whose places they are, of which kind, and how many there are.
 //!
 //! [`command`](super::command) and [`work`](super::work) put commands there and take them away, each in the step
 //! that changes the command.
@@ -16,7 +16,7 @@ use crate::NewEntry;
 pub enum WaitingClass {
     /// Any command: a share of what the channel holds.
     Ordinary,
-    /// A Cancel of whatever runs: a place of its own.
+    /// A Cancel of all that runs: it has a place of its own.
     Cancel,
     /// A Cancel that names a run: likewise.
     CancelRun,
@@ -32,7 +32,7 @@ impl WaitingClass {
         }
     }
 
-    /// Why there is no place.
+    /// Why no place is free.
     pub(super) fn busy(self) -> String {
         match self {
             Self::Ordinary => format!(

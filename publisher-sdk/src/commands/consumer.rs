@@ -1,4 +1,4 @@
-//! One channel's commands: each is taken before it is handed out, in order, when somebody wants it.
+//! One channel's commands: each is taken before it is handed out, in order, when a caller wants it.
 //!
 //! [`inbox`](super::inbox) → **consumer** → [`queue`](super::queue), [`service`](crate::service)
 //!
@@ -30,7 +30,7 @@ pub(super) struct Consumer {
     /// To whom commands are handed.
     outlet: Outlet,
     state: Mutex<ConsumerState>,
-    /// Rings when something is pending.
+    /// Notified when something is pending.
     wakeup: Notify,
     /// Where following began.
     pub(super) head: watch::Sender<Head>,
@@ -117,7 +117,7 @@ impl Consumer {
         self.state().known.remove(&key);
     }
 
-    /// Hands out what comes, until nobody listens any more.
+    /// Hands out what comes, until all listeners are gone.
     pub(super) async fn work(self: Arc<Self>, inbox: Arc<Inbox>) {
         while let Some(Some(room)) = self.left.run_until_cancelled(self.room()).await {
             let Some(command) = self.next() else { continue };
@@ -128,7 +128,7 @@ impl Consumer {
                     let report = Report::owed(membership, key, command.is_request);
                     room.permit(Command::new(command, report), &inbox);
                 }
-                // Somebody else has it, or it has expired.
+                // Another agent has it, or it has expired.
                 Some(Take::Gone) => self.forget(key),
                 Some(Take::Fenced) | None => return,
             }

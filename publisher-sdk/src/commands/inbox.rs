@@ -1,10 +1,10 @@
-//! Where commands come in: a consumer per channel, and what does not wait in any.
+//! Where commands come in: a consumer per channel, and the commands that do not wait in one.
 //!
 //! [`listener`](super::listener) → **inbox** → [`consumer`](super::consumer), [`cancel`](super::cancel),
 //! [`approvals`](crate::approvals)
 //!
 //! A channel is followed from its waiting list: first comes what waits to be taken, then what is sent. Whether
-//! a command was taken by another is asked of its state, never guessed.
+//! another agent has taken a command is read from its state, never guessed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -79,7 +79,7 @@ pub(crate) enum JoinError {
     Late(Option<Unavailable>),
     /// The relay on the way does not let the agent be there.
     Refused(String),
-    /// The agent is no longer who it was.
+    /// The agent is fenced.
     Fenced,
     /// It serves the channel already.
     Taken,
@@ -109,7 +109,7 @@ impl Inbox {
         }
     }
 
-    /// From when this returns the channel's lease is held, and its commands come in. Boxed, so that an
+    /// When this returns, the channel's lease is held and its commands come in. Boxed, so that an
     /// application's futures stay small.
     pub(crate) fn join<'a>(
         self: &'a Arc<Self>,
@@ -173,7 +173,7 @@ impl Inbox {
         if self.leases.fenced().is_cancelled() { JoinError::Fenced } else { JoinError::Closed }
     }
 
-    /// One more who holds the consumer; `None` where nobody does any more.
+    /// One more holder of the consumer; `None` if all holders are gone.
     pub(super) fn hold(self: &Arc<Self>, consumer: &Arc<Consumer>) -> Option<Membership> {
         let mut consumers = self.consumers();
         let (members, held) = consumers.get_mut(&consumer.channel)?;

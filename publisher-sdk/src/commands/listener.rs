@@ -1,4 +1,4 @@
-//! The one task that listens: permits what the journals say to the inbox, and never waits for anyone.
+//! The one task that listens: hands what the journals say to the inbox, and never waits for it.
 //!
 //! [`link`](crate::link) → **listener** → [`inbox`](super::inbox)
 
@@ -24,7 +24,7 @@ pub(crate) async fn listen(mut updates: LinkUpdates, inbox: Arc<Inbox>) {
             }
             // Agents wait for no answers.
             Update::Notified { .. } => {}
-            // What waits follows. Answers may have been lost; whoever waits for one asks again.
+            // What waits follows. Answers may have been lost; a caller that waits for one asks again.
             Update::Reset { name, reason, .. } => tracing::warn!(
                 channel = %name.channel,
                 reason = reason.as_str(),

@@ -1,12 +1,12 @@
-//! ▲ Up: what people ask of the agent, on its way to whoever does it.
+//! ▲ Up: what people ask of the agent, on its way to the code that does it.
 //!
 //! [`journal`] → **[`listener`] → [`inbox`] → [`consumer`]** → [`Commands`],
 //! [`service`](crate::service); a Cancel → [`Run`](crate::Run); an answer →
 //! [`approvals`](crate::approvals)
 //!
 //! A command is done at most once, over every crash: it is taken, in one atomic step that only one
-//! agent can make, before it is handed out. What nobody takes stays in its journal, for an agent
-//! that comes later, until it expires. What was taken is reported: `applied`, or `rejected` with the
+//! agent can make, before it is handed out. A command that is not taken stays in its journal, for an
+//! agent that comes later, until it expires. What was taken is reported: `applied`, or `rejected` with the
 //! reason.
 
 mod cancel;
@@ -31,10 +31,10 @@ use crate::PublishError;
 /// The name of the command that cancels runs.
 pub(crate) const CANCEL: &str = "cancel_agent";
 
-/// Something that a person asks of the agent. It is this agent's alone: say what came of it.
+/// Something that a person asks of the agent. Only this agent has it: report what came of it.
 ///
-/// Dropped without a word, it is reported as `rejected`. Reports are made in the background and
-/// reach everybody who watches the channel as `command_status`; a request's reply reaches who asked.
+/// Dropped without a report, it is reported as `rejected`. Reports are made in the background and
+/// reach every viewer of the channel as `command_status`; a request's reply reaches its sender.
 ///
 /// ```
 /// # async fn example(agent: publisher_sdk::Agent) {
@@ -99,10 +99,10 @@ impl Command {
         self.report.rejected(why);
     }
 
-    /// Says to whoever waits how far the request has come. See [`Request::progress`](crate::Request::progress).
+    /// Tells the waiting callers how far the request has come. See [`Request::progress`](crate::Request::progress).
     ///
     /// # Errors
-    /// [`PublishError`] where the data is no JSON, or too large.
+    /// [`PublishError`] if the data is not JSON, or too large.
     pub fn progress(&self, data: &impl Serialize) -> Result<(), PublishError> {
         self.report.progress().say(data)
     }

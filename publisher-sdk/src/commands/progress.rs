@@ -1,4 +1,4 @@
-//! How far a request has come: the latest that was said, as quickly as the journal takes it.
+//! How far a request has come: sends the latest progress, as quickly as the journal takes it.
 //!
 //! [`Request`](crate::Request), [`Command`](super::Command) → **progress** → [`journal`]
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::inbox::Inbox;
 use crate::PublishError;
 
-/// Says it, to whoever waits for the reply.
+/// Tells the callers that wait for the reply.
 #[derive(Clone)]
 pub(crate) struct Progress(Option<Arc<Saying>>);
 
@@ -60,7 +60,7 @@ impl Saying {
         while let Some(data) = self.take() {
             let said = self.inbox.link.progress(&self.channel, self.key, holder, &data).await;
             if let Err(error) = said {
-                tracing::debug!(%error, channel = %self.channel, "progress could not be said");
+                tracing::debug!(%error, channel = %self.channel, "progress could not be sent");
             }
         }
     }

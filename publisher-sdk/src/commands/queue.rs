@@ -1,9 +1,9 @@
-//! Where commands are handed out: as many are taken as somebody waits for, and no more.
+//! Where commands are handed out: as many are taken as callers wait for, and no more.
 //!
 //! [`consumer`](super::consumer) → **queue** → [`Commands`](crate::Commands)
 //!
-//! A command that nobody asks for stays in its journal: other agents may take it, it may expire, and
-//! whoever sent it sees that.
+//! A command that no caller asks for stays in its journal: other agents may take it, it may expire, and
+//! its sender is told so.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,9 +18,9 @@ const SHOWN_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     state: Mutex<QueueState>,
-    /// Rings for those who wait for a command.
+    /// Notifies those who wait for a command.
     wakeup: Notify,
-    /// Rings for those who wait for somebody to want one.
+    /// Notifies those who wait for a caller that wants one.
     demand: Notify,
 }
 
@@ -34,7 +34,7 @@ struct QueueState {
     is_closed: bool,
 }
 
-/// Somebody wants a command: the place where it is to be put.
+/// A caller wants a command: the place where it is to be put.
 #[derive(Debug)]
 pub(super) struct Place {
     queue: Arc<Queue>,
@@ -60,7 +60,7 @@ impl Drop for Place {
     }
 }
 
-/// One who waits.
+/// One waiting caller.
 struct Want<'a>(&'a Queue);
 
 impl<'a> Want<'a> {
@@ -82,7 +82,7 @@ impl Queue {
     /// has ended. Cancel-safe.
     pub(super) async fn place(self: &Arc<Self>) -> Option<Place> {
         loop {
-            // Before the look: a demand between the two is heard.
+            // Before the look, so that a demand between the two is noticed.
             let demanded = self.demand.notified();
             {
                 let mut state = self.state();
@@ -98,7 +98,7 @@ impl Queue {
         }
     }
 
-    /// A command that has taken effect already, for whoever wants to see it.
+    /// A command that has taken effect already, for callers that want to see it.
     pub(super) fn show(&self, command: Command) {
         let mut state = self.state();
         if !state.is_closed && state.ready.len() < SHOWN_MAX {
@@ -115,7 +115,7 @@ impl Queue {
                 let mut state = self.state();
                 if let Some(command) = state.ready.pop_front() {
                     if !state.ready.is_empty() {
-                        // One ring may stand for several commands: the next taker must not sleep.
+                        // One notification may stand for several commands: the next taker must not sleep.
                         self.wakeup.notify_one();
                     }
                     return Some(command);

@@ -1,4 +1,4 @@
-//! What came of a command: said once, whatever its owner does with it.
+//! Reports what came of a command: once, whatever its owner does with it.
 //!
 //! [`Command`](super::Command), [`service`](crate::service) → **report** → [`journal`]
 
@@ -52,7 +52,7 @@ pub(crate) struct Report(Option<Owed>);
 
 #[derive(Debug)]
 struct Owed {
-    /// The channel's lease is held until the report is made: without it, it is nobody's to make.
+    /// The channel's lease is held until the report is made: without the lease it may not be made.
     membership: Membership,
     key: Uuid,
     is_request: bool,
@@ -68,7 +68,7 @@ impl Report {
         Self(Some(Owed { membership, key, is_request, progress }))
     }
 
-    /// Where is said how far the request has come.
+    /// Where the progress of the request is told.
     pub(crate) fn progress(&self) -> Progress {
         self.0.as_ref().map_or_else(Progress::nobody_waits, |owed| owed.progress.clone())
     }
@@ -144,7 +144,7 @@ impl Report {
         };
         let fenced = inbox.leases.fenced().clone();
         inbox.in_background(async move {
-            // Whoever declared the agent lost has answered.
+            // The process that declared the agent lost has answered.
             fenced.run_until_cancelled(making).await;
         });
     }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::coalescer::{self, Coalescer, Ticket, delta_cost, event_cost};
 use crate::{FlushError, PublishError};
 
-/// Who waits for an event's offset.
+/// The caller that waits for an event's offset.
 pub(crate) type Answer = oneshot::Sender<Result<Option<Offset>, PublishError>>;
 
 /// The length of a tick where deltas are not batched: turns still go cold.
@@ -36,11 +36,11 @@ pub(crate) struct Buffer {
     /// The bytes that are free.
     room: Semaphore,
     limit: usize,
-    /// Rings when the writer has something to look at.
+    /// Notifies the writer when there is something to do.
     pub(super) wakeup: Notify,
     window: Duration,
     began: Instant,
-    /// The agent is no longer who it was.
+    /// Is cancelled when the agent is fenced.
     fenced: CancellationToken,
 }
 
@@ -198,7 +198,7 @@ impl Buffer {
         let Err(_) = flushed.await;
     }
 
-    /// What waits is refused, and so is what comes: the agent is no longer who it was.
+    /// The agent is fenced: what waits is refused, and so is what comes.
     pub(super) fn fence(&self) {
         self.close();
         let mut refused = Vec::new();
@@ -395,7 +395,7 @@ impl Buffer {
         state.is_closed && state.unsettled.is_empty()
     }
 
-    /// The writer is gone: whoever waits shall know.
+    /// The writer is gone: all waiting callers are told.
     pub(super) fn stop(&self) {
         let mut state = self.state();
         let lost: u64 = state.unsettled.values().sum();

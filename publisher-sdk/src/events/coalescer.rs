@@ -39,7 +39,7 @@ pub(crate) struct Coalescer {
     waiting: VecDeque<Waiting>,
     /// How many entries have been taken out: the absolute place of the first that waits.
     taken: u64,
-    /// How many of those that wait are no deltas.
+    /// How many of those that wait are not deltas.
     events: usize,
     is_due: bool,
     /// By the tail of their deltas ([`tail`]).
@@ -80,7 +80,7 @@ pub(crate) struct Ticket {
     pub(crate) answer: Option<Answer>,
 }
 
-/// What a delta came to.
+/// The result of putting in a delta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Added {
     /// What it takes in the buffer.
@@ -189,7 +189,7 @@ impl Coalescer {
         self.is_due
     }
 
-    /// Whether something waits that is no delta.
+    /// Whether something waits that is not a delta.
     pub(crate) fn has_event(&self) -> bool {
         self.events > 0
     }

@@ -264,7 +264,7 @@ event! {
 // On agents.
 
 event! {
-    /// On an agent: what it is doing, in a word.
+    /// On an agent: its status, in one word.
     "agent.status_changed" StatusChanged {
         /// For example `working`.
         "status" status: String = impl Into<String>,

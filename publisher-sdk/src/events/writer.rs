@@ -75,7 +75,7 @@ async fn until(tick: Option<Instant>) {
     }
 }
 
-/// However the writing ends, nobody is left waiting.
+/// However the writing ends, all waiting callers are told.
 struct Stopping(Arc<Buffer>);
 
 impl Drop for Stopping {

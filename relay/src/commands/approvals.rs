@@ -1,4 +1,5 @@
-//! An answer to an approval: found by its id, asked of the grant where it stands, and given once.
+//! An answer to an approval: the approval is found by its id, the grant is asked about its channel, and the
+//! answer is given once.
 //!
 //! The first answer wins on all replicas; later ones are told who was first.
 
@@ -63,7 +64,7 @@ impl Commands {
             }
             Resolved::Unknown => return Err(unknown(request_id)),
         }
-        // The answer stands, whether an agent hears it now or not.
+        // The answer counts, whether an agent receives it now or not.
         let listeners = self.journal.listeners(&channel).await.unwrap_or(0);
         let command_id = answer.command_id;
         let journal::ApprovalAnswer { allowed, by, .. } = &given;

@@ -1,8 +1,8 @@
 //! A Cancel reaches the agents that were spawned under the one it names, and theirs; sent to a session, those
 //! that were spawned for the runs begun there.
 //!
-//! Each gets a command of its own, whose id follows from the first one's: a Cancel that is sent again, after
-//! a replica died in the middle, too, reaches each of them once.
+//! Each gets a command of its own, whose id follows from the first one's. So a Cancel that is sent again, also
+//! after a replica died in the middle, reaches each of them once.
 
 use std::collections::HashSet;
 
@@ -21,7 +21,7 @@ const AT_ONCE: usize = 8;
 
 impl Commands {
     /// Cancels the children of the agent or session that `cancel` is for, those of the run only where it names one; how
-    /// many agents were there to hear it.
+    /// many agents were there to receive it.
     pub(super) async fn cancel_children(
         &self,
         cancel: &NewCommand,
@@ -56,7 +56,7 @@ impl Commands {
         }
     }
 
-    /// Cancels whatever a child runs: how many heard it, and the child's own children.
+    /// Cancels all that a child runs: how many received it, and the child's own children.
     async fn cancel_child(
         &self,
         cancel: &NewCommand,

@@ -1,11 +1,11 @@
 //! ▲ Up: from what a person asks to the agent's commands journal, and back with what became of it.
 //!
 //! 1. a command, here, and what a Cancel [reaches](cancel) besides;
-//! 2. an answer to a [approval](approvals): the first one wins;
+//! 2. an answer to an [approval](approvals): the first one wins;
 //! 3. a [request], whose reply [notifies](replies) this replica.
 //!
-//! Nothing but a command frame becomes a command: no path leads here from a closing connection. Everything
-//! that must survive this process stands in the journal, so any other replica can go on with it.
+//! Nothing but a command frame becomes a command: a closing connection never leads here. Everything that
+//! must survive this process stands in the journal, so any other replica can go on with it.
 
 mod approvals;
 mod cancel;
@@ -49,7 +49,7 @@ pub(crate) struct Accepted {
     pub(crate) command_id: Uuid,
     pub(crate) status: Status,
     pub(crate) detail: Option<Box<RawValue>>,
-    /// How many agents are there to hear it. 0 is said honestly.
+    /// How many agents are there to receive it; may be 0.
     pub(crate) listeners: u64,
     /// It waits for an agent.
     pub(crate) is_queued: bool,
@@ -146,7 +146,7 @@ impl Commands {
                 let (detail, listeners) = (detail.and_then(raw), listeners + reached);
                 Accepted { command_id, status, detail, listeners, is_queued }
             }
-            // Itself it is gone; those that it spawned are not.
+            // The agent itself is gone; those that it spawned are not.
             Err(SendError::NoAgent | SendError::Busy(_)) if reached > 0 => {
                 let (status, listeners) = (Status::Accepted, reached);
                 Accepted { command_id, status, detail: None, listeners, is_queued: false }

@@ -1,7 +1,7 @@
 //! Where replies are notified: one address per replica, and what is waited for here.
 //!
-//! A notification says "look now", or how far the request has come. It may be lost, so a waiter looks now and then
-//! anyway.
+//! A notification says that the reply can be read, or how far the request has come. It may be lost, so a waiter
+//! also reads now and then without one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +22,7 @@ pub(super) struct Replies {
     waiting: Mutex<HashMap<Box<str>, Vec<Arc<Notification>>>>,
 }
 
-/// What has notified for one that waits and was not heard yet.
+/// Notifications for one waiter that it has not taken yet.
 #[derive(Debug, Default)]
 struct Notification {
     notified: Notify,
@@ -32,11 +32,11 @@ struct Notification {
 #[derive(Debug, Default)]
 struct Said {
     look: bool,
-    /// The latest: what was not heard in time is left out.
+    /// The latest: what was not taken in time is left out.
     progress: Option<Box<str>>,
 }
 
-/// What one that waits hears.
+/// What a waiter is told.
 #[derive(Debug)]
 pub(super) enum Heard {
     /// Something has changed.
@@ -45,7 +45,7 @@ pub(super) enum Heard {
     Progress(Box<str>),
 }
 
-/// One that waits. Dropping it changes nothing but that.
+/// One waiter. Dropping it ends the waiting and changes nothing else.
 #[derive(Debug)]
 pub(super) struct ReplyWaiter {
     replies: Arc<Replies>,
@@ -82,7 +82,7 @@ impl Replies {
         while let Some(update) = updates.next().await {
             match update {
                 Update::Notified { text } => self.notify(&text),
-                // What was notified while the link was down was not heard: look.
+                // Notifications that came while the link was down were missed: read.
                 Update::Link { up: true } => self.notify_all(),
                 _ => {}
             }
@@ -137,7 +137,7 @@ impl ReplyWaiter {
         loop {
             let said = std::mem::take(&mut *self.notification.said());
             match said.progress {
-                // What was said before the end is heard before it.
+                // What was said before the end is handed out before it.
                 Some(data) => {
                     if said.look {
                         self.notification.look();

@@ -1,7 +1,7 @@
 //! A request: a command whose reply is waited for, up to a deadline. It always ends in one [`Reply`].
 //!
 //! The reply stands in the journal. So it is the same for everyone who asks again with the same `command_id`,
-//! through whichever replica, and dropping the waiting touches nothing.
+//! through any replica, and dropping the wait changes nothing.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::auth::Principal;
 
 /// What a request's entry is called; what is wanted stands in its data.
 const NAME: &str = "request";
-/// The pace of looking where no notification was heard.
+/// The pace of reading when no notification arrived.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What the deadline's own step may take.
 const GIVE_UP_WITHIN: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ pub(crate) struct Reply {
     pub(crate) outcome: Result<Box<RawValue>, Failure>,
 }
 
-/// Why there is no result: the relay's reason, or the worker's.
+/// Why the request failed: the relay's reason, or the worker's.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: Box<str>,
@@ -130,7 +130,7 @@ impl Commands {
         outcome.map_or_else(|| Err(too_late(*timeout)), |outcome| read(outcome, *timeout))
     }
 
-    /// The final outcome; `None` where there is none in time.
+    /// The final outcome; `None` if it did not come in time.
     async fn wait(
         &self,
         channel: &Channel,

@@ -1,7 +1,7 @@
 //! One viewer's [`Conversation`] together with the work that it asks for: reads, commands, requests, time.
 //!
-//! A transport polls it, hands it the viewer's frames, and writes what it [takes](Connection::take). All that it
-//! waits for is in here, so dropping a connection ends the waiting, and nothing else.
+//! A transport polls it, hands it the viewer's frames, and writes what it [takes](Connection::take). All that a
+//! connection waits for is in here, so dropping it ends the waiting, and nothing else.
 
 mod registry;
 
@@ -165,7 +165,7 @@ impl Connection {
     }
 
     fn on_done(&mut self, done: Done) {
-        // What was said before the end is heard before it.
+        // What was said before the end is written before it.
         self.take_messages();
         self.conversation.on_done(done);
     }
@@ -179,7 +179,7 @@ impl Connection {
         let status = *self.status.borrow_and_update();
         self.conversation.on_status(status);
         if self.shared.leaving.is_cancelled() {
-            // Spread, so that the other replicas are not asked by everybody at once.
+            // Spread, so that not all come back to the other replicas at once.
             let after = self.shared.drain_over.mul_f64(rand::rng().random());
             self.conversation.on_leaving(Instant::now(), after);
         }

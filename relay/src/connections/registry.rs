@@ -1,7 +1,6 @@
-//! The connections of this replica by their numbers, for a message that is meant for one of them, and for news that
-//! concern all.
+//! The connections of this replica by their numbers, for a message to one of them, and for messages to all.
 //!
-//! A connection's id is `<the replica's address>-<number>`, so whichever replica is asked knows whom to notify.
+//! A connection's id is `<the replica's address>-<number>`, so any replica knows which one to notify.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,7 +11,7 @@ use crate::events::Wake;
 /// Messages that may wait for one connection to look, in bytes; further ones are dropped: they are live only.
 const MAILBOX_BYTES_MAX: usize = 64 * 1024;
 
-/// Who is connected here.
+/// The connections of this replica.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionRegistry {
     last: AtomicU64,

@@ -1,11 +1,11 @@
-//! One viewer's conversation, whatever transport brings it: a state machine without I/O.
+//! One viewer's conversation, on any transport: a state machine without I/O.
 //!
 //! In: its frames as text, wake-ups of its subscriptions, what was read or done for it, the time. Out: frames, what
 //! is to be read or [done](Work), the code it ends with. A [`Connection`](crate::connections::Connection) does the
 //! work; a transport reads, writes and closes.
 //!
 //! Commands are answered in the order of their frames: while one is being carried out, no other frame is wanted.
-//! That a viewer does not read keeps nobody from being heard: frames are wanted as long as its
+//! The frames of a viewer that does not read are still received: frames are wanted as long as its
 //! [outbox](ViewerOutbox) has room.
 
 pub(crate) mod lifecycle;
@@ -87,7 +87,7 @@ pub(crate) struct Conversation {
     requests: usize,
     /// Of commands and requests.
     asks: Pace,
-    /// Of Cancels and answers: a page that goes wild is not without its Stop.
+    /// Of Cancels and answers: a page that sends too much can still cancel.
     decisions: Pace,
     /// What was last said about Redis.
     said_status: Status,
@@ -353,7 +353,7 @@ impl Conversation {
 
     /// A request waits for its reply beside everything else.
     fn on_request(&mut self, id: Option<CorrelationId>, request: frame::Request) {
-        // `parse` lets no request through that has no id.
+        // `parse` refuses a request without an id.
         if let Some(id) = id.clone().filter(|_| self.requests < REQUESTS_MAX) {
             self.requests += 1;
             return self.work.push(Work::Request(id, request));
@@ -363,7 +363,7 @@ impl Conversation {
         self.refuse(id.as_deref(), &ClientFrame::Request(request), &refusal);
     }
 
-    /// Whoever sent a request waits for a `response`.
+    /// A client that sent a request waits for a `response`.
     fn refuse(&mut self, id: Option<&RawValue>, frame: &ClientFrame, refusal: &Refusal) {
         match frame {
             ClientFrame::Request(request) => {

@@ -37,7 +37,7 @@ impl ViewerOutbox {
         }
     }
 
-    /// For what nobody here asked for: it must not pile up where nobody reads.
+    /// Room for what nobody here asked for: it must not pile up where nobody reads.
     pub(super) fn push_if_there_is_room(&mut self, frame: String) {
         if self.has_room() {
             self.push(frame);
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asked_for_is_dropped_where_there_is_no_room() {
+    fn what_nobody_asked_for_is_dropped_when_the_outbox_is_full() {
         let mut outbox = ViewerOutbox::default();
         outbox.push("x".repeat(ROOM_BYTES + 1));
         assert!(!outbox.has_room());

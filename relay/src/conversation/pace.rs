@@ -5,7 +5,7 @@ use std::time::Duration;
 use protocol::limits::{COMMANDS_BURST, COMMANDS_PER_SECOND};
 use tokio::time::Instant;
 
-/// One instant says it all: until when the time is used up, if each takes its share of a second.
+/// One instant holds the state: until when the time is used up, if each takes its share of a second.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     used_until: Option<Instant>,

@@ -1,7 +1,7 @@
 //! The subscriptions of one viewer: which of them have something new, and what they wait to read.
 //!
-//! One page at a time, so that a viewer's memory does not grow with its subscriptions. What waits for an answer
-//! is small and shared, so it is read for all of them at once, at most once for each.
+//! One page is read at a time, so that a viewer's memory does not grow with its subscriptions. The pending approvals
+//! are small and shared, so they are read for all subscriptions at once, at most once for each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::events::{
 /// Frames that are handed out at a time, so that the transport can write them with few calls.
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// The slot of what everybody hears.
+/// The slot of the broadcast.
 const EVERYONE: u32 = u32::MAX;
 
 /// Which subscription a read is for: its slot, and a serial, so that what comes for one that has gone is known.
@@ -52,7 +52,7 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Subscribed to what everybody hears.
+    /// Subscribed to the broadcast.
     pub(super) fn new(events: Arc<Events>, wake: Arc<Wake>) -> Self {
         let everyone = events.join(&Channel::global_everyone(), &wake, EVERYONE);
         let everyone = Broadcast::new(everyone);

@@ -41,7 +41,7 @@ impl Viewer {
         self.conversation.on_text(&frame.to_string(), Instant::now(), false);
     }
 
-    fn hears(&mut self) -> Vec<Value> {
+    fn receives(&mut self) -> Vec<Value> {
         let mut out = Vec::new();
         self.conversation.take(&mut out);
         out.iter().map(|frame| serde_json::from_slice(frame).unwrap()).collect()
@@ -49,7 +49,7 @@ impl Viewer {
 
     fn kinds(&mut self) -> Vec<String> {
         let kind = |frame: Value| frame["type"].as_str().unwrap().to_owned();
-        self.hears().into_iter().map(kind).collect()
+        self.receives().into_iter().map(kind).collect()
     }
 
     /// Lets the feed go on until there is something to be read.
@@ -131,11 +131,11 @@ async fn commands_are_carried_out_one_after_the_other() {
     viewer.conversation.on_done(Done::Accepted(id, Err(refusal)));
 
     assert!(viewer.conversation.wants_input());
-    let answer = viewer.hears().pop().unwrap();
+    let answer = viewer.receives().pop().unwrap();
     assert_eq!((&answer["id"], &answer["code"]), (&json!(1), &json!("agent_unavailable")));
 }
 
-/// Whatever is said to it while nothing can be written.
+/// All that is said to it while nothing can be written.
 #[tokio::test]
 async fn what_waits_for_a_viewer_is_less_than_a_mib() {
     let mut viewer = Viewer::new();
@@ -156,11 +156,11 @@ async fn what_waits_for_a_viewer_is_less_than_a_mib() {
         }
         let held = viewer.conversation.outbox.bytes();
         assert!(held < MIB, "{held} bytes wait");
-        viewer.hears();
+        viewer.receives();
     }
 }
 
-/// Pings alone do not keep a viewer from being heard, however many.
+/// However many pings a viewer sends, its frames are still received.
 #[tokio::test]
 async fn a_viewer_that_only_pings_and_does_not_read_can_still_cancel() {
     let mut viewer = Viewer::new();

@@ -1,9 +1,9 @@
 //! Which questions wait for an answer on a channel, for a subscriber that joins it.
 //!
-//! A question comes and goes together with an event, in one step, so what is pending belongs to a head of
-//! the journal: a subscriber that asks under a head that was seen gets what was read after it, and hears of every later
-//! change by the events behind it. So a storm of joins at one head is one read, and one on a busy channel is
-//! one read after the other.
+//! A question comes and goes together with an event, in one step, so what is pending belongs to a head of the
+//! journal. A subscriber that asks under a head that was seen gets what was read after that head, and the events
+//! behind it tell every later change. So many joins at one head share one read, and many joins on a busy channel
+//! cause one read after the other.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

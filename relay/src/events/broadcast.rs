@@ -1,5 +1,5 @@
-//! What everybody hears: every connection's silent subscription to `global:everyone`. As it comes and from now on,
-//! without a word about it: nothing is answered, reset or caught up.
+//! What everybody receives: every connection's implicit subscription to `global:everyone`. It is live only: it has
+//! no `subscribed`, no `reset` and no `caught_up`.
 //!
 //! Down: [`hub`](super::hub) → **broadcast** → a conversation
 
@@ -35,7 +35,7 @@ enum Phase {
 
 impl Broadcast {
     pub(crate) fn new(membership: Membership) -> Self {
-        // What is published from now on is heard, not only what is published after the first step.
+        // What is published from now on is delivered, not only what is published after the first step.
         let head = membership.watched().head();
         let phase = if head.is_some() { Phase::Following } else { Phase::Joining };
         Self { channel: Channel::global_everyone(), membership, cursor: head.flatten(), phase }
@@ -63,7 +63,7 @@ impl Broadcast {
             if let (Some(cursor), Some(head)) = (self.cursor, head)
                 && cursor.epoch != head.epoch
             {
-                // Live only, so a new epoch is no reset: its first entry is the next one to show.
+                // Live only, so a new epoch is not a reset: its first entry is the next one to show.
                 let first = Offset::before(head.epoch, 1);
                 let is_in_tail = watched.after(Some(first), 0).is_some();
                 self.cursor = Some(if is_in_tail { first } else { head });

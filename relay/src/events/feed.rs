@@ -1,4 +1,4 @@
-//! Follows what somebody here listens to, and hands it to the hub. The face of the way down.
+//! Follows what somebody here listens to, and hands it to the hub: the entrance to the way down.
 //!
 //! Down: journal → **feed** → [`hub`](super::hub)
 
@@ -102,14 +102,14 @@ impl Events {
         self.approvals.read(question).await
     }
 
-    /// How many subscribe to each channel here. What everybody hears anyway does not count.
+    /// How many subscribe to each channel here. The channel that everybody receives does not count.
     pub(crate) fn subscribers(&self) -> HashMap<Channel, u64> {
         let mut counts = self.hub.subscribers();
         counts.remove(&Channel::global_everyone());
         counts
     }
 
-    /// Whether a connection would hear what is published now.
+    /// Whether a connection would receive what is published now.
     pub(crate) fn is_following(&self) -> bool {
         self.hub.is_live(&Channel::global_everyone())
     }
@@ -121,7 +121,7 @@ impl Events {
 
     async fn run(self: Arc<Self>, mut updates: Updates, status: watch::Sender<Status>) {
         let everyone = Channel::global_everyone();
-        // Followed from the start, so that a new connection hears everything from then on.
+        // Followed from the start, so that a new connection receives everything from then on.
         let _membership = self.join(&everyone, &Arc::default(), 0);
         let mut sweep = tokio::time::interval(SWEEP);
         loop {

@@ -46,7 +46,7 @@ struct WatchedState {
     quiet: bool,
 }
 
-/// One subscription's ear.
+/// One subscription as a listener.
 #[derive(Debug)]
 struct Listener {
     wake: Arc<Wake>,
@@ -69,7 +69,7 @@ impl Wake {
         std::mem::take(&mut *lock(&self.ready))
     }
 
-    /// Wakes the connection, whatever for.
+    /// Wakes the connection, for any reason.
     pub(crate) fn wake(&self) {
         if !self.is_woken.swap(true, Ordering::AcqRel) {
             self.task.wake();
@@ -113,7 +113,7 @@ impl Membership {
         &self.watched
     }
 
-    /// From now on news wake again. Must be called before looking.
+    /// From now on new entries wake the listener again. Must be called before looking.
     pub(crate) fn listen_again(&self) {
         self.listener.queued.store(false, Ordering::Release);
     }

@@ -4,7 +4,7 @@
 //! 2. [`hub`] keeps each one's [`tail`] and wakes its listeners;
 //! 3. [`subscription`], a cursor, takes what it has not seen: from the tail, or, where that does not reach,
 //!    from [`pages`] of the journal;
-//! 4. a subscriber that joins is told which [`approvals`] wait for an answer, and everybody hears the [`broadcast`].
+//! 4. a subscriber that joins is told which [`approvals`] wait for an answer, and everybody receives the [`broadcast`].
 
 mod approvals;
 mod broadcast;

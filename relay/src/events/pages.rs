@@ -1,9 +1,9 @@
 //! Pages of journals, for browsers whose cursor the tail does not reach.
 //!
-//! A storm of resumes on one channel is one read ([`SingleFlight`]): who waits is answered from what was read
-//! meanwhile, where that can be. So a read that others wait for as well begins at a multiple of [`PAGE`], which
-//! serves everybody near. What was read for somebody else may be older than the question, so it may only
-//! *confirm* a position; to deny one, Redis is asked anew.
+//! Many resumes at once on one channel share reads ([`SingleFlight`]): a waiter is answered from a read that was
+//! made meanwhile, if that read covers its position. So a read that others wait for as well begins at a multiple
+//! of [`PAGE`], which serves all positions nearby. What was read for another waiter may be older than the
+//! question, so it may only *confirm* a position; before a position is denied, Redis is asked anew.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

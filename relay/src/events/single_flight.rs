@@ -1,7 +1,7 @@
-//! Single flight: of each key one read is under way at a time, shared by everybody who waits for it.
+//! Single flight: for each key one read is under way at a time, shared by all its waiters.
 //!
-//! Each read runs in a task of its own, so a reader that is not polled (its socket takes no bytes) holds nobody
-//! up. A read ends with its last waiter. What is read, and whom a read answers, is the [`Source`]'s matter:
+//! Each read runs in a task of its own, so a waiter that is not polled (its socket takes no bytes) delays no other.
+//! A read ends with its last waiter. The [`Source`] decides what is read, and which waiters a read answers:
 //! [`pages`](super::pages) and [`approvals`](super::approvals).
 
 use std::collections::{HashMap, VecDeque};
@@ -53,11 +53,11 @@ pub(super) type Reading<R> = BoxFuture<'static, Result<R, Unavailable>>;
 /// Who waits when a read begins.
 #[derive(Debug)]
 pub(super) struct Turn<'a, Q> {
-    /// Whoever waits for longest. If the read does not answer it, the next one is its own as well.
+    /// The waiter that came first. If the read does not answer it, the next one is made for it as well.
     pub(super) first: &'a Q,
     /// The last read was for the same, and did not answer it.
     pub(super) is_second_try: bool,
-    /// Whoever came last.
+    /// The waiter that came last.
     pub(super) last: &'a Q,
     /// How many wait.
     pub(super) waiting: usize,
@@ -72,7 +72,7 @@ pub(super) struct Asked {
     pub(super) is_forgotten: bool,
 }
 
-/// Why there is no answer.
+/// Why a read has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum ReadError {
     /// Redis does not answer.
@@ -204,7 +204,7 @@ impl<S: Source> Shared<S> {
             return false;
         };
         match &read {
-            // Whoever wants it tries again later, all at once.
+            // All waiters try again later, together.
             Err(error) => {
                 line.waiting.drain(..).for_each(|one| one.tell(Err(error.clone().into())));
             }
@@ -241,7 +241,7 @@ impl<S: Source> Shared<S> {
 
 impl<S: Source> Waiter<S> {
     fn tell(self, answer: Result<S::Answer, ReadError>) {
-        // Whoever asked may be about to leave.
+        // The waiter may be about to leave.
         drop(self.reply.send(answer));
     }
 }
@@ -268,8 +268,8 @@ impl<S: Source> Driver<S> {
 }
 
 impl<S: Source> Drop for Driver<S> {
-    /// After a panic those who wait are told so. At any other end there is nobody left, and the lock may be held by
-    /// whoever ends it.
+    /// After a panic the waiters are told so. At any other end there are no waiters left, and the code that ends
+    /// the read may hold the lock.
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;

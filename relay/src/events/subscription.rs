@@ -3,7 +3,7 @@
 //! Down: [`hub`](super::hub) → **subscription** → a conversation
 //!
 //! Late join, reconnect, lag, a lost notification and a restarted replica are all the same here: take what follows
-//! the cursor from the tail; where the tail does not reach, ask for a page of the journal. What is not
+//! the cursor from the tail; where the tail does not reach, ask for a page of the journal. An entry that is not
 //! after the cursor is never written. Pure: no I/O, no clock.
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const IDS_MAX: usize = 16;
 /// browser that does not read holds no more than this.
 const STEP_BYTES: usize = 128 * 1024;
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Nothing to do until the hub wakes it.

@@ -1,4 +1,4 @@
-//! HTTP for those who hold no socket and ask something of an agent: the bodies are the frames.
+//! HTTP for clients without a socket that ask something of an agent: the bodies are the frames.
 
 use std::sync::Arc;
 use std::time::Duration;

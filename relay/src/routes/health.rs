@@ -1,4 +1,4 @@
-//! Is the process alive, and should it be sent traffic?
+//! `/healthz` and `/readyz`: whether the process is alive, and whether it should receive traffic.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::AppState;
 use super::refuse::Refused;
 use crate::events::Status;
 
-/// `GET /healthz`: the process answers. Redis has no say: restarting the relay would not bring it back.
+/// `GET /healthz`: the process answers. It does not depend on Redis: restarting the relay would not bring Redis back.
 pub(super) async fn live() -> &'static str {
     "ok\n"
 }

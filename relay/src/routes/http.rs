@@ -1,4 +1,4 @@
-//! HTTP for those who hold no socket: publish, and read a channel's events.
+//! HTTP for clients without a socket: publish, and read a channel's events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,14 +67,14 @@ async fn publish_body(app: &AppState, request: Request) -> Result<Response, Refu
     let body = body::read(request.into_body(), PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT).await?;
     if !body.trim_start().starts_with('[') {
         let event = serde_json::from_str::<Publish<'_>>(&body).map_err(|error| {
-            bad(format!("the body is no event {{channel, event, data, id?}}: {error}"))
+            bad(format!("the body is not an event {{channel, event, data, id?}}: {error}"))
         })?;
         let outcome = append(app, &principal, vec![event]).await.pop();
         let offset = outcome.unwrap_or_else(|| Err(bad("nothing to publish".to_owned())))?;
         return Ok(Json(Published::Offset(offset.to_string())).into_response());
     }
     let events: Vec<&RawValue> = serde_json::from_str(&body)
-        .map_err(|error| bad(format!("the body is no list of events: {error}")))?;
+        .map_err(|error| bad(format!("the body is not a list of events: {error}")))?;
     if events.len() > PUBLISH_EVENTS_MAX {
         let message =
             format!("{} events in one call, the limit is {PUBLISH_EVENTS_MAX}", events.len());
@@ -105,7 +105,7 @@ async fn append_each(
             }
             Err(error) => errors.push(Some(Refused::new(
                 ErrorCode::BadRequest,
-                format!("this is no event {{channel, event, data, id?}}: {error}"),
+                format!("this is not an event {{channel, event, data, id?}}: {error}"),
             ))),
         }
     }

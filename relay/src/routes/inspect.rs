@@ -1,4 +1,4 @@
-//! Who is there: the agents that are alive, and what stands on a channel.
+//! Which agents are alive, and the state of a channel.
 
 use std::sync::Arc;
 

@@ -54,7 +54,7 @@ pub(crate) struct AppState {
     pub(crate) leaving: CancellationToken,
     pub(crate) drain_over: Duration,
     pub(crate) connections: TaskTracker,
-    /// Who is connected here.
+    /// The connections of this replica.
     pub(crate) registry: Arc<ConnectionRegistry>,
     pub(crate) supervisor: Supervisor,
 }
@@ -148,12 +148,12 @@ pub(crate) fn authenticate(
 
 /// Without a key anybody on this machine may do everything, so a page from elsewhere, open in a browser
 /// on this machine, must not: browsers let any page open a WebSocket to loopback, and say where the page
-/// is from. What sends no origin is no page.
+/// is from. A client that sends no origin is not a page.
 fn check_origin(headers: &HeaderMap, allow_anonymous: bool) -> Result<(), Refused> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let host = text("host").unwrap_or_default();
-    // A foreign page can have its own name resolve to loopback, and so be of our origin: then the name by
-    // which it calls us gives it away.
+    // A foreign page can have its own name resolve to loopback, and so be of our origin: then the name in
+    // `Host` shows it.
     if !allow_anonymous && !is_loopback(host) {
         let message = "a relay without a key answers to localhost, 127.0.0.1 and [::1] only: \
                        configure a key, or say --allow-anonymous";

@@ -1,4 +1,4 @@
-//! How a route says no: one shape for every call.
+//! How a route refuses: one form for every call.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -35,7 +35,7 @@ impl IntoResponse for Refused {
     }
 }
 
-/// The answer that says no.
+/// The answer of a refused call.
 pub(super) fn refused(status: StatusCode, error: ErrorBody<'_>) -> Response {
     #[derive(Serialize)]
     struct Body<'a> {

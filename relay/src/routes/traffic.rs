@@ -1,5 +1,5 @@
-//! Counts a socket's bytes, so that a connection on which nothing moves can be told from one that is only
-//! slow: a WebSocket library reports whole frames, never the byte a slow reader has just taken.
+//! Counts a socket's bytes, to tell a connection on which nothing moves from one that is only slow: a
+//! WebSocket library reports whole frames, never the byte that a slow reader has just taken.
 
 use std::io;
 use std::pin::Pin;

@@ -27,17 +27,17 @@ async fn ask(running: &Running, path: &str) -> String {
     answer
 }
 
-/// A browser after its handshake, with the `connected` that it has heard.
+/// A browser after its handshake, with the `connected` that it has received.
 async fn browser(running: &Running) -> TcpStream {
     let mut socket = connect(running, "/ws HTTP/1.1\r\n").await;
     let rest = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     socket.write_all(rest.as_bytes()).await.unwrap();
-    hears(&mut socket, "connected").await;
+    receives(&mut socket, "connected").await;
     socket
 }
 
-async fn hears(socket: &mut TcpStream, what: &str) {
+async fn receives(socket: &mut TcpStream, what: &str) {
     let mut heard = Vec::new();
     while !String::from_utf8_lossy(&heard).contains(what) {
         let read = tokio::time::timeout(Duration::from_secs(20), socket.read_buf(&mut heard)).await;
@@ -65,7 +65,7 @@ async fn a_replica_whose_task_fails_is_not_ready_says_so_and_sends_its_browsers_
     assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
     assert!(ready.contains("task `feed` panicked"), "{ready}");
     assert!(ask(&running, "/healthz").await.starts_with("HTTP/1.1 200"));
-    let told = tokio::spawn(async move { hears(&mut browser, "reconnect").await });
+    let told = tokio::spawn(async move { receives(&mut browser, "reconnect").await });
     running.drain().await;
     told.await.unwrap();
 }

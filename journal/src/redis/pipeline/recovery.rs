@@ -1,4 +1,4 @@
-//! What a [`Pipeline`] does when something went wrong and every answer is in. Pure.
+//! What a [`Pipeline`] does after a failure, once every answer is in. Pure.
 
 use super::*;
 
@@ -10,7 +10,7 @@ impl Batch {
 }
 
 impl Pipeline {
-    /// Whoever waits hears `error`, or that the outcome is unknown.
+    /// All callers are told `error`, or that the outcome is unknown.
     pub(in super::super) fn fail_all(&mut self, error: &AppendError) {
         for batch in self.batches.drain(..) {
             let error = if batch.is_unknown { &AppendError::Unavailable } else { error };
@@ -89,7 +89,7 @@ impl Pipeline {
                 self.return_kept();
                 self.newest = None;
                 self.buries = true;
-                // Numbers stay what they are, and compare with what is stored.
+                // The numbers do not change, and are compared with what is stored.
                 (self.incarnation, self.acknowledged) = if self.is_numbered {
                     (self.incarnation, stored)
                 } else {
@@ -104,7 +104,7 @@ impl Pipeline {
         }
     }
 
-    /// What the author has numbered up to `stored` is in the journal, wherever.
+    /// What the author has numbered up to `stored` is in the journal, at whatever positions.
     fn drop_repeated(&mut self, stored: u64) {
         while let Some(batch) = self.batches.front_mut()
             && batch.ids.first().is_some_and(|id| *id <= stored)
@@ -203,8 +203,8 @@ impl Pipeline {
         }
     }
 
-    /// Nothing is retried for ever: whoever waits hears whether the outcome is unknown, and what may still
-    /// be on its way to Redis is fenced off by the next incarnation.
+    /// Nothing is retried for ever: all callers are told whether the outcome is unknown, and the next incarnation
+    /// fences off what may still be on its way to Redis.
     pub(in super::super) fn give_up_if_too_old(&mut self, now: Instant) {
         let is_stuck = self.outstanding == 0 && !self.is_done();
         let is_old = now.duration_since(self.progress_at) > RETRY_FOR

@@ -1,4 +1,4 @@
-//! The buffer without a journal: the test is the writer, so every answer comes when it says.
+//! The buffer without a journal: the test plays the writer, so it decides when each answer comes.
 
 use std::sync::Arc;
 
@@ -102,7 +102,10 @@ async fn what_finds_no_room_is_refused_and_room_comes_back_with_the_answer() {
     let refused = buffer.send(&session(), large.clone()).unwrap_err();
     assert!(matches!(refused, PublishError::Full { limit: LIMIT }), "{refused}");
     assert!(refused.is_retryable());
-    assert!(buffer.text(&session(), None, &"x".repeat(LIMIT / 2)).is_err(), "text is no exception");
+    assert!(
+        buffer.text(&session(), None, &"x".repeat(LIMIT / 2)).is_err(),
+        "text is not an exception"
+    );
 
     let (_, tickets) = taken(&buffer).unwrap();
     answer(&buffer, tickets);
@@ -134,7 +137,7 @@ async fn joined_text_takes_the_room_of_its_bytes() {
 }
 
 #[tokio::test]
-async fn whoever_awaits_waits_for_room() {
+async fn a_caller_that_awaits_waits_for_room() {
     let buffer = Arc::new(buffer());
     let large = NewEntry::new("large", format!("\"{}\"", "x".repeat(LIMIT / 2)));
     buffer.send(&session(), large.clone()).unwrap();
@@ -193,7 +196,7 @@ async fn what_is_lost_is_counted_and_the_next_flush_says_so_once() {
 }
 
 #[tokio::test]
-async fn whoever_awaits_is_told_of_the_loss_and_nobody_else() {
+async fn only_a_caller_that_awaits_is_told_of_the_loss() {
     let buffer = Arc::new(buffer());
     let publishing = tokio::spawn({
         let buffer = Arc::clone(&buffer);
