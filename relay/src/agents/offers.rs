@@ -1,37 +1,81 @@
 //! ▲ Commands on their way to agents that have no Redis: one follower for all of them on this replica.
 //!
-//! Down to [`route`](super::route): each connection hears the commands of the channels it follows, each
-//! since where it was, or what waits and then what is sent. Nothing is taken here: the agent takes what it begins.
+//! Down to [`route`](super::route): each connection receives the commands of the channels it follows, each since
+//! where it was, or what waits and then what is sent. Nothing is taken here: the agent takes what it begins.
+//!
+//! The follower knows only what is new. What a listener has missed is read for it alone, when it begins, when its
+//! connection had no room, and when the follower itself has missed something; what comes meanwhile is kept for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use journal::{Follower, Journal, Name, Reason, Since, Update, Updates};
+use journal::{Backoff, Follower, Journal, Name, Reason, Since, Unavailable, Update, Updates};
 use protocol::{AgentMessage, Channel, Entry, Offset};
 use serde_json::value::RawValue;
 
 use super::outbox::Outbox;
 use crate::supervisor::Supervisor;
 
-/// Who hears which commands.
+/// How many commands are kept for a listener while others are read for it. What came beyond is read as well.
+const CAME_MAX: usize = 64;
+/// How many commands one read asks for.
+const PAGE_ENTRIES: usize = 256;
+
+/// Which connections receive which commands.
 #[derive(Debug)]
 pub(crate) struct Offers {
+    journal: Journal,
+    supervisor: Supervisor,
     follower: Follower,
-    listeners: Mutex<HashMap<Channel, Vec<AgentListener>>>,
+    channels: Mutex<HashMap<Channel, OfferedChannel>>,
+}
+
+#[derive(Debug, Default)]
+struct OfferedChannel {
+    /// The follower stands: whatever comes from now on is received.
+    is_live: bool,
+    listeners: Vec<AgentListener>,
 }
 
 #[derive(Debug)]
 struct AgentListener {
     connection: u64,
     outbox: Outbox,
-    /// It has heard everything up to here.
-    heard: Option<Offset>,
+    /// It has received everything up to here.
+    position: Option<Offset>,
     /// It was told that commands come.
     is_announced: bool,
-    /// There was no room for more: what came since then is read again when there is.
-    is_behind: bool,
+    phase: ListenerPhase,
     lags: Arc<AtomicBool>,
+}
+
+/// Where a listener gets its next command from.
+#[derive(Debug)]
+enum ListenerPhase {
+    /// The journal, when the follower stands.
+    Waiting,
+    /// The journal: it is being read.
+    Reading {
+        /// What the follower has brought meanwhile.
+        came: Vec<Arc<Entry>>,
+        /// It brought more than that, or has missed some itself.
+        is_cut: bool,
+    },
+    /// The follower.
+    Live,
+    /// Nowhere: its connection has no room. The journal, when it has.
+    Behind,
+}
+
+/// What a listener has missed.
+struct Missed {
+    /// It may not go on where it was.
+    is_reset: bool,
+    entries: Vec<Arc<Entry>>,
+    /// Where it stands afterwards.
+    position: Option<Offset>,
+    has_more: bool,
 }
 
 /// One connection's share; what it follows ends with it.
@@ -40,6 +84,7 @@ pub(super) struct Offer {
     offers: Arc<Offers>,
     connection: u64,
     outbox: Outbox,
+    followed: Arc<Mutex<HashSet<Channel>>>,
     /// One of its listeners is behind.
     lags: Arc<AtomicBool>,
 }
@@ -47,160 +92,299 @@ pub(super) struct Offer {
 impl Offers {
     pub(crate) fn start(journal: &Journal, supervisor: &Supervisor) -> Arc<Self> {
         let (follower, updates) = journal.follow();
-        let offers = Arc::new(Self { follower, listeners: Mutex::default() });
+        let (journal, channels) = (journal.clone(), Mutex::default());
+        let offers = Arc::new(Self { journal, supervisor: supervisor.clone(), follower, channels });
         supervisor.run("command offers", Arc::clone(&offers).run(updates));
         offers
     }
 
-    /// For a connection that says what it hears through `outbox`.
+    /// For a connection that receives its commands through `outbox`.
     pub(super) fn open(self: &Arc<Self>, connection: u64, outbox: Outbox) -> Offer {
-        Offer { offers: Arc::clone(self), connection, outbox, lags: Arc::default() }
+        let (followed, lags) = (Arc::default(), Arc::default());
+        Offer { offers: Arc::clone(self), connection, outbox, followed, lags }
     }
 
     async fn run(self: Arc<Self>, mut updates: Updates) {
         while let Some(update) = updates.next().await {
             match update {
-                Update::Live { name, head } => self.tell(&name, |listener| {
-                    let channel = name.channel.clone();
-                    // Once for each `follow` of the agent: it begins to read there. What is read again here
-                    // goes on where the agent is.
-                    if !listener.is_announced {
-                        let live = AgentMessage::Live { channel, offset: head };
-                        listener.is_announced = listener.say(&live);
+                Update::Live { name, head } => self.on_live(&name.channel, head),
+                Update::Entries { name, entries } => {
+                    if let Some(channel) = self.channels().get_mut(&name.channel) {
+                        let listeners = channel.listeners.iter_mut();
+                        listeners.for_each(|listener| listener.receive(&name.channel, &entries));
                     }
-                }),
-                Update::Entries { name, entries } => self.tell(&name, |listener| {
-                    for entry in &entries {
-                        listener.offer(&name.channel, entry);
-                    }
-                }),
-                // What waits comes, and what was heard of it is passed over.
-                Update::Reset { reason: Reason::Retention, .. } => {}
-                Update::Reset { name, .. } => self.tell(&name, |listener| {
-                    listener.heard = None;
-                    listener.say(&AgentMessage::Reset { channel: name.channel.clone() });
-                }),
+                }
+                Update::Reset { name, reason, .. } => {
+                    let is_lost = reason != Reason::Retention;
+                    self.read_for(&name.channel, |listener| {
+                        if is_lost {
+                            listener.reset(&name.channel);
+                        }
+                        true
+                    });
+                }
                 Update::Link { .. } | Update::Notified { .. } => {}
             }
         }
     }
 
-    /// There is room again: whatever the connection's listeners have missed comes anew.
-    fn catch_up(&self, connection: u64) {
-        for (channel, listeners) in self.listeners().iter_mut() {
-            let mine = listeners.iter_mut().find(|listener| listener.connection == connection);
-            if let Some(listener) = mine.filter(|listener| listener.is_behind) {
-                listener.is_behind = false;
-                self.follow(channel, listeners);
+    /// Who waited for this is read for; so is who stands before the head: the follower does not bring that.
+    fn on_live(self: &Arc<Self>, name: &Channel, head: Option<Offset>) {
+        if let Some(channel) = self.channels().get_mut(name) {
+            channel.is_live = true;
+        }
+        self.read_for(name, |listener| match listener.phase {
+            ListenerPhase::Waiting => true,
+            ListenerPhase::Live => head.is_some_and(|head| !listener.has(&head)),
+            ListenerPhase::Reading { .. } | ListenerPhase::Behind => false,
+        });
+    }
+
+    /// Reads what those listeners of a channel have missed that are chosen; who is read for already is read for
+    /// once more.
+    fn read_for(
+        self: &Arc<Self>,
+        name: &Channel,
+        mut is_chosen: impl FnMut(&mut AgentListener) -> bool,
+    ) {
+        let mut channels = self.channels();
+        let Some(channel) = channels.get_mut(name) else { return };
+        for listener in &mut channel.listeners {
+            if !is_chosen(listener) {
+                continue;
+            }
+            match &mut listener.phase {
+                ListenerPhase::Reading { is_cut, .. } => *is_cut = true,
+                // It is read for when there is room.
+                ListenerPhase::Behind => {}
+                ListenerPhase::Waiting | ListenerPhase::Live => {
+                    listener.phase = ListenerPhase::Reading { came: Vec::new(), is_cut: false };
+                    let (offers, name) = (Arc::clone(self), name.clone());
+                    let connection = listener.connection;
+                    self.supervisor.run_once(async move { offers.read(&name, connection).await });
+                }
             }
         }
     }
 
-    /// Follows for all of a channel's listeners: from the one that has heard least, and from what waits where
-    /// one has heard nothing. Each passes over what it has heard.
-    fn follow(&self, channel: &Channel, listeners: &[AgentListener]) {
-        let heard: Option<Vec<Offset>> = listeners.iter().map(|listener| listener.heard).collect();
-        let least = heard.and_then(|heard| heard.into_iter().min_by_key(|at| (at.epoch, at.n)));
-        let since = least.map_or(Since::Start, Since::Offset);
-        self.follower.follow(&Name::commands(channel.clone()), Some(since));
-    }
-
-    fn tell(&self, name: &Name, what: impl FnMut(&mut AgentListener)) {
-        if let Some(listeners) = self.listeners().get_mut(&name.channel) {
-            listeners.iter_mut().for_each(what);
-        }
-    }
-
-    fn listeners(&self) -> MutexGuard<'_, HashMap<Channel, Vec<AgentListener>>> {
-        self.listeners.lock().expect("no code panics with this lock held")
-    }
-
-    fn leave(&self, connection: u64, channel: &Channel) {
-        let mut all = self.listeners();
-        if let Some(listeners) = all.get_mut(channel) {
-            listeners.retain(|listener| listener.connection != connection);
-            if listeners.is_empty() {
-                all.remove(channel);
-                self.follower.unfollow(&Name::commands(channel.clone()));
+    /// Until the listener has all, or has no room, or is gone.
+    async fn read(&self, name: &Channel, connection: u64) {
+        let mut backoff = Backoff::default();
+        loop {
+            let position = match self.channels().get_mut(name).and_then(|c| c.of(connection)) {
+                Some(AgentListener { phase: ListenerPhase::Reading { .. }, position, .. }) => {
+                    *position
+                }
+                _ => return,
+            };
+            match self.missed(name, position).await {
+                Ok(missed) => {
+                    let mut channels = self.channels();
+                    let listener = channels.get_mut(name).and_then(|c| c.of(connection));
+                    let Some(listener) = listener else { return };
+                    // Else it was reset meanwhile, or followed anew.
+                    if listener.position == position && listener.catch_up(name, missed) {
+                        return;
+                    }
+                    backoff.reset();
+                }
+                Err(error) => {
+                    tracing::debug!(channel = %name, %error, "commands could not be read");
+                    tokio::time::sleep(backoff.next()).await;
+                }
             }
         }
+    }
+
+    async fn missed(&self, name: &Channel, from: Option<Offset>) -> Result<Missed, Unavailable> {
+        let mut is_reset = false;
+        if let Some(from) = from {
+            let commands = Name::commands(name.clone());
+            let page = self.journal.read(&commands, Since::Offset(from), PAGE_ENTRIES).await?;
+            if page.reset.is_none() && page.head.is_some() {
+                let (position, has_more) = (page.end(), page.has_more());
+                return Ok(Missed { is_reset, entries: page.entries, position, has_more });
+            }
+            // What waits is there all the same.
+            is_reset = page.reset != Some(Reason::Retention);
+        }
+        let waiting = self.journal.waiting(name).await?;
+        Ok(Missed { is_reset, entries: waiting.entries, position: waiting.head, has_more: false })
+    }
+
+    fn channels(&self) -> MutexGuard<'_, HashMap<Channel, OfferedChannel>> {
+        self.channels.lock().expect("no code panics with this lock held")
+    }
+
+    fn leave(&self, connection: u64, name: &Channel) {
+        let mut all = self.channels();
+        if let Some(channel) = all.get_mut(name) {
+            channel.listeners.retain(|listener| listener.connection != connection);
+            if channel.listeners.is_empty() {
+                all.remove(name);
+                self.follower.unfollow(&Name::commands(name.clone()));
+            }
+        }
+    }
+}
+
+impl OfferedChannel {
+    fn of(&mut self, connection: u64) -> Option<&mut AgentListener> {
+        self.listeners.iter_mut().find(|listener| listener.connection == connection)
     }
 }
 
 impl Offer {
     /// The channel's commands after `since` come, as long as this is held.
-    pub(crate) fn follow(&self, channel: &Channel, since: Since) {
-        let heard = match since {
+    pub(crate) fn follow(&self, name: &Channel, since: Since) {
+        let position = match since {
             Since::Start => None,
             Since::Offset(offset) => Some(offset),
         };
-        let listener = AgentListener {
-            connection: self.connection,
-            outbox: self.outbox.clone(),
-            heard,
-            is_announced: false,
-            is_behind: false,
-            lags: Arc::clone(&self.lags),
+        self.followed().insert(name.clone());
+        let is_live = {
+            let mut all = self.offers.channels();
+            let channel = all.entry(name.clone()).or_insert_with(|| {
+                self.offers.follower.follow(&Name::commands(name.clone()), None);
+                OfferedChannel::default()
+            });
+            channel.listeners.retain(|listener| listener.connection != self.connection);
+            channel.listeners.push(AgentListener {
+                connection: self.connection,
+                outbox: self.outbox.clone(),
+                position,
+                is_announced: false,
+                phase: ListenerPhase::Waiting,
+                lags: Arc::clone(&self.lags),
+            });
+            channel.is_live
         };
-        let mut all = self.offers.listeners();
-        let listeners = all.entry(channel.clone()).or_default();
-        listeners.retain(|listener| listener.connection != self.connection);
-        listeners.push(listener);
-        self.offers.follow(channel, listeners);
+        if is_live {
+            self.offers.read_for(name, |listener| listener.connection == self.connection);
+        }
     }
 
     /// To be called when all that was said has been taken: what there was no room for comes anew.
     pub(crate) fn catch_up(&self) -> impl Fn() + use<> {
         let (offers, lags) = (Arc::clone(&self.offers), Arc::clone(&self.lags));
-        let connection = self.connection;
+        let (connection, followed) = (self.connection, Arc::clone(&self.followed));
         move || {
-            if lags.swap(false, Ordering::SeqCst) {
-                offers.catch_up(connection);
+            if !lags.swap(false, Ordering::SeqCst) {
+                return;
+            }
+            let followed = followed.lock().expect("no code panics with this lock held").clone();
+            for name in followed {
+                offers.read_for(&name, |listener| {
+                    let is_it = listener.connection == connection
+                        && matches!(listener.phase, ListenerPhase::Behind);
+                    if is_it {
+                        listener.phase = ListenerPhase::Waiting;
+                    }
+                    is_it
+                });
             }
         }
     }
 
     /// They come no more.
-    pub(crate) fn unfollow(&self, channel: &Channel) {
-        self.offers.leave(self.connection, channel);
+    pub(crate) fn unfollow(&self, name: &Channel) {
+        self.followed().remove(name);
+        self.offers.leave(self.connection, name);
+    }
+
+    fn followed(&self) -> MutexGuard<'_, HashSet<Channel>> {
+        self.followed.lock().expect("no code panics with this lock held")
     }
 }
 
 impl Drop for Offer {
     fn drop(&mut self) {
-        let followed: Vec<Channel> = self.offers.listeners().keys().cloned().collect();
-        for channel in followed {
-            self.offers.leave(self.connection, &channel);
+        let followed = std::mem::take(&mut *self.followed());
+        for name in followed {
+            self.offers.leave(self.connection, &name);
         }
     }
 }
 
 impl AgentListener {
-    fn offer(&mut self, channel: &Channel, entry: &Entry) {
-        let is_heard = self
-            .heard
-            .is_some_and(|heard| heard.epoch == entry.offset.epoch && entry.offset.n <= heard.n);
-        let Ok(data) = RawValue::from_string(entry.data.to_string()) else { return };
-        if is_heard || self.is_behind {
-            return;
+    /// Whether it has received what stands at `offset`.
+    fn has(&self, offset: &Offset) -> bool {
+        let position = self.position.filter(|position| position.epoch == offset.epoch);
+        position.is_some_and(|position| offset.n <= position.n)
+    }
+
+    /// What the follower brings.
+    fn receive(&mut self, name: &Channel, entries: &[Arc<Entry>]) {
+        match &mut self.phase {
+            ListenerPhase::Live => self.offer_all(name, entries),
+            ListenerPhase::Reading { came, is_cut } => {
+                *is_cut |= came.len() + entries.len() > CAME_MAX;
+                if !*is_cut {
+                    came.extend_from_slice(entries);
+                }
+            }
+            ListenerPhase::Waiting | ListenerPhase::Behind => {}
         }
-        let is_said = self.say(&AgentMessage::Command {
-            channel: channel.clone(),
-            offset: entry.offset,
-            name: entry.name.clone(),
-            time_us: entry.time_us,
-            data,
-        });
-        if is_said {
-            self.heard = Some(entry.offset);
+    }
+
+    /// What was read. False where it must be read on.
+    fn catch_up(&mut self, name: &Channel, missed: Missed) -> bool {
+        let reading = std::mem::replace(&mut self.phase, ListenerPhase::Live);
+        let ListenerPhase::Reading { came, is_cut } = reading else { return true };
+        if missed.is_reset {
+            self.reset(name);
         }
+        if !self.is_announced {
+            // Once for each `follow` of the agent: it begins to read there.
+            let (channel, offset) = (name.clone(), missed.position);
+            self.is_announced = self.say(&AgentMessage::Live { channel, offset });
+        }
+        self.offer_all(name, &missed.entries);
+        if !matches!(self.phase, ListenerPhase::Live) {
+            return true;
+        }
+        self.position = missed.position;
+        if missed.has_more || is_cut {
+            self.phase = ListenerPhase::Reading { came: Vec::new(), is_cut: false };
+            return false;
+        }
+        self.offer_all(name, &came);
+        true
+    }
+
+    /// In order; it stops where there is no room.
+    fn offer_all(&mut self, name: &Channel, entries: &[Arc<Entry>]) {
+        for entry in entries {
+            if !matches!(self.phase, ListenerPhase::Live) {
+                return;
+            }
+            let Ok(data) = RawValue::from_string(entry.data.to_string()) else { continue };
+            if self.has(&entry.offset) {
+                continue;
+            }
+            let is_said = self.say(&AgentMessage::Command {
+                channel: name.clone(),
+                offset: entry.offset,
+                name: entry.name.clone(),
+                time_us: entry.time_us,
+                data,
+            });
+            if is_said {
+                self.position = Some(entry.offset);
+            }
+        }
+    }
+
+    fn reset(&mut self, name: &Channel) {
+        self.position = None;
+        self.say(&AgentMessage::Reset { channel: name.clone() });
     }
 
     /// Never waits: one agent that does not read must not hold up the others.
     fn say(&mut self, message: &AgentMessage) -> bool {
         let is_said = self.outbox.try_say(message);
         if !is_said {
-            self.is_behind = true;
+            self.phase = ListenerPhase::Behind;
             self.lags.store(true, Ordering::SeqCst);
         }
         is_said
