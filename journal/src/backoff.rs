@@ -4,28 +4,37 @@ use std::time::Duration;
 
 use rand::Rng;
 
-/// About how long the first pause is.
-const FIRST: Duration = Duration::from_millis(50);
-/// The longest pause.
-const LONGEST: Duration = Duration::from_secs(2);
-
 /// Doubling pauses, with jitter: after an outage not everybody comes back at the same moment.
-#[derive(Debug, Default)]
-pub(crate) struct Backoff {
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
     failures: u32,
 }
 
 impl Backoff {
-    /// The pause after one more failure.
-    pub(crate) fn next(&mut self) -> Duration {
-        let pause = LONGEST.min(FIRST * 2_u32.pow(self.failures.min(8)));
+    /// Pauses of about `first`, then twice as long each time, up to `longest`.
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, failures: 0 }
+    }
+
+    /// The pause after one more failure: between half of it and all of it, by chance.
+    pub fn next(&mut self) -> Duration {
+        let pause = self.longest.min(self.first.saturating_mul(1 << self.failures.min(16)));
         self.failures += 1;
         pause.mul_f64(rand::rng().random_range(0.5..1.0))
     }
 
     /// Ends the backoff: an attempt has succeeded.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.failures = 0;
+    }
+}
+
+impl Default for Backoff {
+    /// From 50 ms to 2 s: for Redis, which is close by.
+    fn default() -> Self {
+        Self::new(Duration::from_millis(50), Duration::from_secs(2))
     }
 }
 
@@ -40,8 +49,8 @@ mod tests {
             let pause = backoff.next().as_millis();
             assert!((expected / 2..=expected).contains(&pause), "{pause} of {expected}");
         }
-        (0..1_000).for_each(|_| assert!(backoff.next() <= LONGEST));
+        (0..1_000).for_each(|_| assert!(backoff.next() <= Duration::from_secs(2)));
         backoff.reset();
-        assert!(backoff.next() <= FIRST);
+        assert!(backoff.next() <= Duration::from_millis(50));
     }
 }

@@ -48,6 +48,7 @@ use std::time::Duration;
 
 pub use address::without_secrets;
 pub use append::{AppendError, Appended, NewEntry, Receipt};
+pub use backoff::Backoff;
 pub use follow::{Follower, Update, Updates};
 pub use name::{Name, Side};
 use protocol::Channel;

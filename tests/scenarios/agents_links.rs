@@ -125,6 +125,37 @@ async fn an_agent_is_not_cut_off_because_its_relay_stopped_reading() {
     assert_eq!(lost["agents"], json!(["raw"]), "it holds its lease: {lost}");
 }
 
+/// Back pressure of the relay is no silence; but an agent that reads nothing and lets no byte through is gone,
+/// however much it asks.
+#[tokio::test]
+async fn an_agent_that_floods_and_reads_nothing_loses_its_lease() {
+    let cluster = Cluster::options().short_leases().set().await;
+    let mut agent = raw_agent(&cluster).await;
+    let ask =
+        json!({"request_id": "q", "asks": "permission", "question": {}, "expires_in_ms": 60_000});
+    let answer = json!({"allowed": true, "at": 1, "command_id": "c", "reason": "x".repeat(4_000)});
+    let resolve = json!({"request_id": "q", "asks": "permission", "answer": answer});
+    let call = |kind: &str, id: u64, data: &Value| json!({"type": kind, "id": id, "channel": "agent:raw", "data": data});
+    agent.send(call("ask", 2, &ask)).await;
+    agent.send(call("resolve", 3, &resolve)).await;
+    reply(&mut agent, 3).await;
+    agent.stop_reading();
+    let flooding = async {
+        for id in 4.. {
+            // Each reply has 4 KB.
+            agent.send(call("ask", id, &ask)).await;
+        }
+    };
+    let lost = async || {
+        let channel = cluster.replicas[0].get("/api/v1/channels/agent:raw").await.json();
+        (channel["agents"] == json!([])).then_some(())
+    };
+    tokio::select! {
+        () = flooding => {}
+        () = until("it is lost", lost) => {}
+    }
+}
+
 /// Whatever an agent sends, a relay from which nothing arrives is dead.
 #[tokio::test]
 async fn a_dead_relay_is_noticed_while_the_agent_talks() {

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use protocol::Channel;
 use protocol::limits::IDEMPOTENCY_KEY_LIFETIME;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Cmd, FromRedisValue, RedisError, RedisResult, Script, Value};
@@ -20,6 +19,7 @@ use uuid::Uuid;
 
 use super::keys::{self, Keys};
 use super::outage::{Failure, Outage, OutageKind, failure};
+use super::permissions;
 use super::pipeline::{Answer, Call, Pipeline, Send};
 use super::wire::{self, Place};
 use crate::append::{AppendOutcome, Claim, PRODUCER_RECORD_LIFETIME};
@@ -372,34 +372,19 @@ impl Task {
     /// Which of the script's calls this Redis user may not make.
     async fn check_permissions(&mut self) {
         let Some(connection) = &mut self.connection else { return };
-        let name = Name::events(Channel::global_everyone());
-        let mut check = redis::cmd("EVAL");
-        check
-            .arg(include_str!("permissions.lua"))
-            .arg(4)
-            .arg(self.keys.stream(&name))
-            .arg(self.keys.producer_record(&name, &self.producer))
-            .arg(self.keys.settings(name.channel.partition()))
-            .arg(self.keys.idempotency(&name, &self.producer))
-            .arg(self.keys.notification(&name));
-        let denied: RedisResult<String> = check.query_async(connection).await;
-        match denied {
-            Ok(denied) if denied.is_empty() => {}
-            Ok(denied) => {
-                let why = format!("its user may not run {denied} on the keys of the relay");
+        let needed = permissions::of_appends(&self.keys, &self.producer);
+        match permissions::missing(connection, &needed).await {
+            Ok(None) => {}
+            Ok(Some(why)) => {
                 let error =
                     RedisError::from((redis::ErrorKind::AuthenticationFailed, "", why.clone()));
                 self.refuse_all(&why, &error);
             }
-            // A server that cannot tell, or has another problem, reports it when it is asked to append.
-            Err(error) => match error.code() {
-                Some("NOPERM") => self.refuse_all(&error.to_string(), &error),
-                Some(_) => {}
-                None => {
-                    self.connection = None;
-                    self.failed(OutageKind::Unreachable, &error);
-                }
-            },
+            Err(error) if error.code().is_some() => self.refuse_all(&error.to_string(), &error),
+            Err(error) => {
+                self.connection = None;
+                self.failed(OutageKind::Unreachable, &error);
+            }
         }
     }
 

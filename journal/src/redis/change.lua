@@ -46,7 +46,7 @@ local function key(number) return KEYS[tonumber(number)] end
 
 -- A retention setting; nothing where it is malformed, or a number is beyond what Redis takes.
 local function keep(setting)
-  local entries, bytes, age = string.match(setting or '', '^([1-9]%d*) ([1-9]%d*) ([1-9]%d*)$')
+  local entries, bytes, age = string.match(type(setting) == 'string' and setting or '', '^([1-9]%d*) ([1-9]%d*) ([1-9]%d*)$')
   if entries and math.max(#entries, #bytes, #age) <= 15 then
     return {entries = entries, bytes = tonumber(bytes), age = tonumber(age)}
   end
@@ -55,7 +55,8 @@ end
 local function find_end(stream, settings, field, default)
   local head = call('XREVRANGE', key(stream), '+', '-', 'COUNT', '1')[1]
   last[stream] = head and head[1] or nil
-  kept[stream] = keep(call('HGET', key(settings), field)) or keep(default)
+  local setting = redis.pcall('HGET', key(settings), field)
+  kept[stream] = keep(setting) or keep(default)
 end
 
 local function append(stream, notification, row)

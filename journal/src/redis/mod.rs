@@ -9,6 +9,7 @@ mod keys;
 mod leases;
 mod link;
 mod outage;
+mod permissions;
 mod pipeline;
 pub(crate) mod probe;
 mod shared;
@@ -89,7 +90,7 @@ impl Redis {
         let client = Client::open(info.clone()).map_err(|error| refuse(error.to_string()))?;
         let keys = Keys::new(&prefix, info.redis_settings().db());
         let pool = pool(info.clone()).map_err(&refuse)?;
-        let shared = Shared::new(client.clone());
+        let shared = Shared::new(client.clone(), permissions::of_steps(&keys));
         let appender = Appender::start(client, keys.clone());
         Ok(Self {
             info,

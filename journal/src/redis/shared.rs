@@ -11,7 +11,7 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Client, Cmd, ErrorKind, Pipeline, RedisFuture, RedisResult, ServerErrorKind, Value};
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::unavailable;
+use super::{permissions, unavailable};
 use crate::Unavailable;
 
 /// After this time without an answer a connection may be dead: what is asked here takes milliseconds.
@@ -21,6 +21,8 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Shared {
     client: Client,
+    /// What its user must be allowed to run.
+    needed: Vec<Vec<String>>,
     state: Mutex<SharedState>,
 }
 
@@ -41,8 +43,8 @@ pub(super) struct Lent<'a> {
 }
 
 impl Shared {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, state: Mutex::default() }
+    pub(super) fn new(client: Client, needed: Vec<Vec<String>>) -> Self {
+        Self { client, needed, state: Mutex::default() }
     }
 
     pub(super) async fn lend(&self) -> Result<Lent<'_>, Unavailable> {
@@ -64,18 +66,27 @@ impl Shared {
             Some((at, why)) if *at > asked => return Err(why.clone()),
             _ => {}
         }
-        let config = super::connection_config();
-        match self.client.get_multiplexed_async_connection_with_config(&config).await {
+        match self.permitted().await {
             Ok(connection) => {
                 state.number += 1;
                 state.connection = Some(connection.clone());
                 Ok(connection)
             }
-            Err(error) => {
-                let why = unavailable(error);
+            Err(why) => {
                 state.failed = Some((Instant::now(), why.clone()));
                 Err(why)
             }
+        }
+    }
+
+    /// A new connection, whose user may run all steps.
+    async fn permitted(&self) -> Result<MultiplexedConnection, Unavailable> {
+        let config = super::connection_config();
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
+        let mut connection = connection.map_err(unavailable)?;
+        match permissions::missing(&mut connection, &self.needed).await.map_err(unavailable)? {
+            None => Ok(connection),
+            Some(why) => Err(Unavailable(why)),
         }
     }
 }

@@ -7,6 +7,7 @@ use protocol::{Channel, Offset};
 use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, ToRedisArgs, Value};
 use tokio::time::Instant;
 
+use super::outage::{self, Failure};
 use super::{Redis, keys, unavailable, wire};
 use crate::backoff::Backoff;
 use crate::retention::Retention;
@@ -312,9 +313,12 @@ impl Redis {
         let mut backoff = Backoff::default();
         loop {
             let tried = match self.lend().await {
-                Ok(mut connection) => {
-                    invocation.invoke_async(&mut connection).await.map_err(unavailable)
-                }
+                Ok(mut connection) => match invocation.invoke_async(&mut connection).await {
+                    Err(error) if matches!(outage::failure(&error), Failure::Lasting) => {
+                        return Err(unavailable(error));
+                    }
+                    tried => tried.map_err(unavailable),
+                },
                 Err(error) => Err(error),
             };
             let next = Instant::now() + backoff.next();

@@ -11,12 +11,14 @@ use protocol::{ApprovalAnswer, Asks, Channel, Kind, Offset, Resolved};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
+use uuid::Uuid;
 
 use super::command::Stamped;
 use super::{
     Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted,
+    copy,
 };
-use crate::{Journal, Name, NewEntry, Unavailable};
+use crate::{Journal, NewEntry, Unavailable};
 
 /// How long an answer is remembered: as long as the journal that holds the question.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
@@ -128,8 +130,7 @@ impl Journal {
         let rule = |found, now_ms| asked(found, now_ms, holder, new);
         match self.transact(&record, rule).await? {
             Transacted::Done(Asked::Pending) => {
-                let event = new.event();
-                self.copy_to_firehose(&new.channel, new.asks, event, &new.request_id).await?;
+                self.copy_at_once(&new.channel, new.asks, &new.request_id, &new.event()).await;
                 Ok(Asked::Pending)
             }
             Transacted::Done(answered) => Ok(answered),
@@ -164,7 +165,8 @@ impl Journal {
             return Ok(Resolved::Unknown);
         };
         if let Some(answer) = told {
-            self.tell_answer(channel, request_id, asks, &answer).await?;
+            self.copy_at_once(channel, asks, request_id, &answer_event(asks, request_id, &answer))
+                .await;
         }
         Ok(resolved)
     }
@@ -189,42 +191,45 @@ impl Journal {
         match self.transact(record, |found, now_ms| timed_out(found, now_ms, record)).await?.done()
         {
             Some(Timeout::Now(asks, answer)) => {
-                self.tell_answer(&record.channel, &record.id, asks, &answer).await
+                let event = answer_event(asks, &record.id, &answer);
+                self.copy_at_once(&record.channel, asks, &record.id, &event).await;
+                Ok(())
             }
             Some(Timeout::Forgotten) => Ok(()),
             Some(Timeout::No) | None => self.forget_deadline(record, Deadline::TimeOut).await,
         }
     }
 
-    async fn tell_answer(
-        &self,
-        channel: &Channel,
-        request_id: &str,
-        asks: Asks,
-        answer: &ApprovalAnswer,
-    ) -> Result<(), Unavailable> {
-        let (_, event) = answer_names(asks, answer);
-        let event = NewEntry::new(event, told(asks, request_id, answer));
-        self.copy_to_firehose(channel, asks, event, request_id).await
-    }
-
-    /// Viewers of all agents also see the events of budgets.
-    async fn copy_to_firehose(
+    async fn copy_at_once(
         &self,
         channel: &Channel,
         asks: Asks,
-        event: NewEntry,
         request_id: &str,
-    ) -> Result<(), Unavailable> {
-        if asks != Asks::Budget || channel.kind() != Kind::Agent {
-            return Ok(());
+        event: &NewEntry,
+    ) {
+        if let Some(record) = copy_of(channel, asks, request_id, event) {
+            copy::at_once(&record, self.copy(&record)).await;
         }
-        let id = format!("{} {request_id}", event.name);
-        let event = event
-            .with_key(uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, id.as_bytes()).to_string());
-        let told = self.append(&Name::events(Channel::global_events()), vec![event]).await;
-        told.map(drop).map_err(|error| Unavailable(error.to_string()))
     }
+}
+
+/// What an agent's budget does is of interest to whoever watches all agents.
+fn copy_of(channel: &Channel, asks: Asks, request_id: &str, event: &NewEntry) -> Option<Record> {
+    let is_copied = asks == Asks::Budget && channel.kind() == Kind::Agent;
+    let key =
+        || Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {request_id}", event.name).as_bytes());
+    is_copied.then(|| copy::record(channel, &key().to_string()))
+}
+
+/// The step that tells it owes the copy.
+fn owed(channel: &Channel, asks: Asks, request_id: &str, event: &NewEntry) -> Vec<Effect> {
+    let copy = copy_of(channel, asks, request_id, event);
+    copy.map_or_else(Vec::new, |record| copy::owed(&record, event))
+}
+
+fn answer_event(asks: Asks, request_id: &str, answer: &ApprovalAnswer) -> NewEntry {
+    let (_, event) = answer_names(asks, answer);
+    NewEntry::new(event, told(asks, request_id, answer))
 }
 
 fn question(new: &NewApproval, expires_at: u64) -> String {
@@ -289,6 +294,7 @@ fn asked(
         Effect::Put(Index::Approvals, new.request_id.clone(), shown.into()),
         Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
     ];
+    change.effects.extend(owed(&new.channel, new.asks, &new.request_id, &new.event()));
     Decision::Set(change, Asked::Pending)
 }
 
@@ -366,7 +372,9 @@ impl ApprovalState {
 
 fn answered(record: &Record, mut state: ApprovalState, answer: &ApprovalAnswer) -> Change {
     let asks = state.asks;
-    let (command, event) = answer_names(asks, answer);
+    let (command, _) = answer_names(asks, answer);
+    let event = answer_event(asks, &record.id, answer);
+    let owed = owed(&record.channel, asks, &record.id, &event);
     state.answer = Some(answer.clone());
     let data = serde_json::json!({
         "request_id": &*record.id,
@@ -387,11 +395,12 @@ fn answered(record: &Record, mut state: ApprovalState, answer: &ApprovalAnswer) 
     let mut change = Change::new(&state);
     change.lifetime = Some(REMEMBERED);
     change.effects = vec![
-        Effect::Event(NewEntry::new(event, told(asks, &record.id, answer))),
+        Effect::Event(event),
         Effect::Remove(Index::Approvals, record.id.clone()),
         Effect::Due(Deadline::TimeOut, None),
         Effect::Command(NewEntry::new(command, stamped)),
     ];
+    change.effects.extend(owed);
     change
 }
 

@@ -7,6 +7,7 @@
 //! ▲ [`command`]: sent; [`waiting`]: until somebody takes it; [`work`]: taken by one agent, finished, or expired
 //! ▲ [`approval`]: asked, answered once
 //! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom
+//! ◆ [`copy`]: what is told on an agent's channel and on the firehose
 //! ◆ [`reaper`]: what falls due while nobody acts, done by the first replica to come; [`continuity`]: since
 //!   when leases may be judged
 
@@ -14,6 +15,7 @@ pub(crate) mod alive;
 pub(crate) mod approval;
 pub(crate) mod command;
 pub(crate) mod continuity;
+mod copy;
 mod family;
 pub(crate) mod lease;
 mod loss;
@@ -45,8 +47,8 @@ pub(crate) enum RecordKind {
     Child,
     /// A lost or replaced incarnation, until it is settled.
     Loss,
-    /// The end of a run.
-    End,
+    /// What is told, and must stand on the firehose as well.
+    Copy,
 }
 
 impl RecordKind {
@@ -57,7 +59,7 @@ impl RecordKind {
             Self::Lease => "lease",
             Self::Child => "child",
             Self::Loss => "loss",
-            Self::End => "end",
+            Self::Copy => "copy",
         }
     }
 }
@@ -82,7 +84,7 @@ pub(crate) enum Deadline {
     Lose,
     /// What a lost agent left must be settled.
     Settle,
-    /// The end of a run must stand on the firehose.
+    /// What is told must stand on the firehose as well.
     Copy,
 }
 
@@ -107,7 +109,7 @@ impl Deadline {
             Self::TimeOut => RecordKind::Approval,
             Self::Lose => RecordKind::Lease,
             Self::Settle => RecordKind::Loss,
-            Self::Copy => RecordKind::End,
+            Self::Copy => RecordKind::Copy,
         }
     }
 }

@@ -7,37 +7,17 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use protocol::Channel;
 use protocol::agent::body::{ListChange, NoteCall};
-use protocol::{Channel, Kind};
-use serde::{Deserialize, Serialize};
 
 use super::lease::{Lease, LeaseError, LeaseState};
 use super::loss::OpenRuns;
 use super::renewal::{Held, Written};
 use super::standing::{self, Standing};
 use super::{
-    Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot,
-    Transacted,
+    Change, Condition, Decision, Effect, Holder, Index, Record, Snapshot, Transacted, copy,
 };
 use crate::{AppendError, Journal, Name, NewEntry, Unavailable};
-
-/// How long the end of a run is remembered: a caller may say it again.
-const END_REMEMBERED: Duration = Duration::from_secs(3_600);
-/// After this time a reaper copies the end to the firehose, where its agent has not.
-const COPY_AFTER: Duration = Duration::from_secs(5);
-
-/// An end that is told, and perhaps not copied yet.
-#[derive(Debug, Serialize, Deserialize)]
-struct End {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    uncopied: Option<Uncopied>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Uncopied {
-    event: Box<str>,
-    data: Box<str>,
-}
 
 /// A run's end as it is told.
 struct Told<'a> {
@@ -171,25 +151,22 @@ impl Lease {
         run_id: &str,
         entry: &NewEntry,
     ) -> Result<BoxFuture<'static, ()>, LeaseError> {
-        let channel = self.channel().clone();
         let id = entry.idempotency_key.clone().unwrap_or_else(|| run_id.into());
-        let record = Record { kind: RecordKind::End, channel, id };
+        let record = copy::record(self.channel(), &id);
         let note = NoteCall::ended([run_id.into()]);
         let told = Told { record: record.clone(), entry };
         self.journal.write(&self.held, &note, Some(told)).await?;
         let journal = self.journal.clone();
         let copy = NewEntry { idempotency_key: Some(record.id.clone()), ..entry.clone() };
-        let copied =
+        let enqueued =
             self.journal.enqueue(&Name::events(Channel::global_events()), vec![copy]).await;
-        // From here on a reaper does it where this agent dies.
         let copying = async move {
             let copied = async {
-                copied?.await?;
-                journal.copied(&record).await.map_err(|_| AppendError::Unavailable)
+                let failed = |error: AppendError| Unavailable(error.to_string());
+                enqueued.map_err(failed)?.await.map_err(failed)?;
+                journal.copied(&record).await
             };
-            if let Err(error) = copied.await {
-                tracing::debug!(%record, %error, "a run's end is copied later");
-            }
+            copy::at_once(&record, copied).await;
         };
         Ok(copying.boxed())
     }
@@ -247,46 +224,14 @@ impl Journal {
             }
         }
     }
-
-    /// Deadline: an end that its agent has not copied to the firehose.
-    pub(super) async fn copy_end(&self, record: &Record) -> Result<(), Unavailable> {
-        let uncopied = self.state::<End>(record).await?.and_then(|end| end.uncopied);
-        if let Some(Uncopied { event, data }) = uncopied {
-            let entry = NewEntry::new(event, data).with_key(record.id.clone());
-            let copied = self.append(&Name::events(Channel::global_events()), vec![entry]).await;
-            copied.map_err(|error| Unavailable(error.to_string()))?;
-        }
-        self.copied(record).await
-    }
-
-    async fn copied(&self, record: &Record) -> Result<(), Unavailable> {
-        let copied = |_: Option<End>, _| {
-            let mut change = Change::new(&End { uncopied: None });
-            change.lifetime = Some(END_REMEMBERED);
-            change.effects = vec![Effect::Due(Deadline::Copy, None)];
-            Decision::Set(change, ())
-        };
-        self.transact(record, copied).await?;
-        Ok(())
-    }
 }
 
 impl Told<'_> {
     fn tell(&self, change: &mut Change, holder: &Holder) {
         let NewEntry { name, data, .. } = self.entry;
-        let end = match self.record.channel.kind() {
-            Kind::Agent => {
-                End { uncopied: Some(Uncopied { event: name.clone(), data: data.clone() }) }
-            }
-            _ => End { uncopied: None },
-        };
-        let end = serde_json::to_string(&end).expect("plain data");
         change.condition = Condition::Absent(self.record.clone());
         change.holder = Some(holder.clone());
-        change.effects.extend([
-            Effect::Event(NewEntry::new(name.clone(), data.clone())),
-            Effect::Write(self.record.clone(), end, END_REMEMBERED),
-            Effect::DueOf(Deadline::Copy, self.record.clone(), COPY_AFTER),
-        ]);
+        change.effects.push(Effect::Event(NewEntry::new(name.clone(), data.clone())));
+        change.effects.extend(copy::owed(&self.record, self.entry));
     }
 }

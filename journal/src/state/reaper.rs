@@ -1,6 +1,7 @@
 //! ◆ What falls due while nobody acts: commands expire, approvals time out, leases are lost. The first
 //! replica to come does it, in one step; the others find it done.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
@@ -9,11 +10,15 @@ use tokio::time::Instant;
 
 use super::continuity::{Continuity, Probe};
 use super::{Deadline, Record};
+use crate::backoff::Backoff;
 use crate::redis::probe::Prober;
 use crate::{Backend, Journal, Unavailable};
 
 /// A poll begins nothing more after this time: the next one is a sign of life of Redis again.
 const WORK_MAX: Duration = Duration::from_secs(1);
+/// The pauses before a deadline that could not be handled is tried again.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
 /// Does what falls due. One per replica.
 #[derive(Debug)]
@@ -22,12 +27,14 @@ pub struct Reaper {
     /// Asks whether Redis writes; memory always does.
     prober: Option<Prober>,
     continuity: Continuity,
+    /// Deadlines that could not be handled, each with the time of the next attempt.
+    failed: HashMap<(Deadline, Record), (Instant, Backoff)>,
 }
 
 impl Reaper {
     /// A reaper for `journal`.
     pub fn new(journal: Journal) -> Self {
-        Self { journal, prober: None, continuity: Continuity::default() }
+        Self { journal, prober: None, continuity: Continuity::default(), failed: HashMap::new() }
     }
 
     /// Does what has fallen due; to be called twice a second. A lease is judged only when Redis has answered, and
@@ -49,20 +56,38 @@ impl Reaper {
         let began = Instant::now();
         self.continuity.answered(probe, sent, began);
         let may_judge = self.continuity.has_lasted(began, self.journal.lease);
-        let due = self.journal.due().await?.into_iter();
-        let mut due = due.filter(|(deadline, _)| *deadline != Deadline::Lose || may_judge);
-        let mut performed = FuturesUnordered::new();
-        let mut result = Ok(());
+        let due = self.journal.due().await?;
+        self.failed.retain(|failed, _| due.contains(failed));
+        let waits =
+            |due: &(Deadline, Record)| self.failed.get(due).is_some_and(|(next, _)| *next > began);
+        let due: Vec<_> = due
+            .into_iter()
+            .filter(|due| (due.0 != Deadline::Lose || may_judge) && !waits(due))
+            .collect();
+        let mut due = due.into_iter();
+        let mut handled = FuturesUnordered::new();
         loop {
             // As many at a time as there are connections; a dead worker may leave hundreds.
-            while performed.len() < 8
+            while handled.len() < 8
                 && began.elapsed() < WORK_MAX
-                && let Some((deadline, record)) = due.next()
+                && let Some(next) = due.next()
             {
-                performed.push(self.journal.perform(deadline, record));
+                let journal = &self.journal;
+                handled.push(async move { (journal.handle(&next).await, next) });
             }
-            let Some(one) = performed.next().await else { return result };
-            result = result.and(one);
+            match handled.next().await {
+                Some((Ok(()), handled)) => drop(self.failed.remove(&handled)),
+                // Others are handled all the same: one record must not keep all dead agents alive.
+                Some((Err(error), due)) => {
+                    tracing::warn!(deadline = due.0.as_str(), record = %due.1, %error, "deadline not handled");
+                    let (next, backoff) = self
+                        .failed
+                        .entry(due)
+                        .or_insert_with(|| (began, Backoff::new(RETRY_FIRST, RETRY_LONGEST)));
+                    *next = Instant::now() + backoff.next();
+                }
+                None => return Ok(()),
+            }
         }
     }
 
@@ -79,13 +104,13 @@ impl Reaper {
 }
 
 impl Journal {
-    async fn perform(&self, deadline: Deadline, record: Record) -> Result<(), Unavailable> {
+    async fn handle(&self, (deadline, record): &(Deadline, Record)) -> Result<(), Unavailable> {
         match deadline {
-            Deadline::Expire => self.expire(&record).await,
-            Deadline::TimeOut => self.time_out(&record).await,
-            Deadline::Lose => self.lose(&record).await,
-            Deadline::Settle => self.settle(&record).await,
-            Deadline::Copy => self.copy_end(&record).await,
+            Deadline::Expire => self.expire(record).await,
+            Deadline::TimeOut => self.time_out(record).await,
+            Deadline::Lose => self.lose(record).await,
+            Deadline::Settle => self.settle(record).await,
+            Deadline::Copy => self.copy(record).await,
         }
     }
 }

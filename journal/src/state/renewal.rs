@@ -1,10 +1,13 @@
 //! ◆ Renews the leases that are held: one task and one pipeline for all agents of a process that share a
 //! [`Journal`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use protocol::Channel;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +19,8 @@ use crate::{Journal, Unavailable};
 
 /// The pace at which an unanswered Redis is asked again.
 const RENEW_AGAIN: Duration = Duration::from_millis(500);
+/// So many leases are written again at a time: enough to fill the connection, while others use it too.
+const RESTORES_AT_ONCE: usize = 32;
 
 /// The leases that one [`Journal`] holds: one task renews them all, in one pipeline.
 #[derive(Debug, Default)]
@@ -83,13 +88,25 @@ impl Leases {
     }
 }
 
-/// Renews until nothing is held: every third of a lease, so two renewals may fail.
+/// Renews until nothing is held: every third of a lease, so two renewals may fail. What Redis has lost is written
+/// again beside that: it may be thousands, and those that stand again must be renewed meanwhile.
 async fn renew(journal: Journal) {
     let leases = Arc::clone(journal.leases());
     let pace = journal.lease / 3;
     let mut next = Instant::now() + pace;
+    let mut restores = Restores::default();
     loop {
-        tokio::time::sleep_until(next).await;
+        restores.begin(&journal);
+        tokio::select! {
+            Some((key, is_done)) = restores.running.next() => {
+                restores.known.remove(&key);
+                if !is_done {
+                    next = next.min(Instant::now() + RENEW_AGAIN);
+                }
+                continue;
+            }
+            () = tokio::time::sleep_until(next) => {}
+        }
         next = Instant::now() + pace;
         let (keys, held): (Vec<u64>, Vec<(Record, Holder)>) = {
             let mut all = leases.all();
@@ -104,43 +121,61 @@ async fn renew(journal: Journal) {
         let renewed = tokio::time::timeout(pace, journal.renew(&held, journal.lease)).await;
         let renewed =
             renewed.unwrap_or_else(|_| Err(Unavailable("redis does not answer".to_owned())));
-        let missing = match renewed {
-            Ok(missing) => missing,
+        match renewed {
+            Ok(missing) => missing.into_iter().for_each(|place| restores.owe(keys[place])),
             Err(error) => {
                 // No agent loses a lease because Redis is away: it is renewed as soon as Redis is back.
                 tracing::debug!(%error, "leases could not be renewed");
                 next = Instant::now() + RENEW_AGAIN;
-                continue;
-            }
-        };
-        let restoring = missing.into_iter().map(|place| {
-            let (key, journal, leases) = (keys[place], &journal, &leases);
-            async move {
-                let held = leases.all().leases.get(&key).cloned();
-                let Some(held) = held else { return true };
-                match journal.restore(&held).await {
-                    Ok(()) => {}
-                    Err(LeaseError::Fenced) => leases.forget(key),
-                    Err(LeaseError::Unavailable(error)) => {
-                        tracing::debug!(lease = %held.record, %error, "a lease could not be restored");
-                        return false;
-                    }
-                }
-                true
-            }
-        });
-        // As many at a time as there are connections; Redis may have lost thousands.
-        let mut restoring =
-            futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(restoring), 8);
-        while let Some(done) = futures_util::StreamExt::next(&mut restoring).await {
-            if !done {
-                next = next.min(Instant::now() + RENEW_AGAIN);
             }
         }
     }
 }
 
+/// Leases that are to be written again.
+#[derive(Default)]
+struct Restores {
+    waiting: VecDeque<u64>,
+    running: FuturesUnordered<BoxFuture<'static, (u64, bool)>>,
+    /// Those that wait or run.
+    known: HashSet<u64>,
+}
+
+impl Restores {
+    fn owe(&mut self, key: u64) {
+        if self.known.insert(key) {
+            self.waiting.push_back(key);
+        }
+    }
+
+    fn begin(&mut self, journal: &Journal) {
+        while self.running.len() < RESTORES_AT_ONCE
+            && let Some(key) = self.waiting.pop_front()
+        {
+            let journal = journal.clone();
+            self.running.push(async move { (key, journal.restore_held(key).await) }.boxed());
+        }
+    }
+}
+
 impl Journal {
+    /// False where Redis did not answer.
+    async fn restore_held(&self, key: u64) -> bool {
+        let held = self.leases().all().leases.get(&key).cloned();
+        let Some(held) = held else { return true };
+        match self.restore(&held).await {
+            Ok(()) => true,
+            Err(LeaseError::Fenced) => {
+                self.leases().forget(key);
+                true
+            }
+            Err(LeaseError::Unavailable(error)) => {
+                tracing::debug!(lease = %held.record, %error, "a lease could not be restored");
+                false
+            }
+        }
+    }
+
     /// These leases, which are not renewed any more, last for this long from now on.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use protocol::Channel;
 use protocol::limits::APPROVALS_MAX;
 use uuid::Uuid;
 
-use crate::on_both;
 use crate::states::{agent, channel, commands, told};
+use crate::{Server, on_both, open};
 
 fn approval(on: &Channel, id: &str) -> NewApproval {
     NewApproval {
@@ -139,4 +139,23 @@ on_both! {
             assert_eq!(names, ["budget_exhausted", "budget_resolved"], "{channel}");
         }
     }
+}
+
+/// Asked again when the idempotency key of the copy has long run out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_that_is_asked_for_again_is_copied_to_the_firehose_once() {
+    let server = Server::start().await;
+    let journal = open(&server);
+    let lease = agent(&journal, "a").await;
+    let mut budget = approval(lease.channel(), "b1");
+    budget.asks = Asks::Budget;
+    journal.ask(lease.holder(), &budget).await.unwrap();
+    let mut redis = server.connection().await;
+    let keys: Vec<String> =
+        redis::cmd("KEYS").arg("*:idem:*").query_async(&mut redis).await.unwrap();
+    let _: () = redis::cmd("DEL").arg(keys).query_async(&mut redis).await.unwrap();
+
+    journal.ask(lease.holder(), &budget).await.unwrap();
+
+    assert_eq!(told(&journal, &Channel::global_events()).await.len(), 1);
 }

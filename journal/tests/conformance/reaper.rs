@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use journal::{Asks, Journal, NewApproval, Reaper, SendError};
+use futures_util::stream::{self, StreamExt};
+use journal::{Asks, Journal, Lease, NewApproval, Reaper, SendError};
 use protocol::Channel;
 use redis::AsyncCommands;
 use serde_json::Value;
@@ -133,4 +134,55 @@ async fn a_slow_reaper_does_not_take_the_deadline_of_a_new_lease() {
     poll_for(&mut fast_reaper, LEASE * 2).await;
     let lost = losses(&direct, &channel("agent:a")).await.len();
     assert_eq!((live.concat().as_str(), lost), ("a", 2));
+}
+
+/// One record that no step can change must not keep every dead agent alive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_cannot_be_read_does_not_stop_the_judging_of_leases() {
+    let server = Server::start().await;
+    let journal = open(&server);
+    let mut redis = server.connection().await;
+    let own = Channel::agent("a").unwrap();
+    let tag = protocol::partition_tag(own.partition());
+    let id = "00000000-0000-0000-0000-000000000000";
+    let _: () =
+        redis.hset(format!("relay:{{{tag}}}:command:{own}:{id}"), "not", "ours").await.unwrap();
+    let _: () = redis
+        .zadd(format!("relay:{{{tag}}}:deadlines"), format!("expire {own} {id}"), 1)
+        .await
+        .unwrap();
+    drop(agent(&journal, "a").await);
+
+    poll_for(&mut Reaper::new(journal.clone()), 3 * LEASE).await;
+
+    assert_eq!(losses(&journal, &own).await.len(), 1);
+}
+
+/// What Redis has lost is written again beside the renewals of what was written again before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_leases_that_redis_lost_are_restored_and_none_lapses() {
+    const LEASES: usize = 4_000;
+    let server = Server::start().await;
+    let journal = open(&server);
+    let own = agent(&journal, "a").await;
+    let incarnation = Some(own.holder().incarnation);
+    let taking = (0..LEASES).map(|n| {
+        let (journal, session) = (journal.clone(), channel(&format!("session:{n}")));
+        async move { journal.lease(&session, "a", incarnation, None).await.unwrap() }
+    });
+    let held: Vec<Lease> = stream::iter(taking).buffer_unordered(64).collect().await;
+    let mut reaper = Reaper::new(journal.clone());
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut server.connection().await).await.unwrap();
+
+    poll_for(&mut reaper, 4 * LEASE).await;
+
+    let lost = held.iter().filter(|lease| lease.lost().is_cancelled()).count();
+    assert_eq!(lost, 0, "of {LEASES}");
+    let told = futures_util::future::join_all(
+        held.iter().map(|lease| async { losses(&journal, lease.channel()).await.len() }),
+    );
+    assert_eq!(told.await.into_iter().sum::<usize>(), 0);
+    for lease in &held {
+        assert_eq!(journal.agents_on(lease.channel()).await.unwrap().len(), 1);
+    }
 }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use journal::{AppendError, Journal, Name, Retention, Since};
+use protocol::Channel;
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
+use crate::states::command;
 use crate::{Backend, Server, append, entry, events};
 
 async fn run(connection: &mut MultiplexedConnection, line: &str) {
@@ -63,6 +65,26 @@ async fn a_user_that_may_not_publish_here_appends_nothing() {
     assert_eq!(append(&plain, &events("x"), "y").await.n, 1);
 }
 
+/// The commands that a step writes with: refused in its middle, half of it would stand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_that_may_not_run_everything_changes_no_record() {
+    let server = Server::start().await;
+    let mut admin = server.connection().await;
+    for denied in ["zadd", "hset", "zrem", "hdel", "publish", "pexpire", "xadd"] {
+        run(&mut admin, "ACL DELUSER weak").await;
+        run(&mut admin, &format!("ACL SETUSER weak on >pw ~* &* +@all -{denied}")).await;
+        let journal = Journal::open(&format!("redis://weak:pw@127.0.0.1:{}", server.port)).unwrap();
+        let own = Channel::agent(denied).unwrap();
+
+        let refused = journal.lease(&own, denied, None, None).await;
+
+        let why = refused.unwrap_err().to_string();
+        assert!(why.contains(&denied.to_uppercase()), "{why}");
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut admin).await.unwrap();
+        assert!(keys.is_empty(), "{denied}: {keys:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retention_setting_that_cannot_be_read_counts_as_absent() {
     let backend = Backend::redis(Retention::default()).await;
@@ -85,6 +107,8 @@ async fn a_retention_setting_that_cannot_be_read_counts_as_absent() {
     let settings = format!("relay:{{{}}}:cfg", protocol::partition_tag(name.channel.partition()));
     run(&mut admin, &format!("SET {settings} x")).await;
     assert_eq!(append(&backend.journal, &name, "x").await.n, 1);
+    let sent = backend.journal.send(&command(&name.channel)).await;
+    assert!(sent.is_ok(), "{sent:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,9 @@ use super::body::{
 use super::message::{AgentError, AgentMessage};
 use super::record::{Parent, Status};
 use crate::frame::Since;
-use crate::limits::{AGENT_FRAME_BYTES_MAX, APPROVAL_ID_BYTES_MAX, REASON_BYTES_MAX};
+use crate::limits::{
+    AGENT_FRAME_BYTES_MAX, APPROVAL_ID_BYTES_MAX, INCARNATION_MAX, REASON_BYTES_MAX,
+};
 use crate::{
     Channel, DataError, ErrorCode, NameError, check_data, check_event_name, check_idempotency_key,
 };
@@ -188,7 +190,15 @@ impl AgentCall {
 impl RawFields<'_> {
     fn body(&self, kind: &str) -> Result<CallBody, Refused> {
         Ok(match kind {
-            "lease" => CallBody::Lease(self.optional()?),
+            "lease" => {
+                let body: LeaseCall = self.optional()?;
+                if body.incarnation.is_some_and(|it| !(1..=INCARNATION_MAX).contains(&it)) {
+                    return Err(bad(format!(
+                        "`incarnation` must be a number from 1 to {INCARNATION_MAX}"
+                    )));
+                }
+                CallBody::Lease(body)
+            }
             "note" => CallBody::Note(self.data()?),
             "release" => CallBody::Release,
             "publish" => {

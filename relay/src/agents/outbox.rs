@@ -40,6 +40,11 @@ impl Outbox {
         drop(self.queue.send(Queued { text, _room: room }).await);
     }
 
+    /// Whether messages wait for the agent to read them.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.bytes.available_permits() < BYTES_MAX
+    }
+
     /// Never waits; false where there is no room.
     pub(super) fn try_say(&self, message: &AgentMessage) -> bool {
         let text = message.to_text();

@@ -176,9 +176,15 @@ async fn keep(
         tokio::select! {
             _ = tick.tick() => {
                 let now = Instant::now();
-                let activity = Activity { read: traffic.read(), ..Activity::default() };
-                // What the relay does not read says nothing about the agent.
-                if silence.is_over(now, &activity, is_full()) {
+                let is_blocked = outbox.is_waiting();
+                let activity = Activity {
+                    read: traffic.read(),
+                    written: traffic.written(),
+                    is_blocked,
+                    ..Activity::default()
+                };
+                // What the relay does not read says nothing about the agent, unless the agent does not read either.
+                if silence.is_over(now, &activity, is_full() && !is_blocked) {
                     // As if it had renewed them itself when it was heard last.
                     session.let_lapse(lease.saturating_sub(silence.lasts(now))).await;
                     return CloseCode::Stalled;
