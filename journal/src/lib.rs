@@ -393,7 +393,7 @@ impl Journal {
 
     async fn renew(
         &self,
-        leases: &[(Record, Holder)],
+        leases: &[(Record, Box<str>)],
         lasts: Duration,
     ) -> Result<Vec<usize>, Unavailable> {
         match &self.backend {
@@ -417,6 +417,18 @@ impl Journal {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.states(records)),
             Backend::Redis(redis) => redis.states(records).await,
+        }
+    }
+
+    async fn some_of(
+        &self,
+        channel: &Channel,
+        index: &Index,
+        most: usize,
+    ) -> Result<Sample, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.some_of(channel, index, most)),
+            Backend::Redis(redis) => redis.some_of(channel, index, most).await,
         }
     }
 

@@ -81,9 +81,9 @@ impl Reason {
     }
 }
 
-/// The journal cannot be reached now.
+/// The journal is not available now: Redis cannot be reached, or refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("the journal cannot be reached: {0}")]
+#[error("the journal is not available: {0}")]
 pub struct Unavailable(pub String);
 
 /// What is retained of a journal.

@@ -63,8 +63,11 @@ pub const AGENT_CALLS_MAX: usize = 1_024;
 pub const AGENT_CALLS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Channels that one agent serves at a time.
 pub const AGENT_CHANNELS_MAX: usize = 10_000;
-/// The largest incarnation that an agent may name: every JSON parser reads it exactly, and it has 16 digits.
-pub const INCARNATION_MAX: u64 = (1 << 53) - 1;
+/// The largest `id` and the largest incarnation in an agent's call: every JSON parser reads it exactly, and it has
+/// 16 digits.
+pub const AGENT_NUMBER_MAX: u64 = 9_007_199_254_740_991;
+/// A run's id, in bytes.
+pub const RUN_ID_BYTES_MAX: usize = 128;
 /// Patterns in one list of a grant.
 pub const GRANT_PATTERNS_MAX: usize = 256;
 /// A token, in bytes. Larger ones are refused before they are looked at.

@@ -24,7 +24,7 @@ pub(crate) async fn run(journal: Journal) {
         match reaper.poll().await {
             Err(error) if !is_away => {
                 is_away = true;
-                tracing::warn!(%error, "reaper paused: redis does not answer");
+                tracing::warn!(%error, "reaper paused");
             }
             Ok(()) if is_away => {
                 is_away = false;

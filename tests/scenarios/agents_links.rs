@@ -77,6 +77,75 @@ async fn an_agents_id_names_one_call() {
     assert_eq!(data, [&json!({"n": 1})]);
 }
 
+/// An id that was used stands for what was published with it: what cannot be a new event is refused, not dropped.
+#[tokio::test]
+async fn an_agents_publishes_have_ascending_ids() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = raw_agent(&cluster).await;
+    let publish = |id: u64, n: u64| json!({"type": "publish", "id": id, "channel": "session:42", "event": "x", "data": {"n": n}});
+    for (id, n, is_new) in [(5, 1, true), (5, 2, false), (4, 3, false), (6, 4, true)] {
+        agent.send(publish(id, n)).await;
+        let reply = reply(&mut agent, id).await;
+        match is_new {
+            true => assert!(reply["offset"].is_string(), "{reply}"),
+            false => assert_eq!(reply["code"], "conflict", "{reply}"),
+        }
+    }
+}
+
+/// A successor has taken the agent over: its predecessor holds nothing any more, and gets nothing new.
+#[tokio::test]
+async fn a_fenced_predecessor_is_fenced_on_all_channels() {
+    let cluster = Cluster::options().short_leases().set().await;
+    let mut old = raw_agent(&cluster).await;
+    let lease = |id: u64, channel: &str| json!({"type": "lease", "id": id, "channel": channel});
+    old.send(lease(2, "session:1")).await;
+    assert_eq!(reply(&mut old, 2).await["type"], "ack");
+
+    let _new = raw_agent(&cluster).await;
+    old.wait_for_type("fenced").await;
+    old.send(lease(3, "session:2")).await;
+    assert_eq!(reply(&mut old, 3).await["code"], "fenced");
+    old.send(json!({"type": "publish", "id": 4, "channel": "session:1", "event": "x", "data": {}}))
+        .await;
+    assert_eq!(reply(&mut old, 4).await["code"], "fenced");
+    until("its other leases end", async || {
+        let channel = cluster.replicas[0].get("/api/v1/channels/session:1").await.json();
+        (channel["agents"] == json!([])).then_some(())
+    })
+    .await;
+}
+
+/// An answer waits for nobody to take it. Its agent gets it whoever else begins to follow the channel.
+#[tokio::test]
+async fn an_answer_reaches_its_agent_while_others_begin_to_follow() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut asking = raw_agent(&cluster).await;
+    let mut other = cluster.browser().path("/ws/agents/other").connect().await;
+    other.send(json!({"type": "lease", "id": 1, "channel": "agent:other"})).await;
+    let mut page = cluster.browser().connect().await;
+    page.subscribe("session:42").await;
+    let call = |kind: &str, id: u64, data: Value| json!({"type": kind, "id": id, "channel": "session:42", "data": data});
+    asking.send(call("lease", 2, json!({"incarnation": null}))).await;
+    asking.send(call("follow", 3, json!({"since": "start"}))).await;
+    asking.wait_for_type("live").await;
+    for n in 0..100_u64 {
+        let request_id = format!("q{n}");
+        let ask = json!({"request_id": request_id, "asks": "permission", "question": {}, "expires_in_ms": 60_000});
+        asking.send(call("ask", 10 + n, ask)).await;
+        reply(&mut asking, 10 + n).await;
+        let answer =
+            json!({"type": "permission_response", "requestId": request_id, "allowed": true});
+        tokio::join!(
+            other.send(call("follow", 10 + n, json!({"since": "start"}))),
+            page.send(answer)
+        );
+
+        let answered = |frame: &Value| frame["data"]["data"]["request_id"] == request_id;
+        asking.wait_for(&format!("the answer to {request_id}"), answered).await;
+    }
+}
+
 /// Calls of a channel are done in their order, however quickly they come.
 #[tokio::test]
 async fn an_agents_calls_of_one_channel_do_not_overtake_each_other() {

@@ -10,7 +10,7 @@ use super::{Memory, MemoryState, StoredStream, micros};
 use crate::Name;
 use crate::state::alive::{SHOWN_MAX, Sample};
 use crate::state::{
-    Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
+    Change, Committed, Condition, Deadline, Effect, Index, LIVE_MAX, Live, Members, Record,
     RecordKind, Snapshot, WaitingLimits,
 };
 
@@ -159,14 +159,13 @@ impl Memory {
         }
     }
 
-    pub(crate) fn renew(&self, leases: &[(Record, Holder)], lasts: Duration) -> Vec<usize> {
+    pub(crate) fn renew(&self, leases: &[(Record, Box<str>)], lasts: Duration) -> Vec<usize> {
         let mut state = self.state();
         let ends = state.now_us() + micros(lasts);
         let records = &mut state.records;
-        let renewed = leases.iter().enumerate().filter_map(|(place, (lease, holder))| {
+        let renewed = leases.iter().enumerate().filter_map(|(place, (lease, value))| {
             let agents = records.indexes.get(&(lease.channel.clone(), Index::Agents));
-            let incarnation = agents.and_then(|agents| agents.get(&holder.agent));
-            let is_theirs = incarnation.is_some_and(|it| **it == *holder.incarnation.to_string());
+            let is_theirs = agents.is_some_and(|agents| agents.get(&lease.id) == Some(value));
             match records.deadlines.get_mut(&(Deadline::Lose, lease.clone())) {
                 Some(at) if is_theirs => {
                     *at = ends;
@@ -195,6 +194,14 @@ impl Memory {
         let mut state = self.state();
         let now = state.now_us();
         records.iter().map(|record| state.records.state(record, now).cloned()).collect()
+    }
+
+    pub(crate) fn some_of(&self, channel: &Channel, index: &Index, most: usize) -> Sample {
+        let state = self.state();
+        let members = state.records.indexes.get(&(channel.clone(), index.clone()));
+        let total = members.map_or(0, |members| members.len() as u64);
+        let members = members.into_iter().flat_map(|members| members.keys()).take(most);
+        Sample { members: members.cloned().collect(), total }
     }
 
     pub(crate) fn samples(&self, indexes: &[(Channel, Index)]) -> Vec<Sample> {

@@ -50,7 +50,8 @@ if #us < 6 then us = sub('00000' .. us, -6) end
 local answer
 
 local once = KEYS[options == '' and 3 or 4]
-local before = once and call('GET', once)
+-- Where another writer has put something else there, it counts as absent.
+local before = once and string.match(call('GET', once) or '', '^%d+%-%d+ %d+$')
 local entries, most, age
 if options ~= '' then
   local field, default = string.match(options, 'k %d+ (%a+) (.*)$')

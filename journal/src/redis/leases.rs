@@ -9,16 +9,17 @@ use super::state::{deadline, member, millis};
 use super::{Redis, unavailable, wire};
 use crate::Unavailable;
 use crate::state::alive::{SHOWN_MAX, Sample};
-use crate::state::{Deadline, Holder, Index, Record};
+use crate::state::{Deadline, Index, Record};
 
 /// How many partitions are looked through at a time for a page of agents.
 const PARTITIONS: usize = 16;
 
 impl Redis {
-    /// Renews leases; answers the places of those that are not there, or another's.
+    /// Renews leases, each with how its agent stands in the index; answers the places of those that do not stand
+    /// there so.
     pub(crate) async fn renew(
         &self,
-        leases: &[(Record, Holder)],
+        leases: &[(Record, Box<str>)],
         lasts: Duration,
     ) -> Result<Vec<usize>, Unavailable> {
         let mut partitions: HashMap<u8, Vec<usize>> = HashMap::new();
@@ -36,12 +37,12 @@ impl Redis {
                 let mut invocation = self.state.renew.key(self.keys.deadlines(*partition));
                 invocation.arg(millis(lasts));
                 for place in places {
-                    let (record, holder) = &leases[*place];
+                    let (record, value) = &leases[*place];
                     invocation.key(self.keys.index(&record.channel, &Index::Agents));
                     invocation
                         .arg(member(Deadline::Lose, &record.channel, &record.id))
-                        .arg(&*holder.agent)
-                        .arg(holder.incarnation);
+                        .arg(&*record.id)
+                        .arg(&**value);
                 }
                 pipe.invoke_script(&invocation);
             }
@@ -113,6 +114,22 @@ impl Redis {
     }
 
     /// How many members each index has, and about a hundred of them.
+    /// Any members of an index, at most so many; none only where it has none. It costs the same however many there are.
+    pub(crate) async fn some_of(
+        &self,
+        channel: &Channel,
+        index: &Index,
+        most: usize,
+    ) -> Result<Sample, Unavailable> {
+        let key = self.keys.index(channel, index);
+        let mut pipe = redis::pipe();
+        pipe.hlen(&key).cmd("HRANDFIELD").arg(&key).arg(most);
+        let mut connection = self.lend().await?;
+        let (total, members): (u64, Vec<String>) =
+            pipe.query_async(&mut connection).await.map_err(unavailable)?;
+        Ok(Sample { members: members.into_iter().map(Into::into).collect(), total })
+    }
+
     pub(crate) async fn samples(
         &self,
         indexes: &[(Channel, Index)],

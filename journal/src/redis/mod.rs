@@ -304,7 +304,10 @@ fn pool(info: ConnectionInfo) -> Result<Pool, String> {
 }
 
 fn unavailable(error: RedisError) -> Unavailable {
-    Unavailable(error.to_string())
+    Unavailable(match error.code() {
+        Some(_) => format!("redis refuses: {error}"),
+        None => format!("redis cannot be reached: {error}"),
+    })
 }
 
 /// What `read.lua` answers.

@@ -1,14 +1,14 @@
--- Renews the leases of one partition that are there and still their holders'.
+-- Renews the leases of one partition that are there as they were written last.
 --
--- KEYS 1 deadlines   2… the agents on the leases' channels, with their incarnations
--- ARGV 1 ms   2… for each lease: member, agent, incarnation
--- Answers the places (from 1) of the leases that are not there, or another incarnation's.
+-- KEYS 1 deadlines   2… the agents on the leases' channels, each with its incarnation and the lease's version
+-- ARGV 1 ms   2… for each lease: member, agent, incarnation and version
+-- Answers the places (from 1) of the leases that are not there, or not so.
 local now = redis.call('TIME')
 local ends = string.format('%.0f', math.floor(now[1] * 1000 + now[2] / 1000) + tonumber(ARGV[1]))
 local missing = {}
 for i = 2, #KEYS do
-  local member, agent, incarnation = ARGV[3 * i - 4], ARGV[3 * i - 3], ARGV[3 * i - 2]
-  if redis.call('HGET', KEYS[i], agent) == incarnation and redis.call('ZSCORE', KEYS[1], member) then
+  local member, agent, version = ARGV[3 * i - 4], ARGV[3 * i - 3], ARGV[3 * i - 2]
+  if redis.call('HGET', KEYS[i], agent) == version and redis.call('ZSCORE', KEYS[1], member) then
     redis.call('ZADD', KEYS[1], 'XX', ends, member)
   else
     missing[#missing + 1] = i - 1

@@ -53,7 +53,8 @@ pub(super) struct LeaseState {
     /// Which taking of the lease it is: no two are the same state, and who holds an older one leaves it alone.
     #[serde(default)]
     pub(super) taking: Uuid,
-    /// Rises with each note: a step that names the open runs is made only while they are these.
+    /// Rises with each note and each taking: a step that names the open runs is made only while they are these, and
+    /// an older version is one with which Redis has come back.
     #[serde(default)]
     pub(super) version: u64,
     /// Since when, Unix milliseconds.
@@ -165,13 +166,13 @@ fn taken(
         // Taken back over a new connection it is the same incarnation.
         Standing::Own(same) => {
             let parent = parent.cloned().or_else(|| same.parent.clone());
-            (LeaseState { taking, parent, ..same }, None)
+            (LeaseState { taking, parent, version: same.version + 1, ..same }, None)
         }
         Standing::Missing | Standing::Released => (new, None),
         Standing::Older(older) => (new, Some(older)),
     };
     let mut change = Change::new(&state);
-    change.effects = standing::alive(&holder, lasts);
+    change.effects = standing::alive(&holder, state.version, lasts);
     if let Some(older) = &older {
         standing::take_over(&mut change, record, older, open);
     }

@@ -10,6 +10,7 @@ use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::alive::Sample;
 use super::lease::{LeasePhase, LeaseState, REMEMBERED};
 use super::transact::read;
 use super::{
@@ -155,10 +156,10 @@ impl Journal {
     }
 
     async fn open_runs(&self, channel: &Channel, holder: &Holder) -> Result<OpenRuns, Unavailable> {
-        let listed = self.list(channel, &Index::Runs(holder.producer().into())).await?;
-        let mut runs: Vec<Box<str>> = listed.into_iter().map(|(run, _)| run).collect();
+        let index = Index::Runs(holder.producer().into());
+        let Sample { members: mut runs, total } = self.some_of(channel, &index, PIECE_RUNS).await?;
         runs.sort_unstable();
-        Ok(OpenRuns::piece(runs))
+        Ok(OpenRuns::piece(runs, total))
     }
 
     /// Deadline: the lease was not renewed.
@@ -235,7 +236,8 @@ impl Journal {
 }
 
 impl OpenRuns {
-    fn piece(mut runs: Vec<Box<str>>) -> Self {
+    /// Of `total` runs those that fit into one event.
+    fn piece(mut runs: Vec<Box<str>>, total: u64) -> Self {
         let mut bytes = 0;
         let fits = |run: &&str| {
             // Two quotes and a comma; a character may be escaped, six bytes for one.
@@ -243,7 +245,7 @@ impl OpenRuns {
             bytes <= PIECE_BYTES
         };
         let count = runs.iter().map(|run| &**run).take(PIECE_RUNS).take_while(fits).count().max(1);
-        let more = runs.len() > count;
+        let more = total > count as u64;
         runs.truncate(count);
         Self { runs, more }
     }
@@ -263,7 +265,8 @@ mod tests {
             (runs(256, 128), 79, true),
             (runs(2, 70_000), 1, true),
         ] {
-            let piece = OpenRuns::piece(given);
+            let total = given.len() as u64;
+            let piece = OpenRuns::piece(given, total);
             assert_eq!((piece.runs.len(), piece.more), (taken, more));
         }
     }

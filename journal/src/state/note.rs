@@ -3,12 +3,14 @@
 //! [`Lease`] → **note** → [`standing`](super::standing). A note says what was added and removed, so it costs what
 //! has changed, however much is noted already. A run leaves the note in the step that tells its end.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use protocol::Channel;
 use protocol::agent::body::{ListChange, NoteCall};
+use uuid::Uuid;
 
 use super::lease::{Lease, LeaseError, LeaseState};
 use super::loss::OpenRuns;
@@ -92,6 +94,8 @@ pub(super) struct Keeping {
 pub(super) enum NotHeld {
     Released,
     Fenced,
+    /// The same life has taken it anew, on another connection: it is that one's to keep.
+    TakenAnew,
 }
 
 /// What a note, an end, or a renewal that found the lease missing, writes of it.
@@ -104,21 +108,26 @@ pub(super) fn kept(
     lasts: Duration,
 ) -> Result<Keeping, NotHeld> {
     let holder = &held.holder;
+    let found_version = found.as_ref().map_or(0, |state| state.version);
     let (state, older, is_restored) = match standing::of(found, holder) {
         Standing::Own(state) => {
-            // Taken anew on another connection, it is that one's to restore.
-            let is_ours = state.taking == held.taking;
-            let is_known = state.version == written.state.version;
-            (state, None, is_ours && !is_known)
+            let is_older = state.version < written.state.version;
+            let is_ours = state.taking == held.taking || is_older;
+            if !is_ours && note.is_empty() {
+                return Err(NotHeld::TakenAnew);
+            }
+            let is_known = !is_ours || state.version == written.state.version;
+            (if is_known { state } else { written.state.clone() }, None, !is_known)
         }
         Standing::Missing => (written.state.clone(), None, true),
         Standing::Older(older) => (written.state.clone(), Some(older), true),
         Standing::Released => return Err(NotHeld::Released),
         Standing::Fenced => return Err(NotHeld::Fenced),
     };
-    let state = LeaseState { version: state.version.max(written.state.version) + 1, ..state };
+    let version = found_version.max(written.state.version) + 1;
+    let state = LeaseState { version, ..state };
     let mut change = Change::new(&state);
-    change.effects = standing::alive(holder, lasts);
+    change.effects = standing::alive(holder, version, lasts);
     if is_restored {
         change.effects.extend(written.restored(holder));
     }
@@ -151,8 +160,10 @@ impl Lease {
         run_id: &str,
         entry: &NewEntry,
     ) -> Result<BoxFuture<'static, ()>, LeaseError> {
-        let id = entry.idempotency_key.clone().unwrap_or_else(|| run_id.into());
-        let record = copy::record(self.channel(), &id);
+        // The end of another run is another end, whatever its key.
+        let end = format!("{} {run_id}", entry.idempotency_key.as_deref().unwrap_or_default());
+        let end = Uuid::new_v5(&Uuid::NAMESPACE_OID, end.as_bytes());
+        let record = copy::record(self.channel(), &end.to_string());
         let note = NoteCall::ended([run_id.into()]);
         let told = Told { record: record.clone(), entry };
         self.journal.write(&self.held, &note, Some(told)).await?;
@@ -202,6 +213,7 @@ impl Journal {
         match self.transact_with_runs(&held.record, Some(guess), below, rule).await? {
             Transacted::Done(Ok((state, is_restored))) => {
                 let parent = state.parent.clone().filter(|_| is_restored);
+                held.version.store(state.version, Ordering::SeqCst);
                 written.state = state;
                 note.runs.apply(&mut written.runs);
                 note.channels.apply(&mut written.channels);
@@ -218,6 +230,7 @@ impl Journal {
             }
             // The agent has left, and nothing is to be noted.
             Transacted::Done(Err(NotHeld::Released)) if told.is_none() => Ok(()),
+            Transacted::Done(Err(NotHeld::TakenAnew)) => Ok(()),
             Transacted::Done(Err(_)) | Transacted::Fenced => {
                 held.lost.cancel();
                 Err(LeaseError::Fenced)

@@ -2,6 +2,7 @@
 //! [`Journal`].
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::lease::{LeaseError, LeaseState, record};
-use super::{Change, Deadline, Decision, Effect, Holder, Record};
+use super::{Change, Deadline, Decision, Effect, Holder, Record, standing};
 use crate::{Journal, Unavailable};
 
 /// The pace at which an unanswered Redis is asked again.
@@ -42,6 +43,8 @@ pub(super) struct Held {
     pub(super) holder: Holder,
     pub(super) taking: Uuid,
     pub(super) lost: CancellationToken,
+    /// The version that was written last.
+    pub(super) version: Arc<AtomicU64>,
     /// Steps of one lease wait for each other.
     pub(super) written: Arc<tokio::sync::Mutex<Written>>,
 }
@@ -62,8 +65,9 @@ impl Written {
 
 impl Held {
     pub(super) fn new(record: Record, holder: Holder, taking: Uuid, written: Written) -> Self {
+        let version = Arc::new(AtomicU64::new(written.state.version));
         let written = Arc::new(tokio::sync::Mutex::new(written));
-        Self { record, holder, taking, lost: CancellationToken::new(), written }
+        Self { record, holder, taking, lost: CancellationToken::new(), version, written }
     }
 }
 
@@ -108,14 +112,17 @@ async fn renew(journal: Journal) {
             () = tokio::time::sleep_until(next) => {}
         }
         next = Instant::now() + pace;
-        let (keys, held): (Vec<u64>, Vec<(Record, Holder)>) = {
+        let (keys, held): (Vec<u64>, Vec<(Record, Box<str>)>) = {
             let mut all = leases.all();
             if all.leases.is_empty() {
                 all.is_renewing = false;
                 return;
             }
-            let lease =
-                |(key, held): (&u64, &Held)| (*key, (held.record.clone(), held.holder.clone()));
+            let lease = |(key, held): (&u64, &Held)| {
+                let version = held.version.load(Ordering::SeqCst);
+                let value = standing::index_value(held.holder.incarnation, version);
+                (*key, (held.record.clone(), value))
+            };
             all.leases.iter().map(lease).unzip()
         };
         let renewed = tokio::time::timeout(pace, journal.renew(&held, journal.lease)).await;

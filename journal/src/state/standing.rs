@@ -36,10 +36,17 @@ pub(super) fn of(found: Option<LeaseState>, holder: &Holder) -> Standing {
     }
 }
 
+/// How an agent stands in the index of a channel's agents. A renewal that finds another version of the lease there
+/// knows that Redis has come back with an older one, or that the lease was taken anew elsewhere.
+pub(super) fn index_value(incarnation: u64, version: u64) -> Box<str> {
+    format!("{incarnation} {version}").into()
+}
+
 /// The lease lasts from now on, and the agent is known to be there.
-pub(super) fn alive(holder: &Holder, lasts: Duration) -> Vec<Effect> {
+pub(super) fn alive(holder: &Holder, version: u64, lasts: Duration) -> Vec<Effect> {
+    let value = index_value(holder.incarnation, version);
     vec![
-        Effect::Put(Index::Agents, holder.agent.clone(), holder.incarnation.to_string().into()),
+        Effect::Put(Index::Agents, holder.agent.clone(), value),
         Effect::Due(Deadline::Lose, Some(lasts)),
     ]
 }

@@ -282,3 +282,64 @@ on_both! {
         assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), 25, "each once");
     }
 }
+
+/// The agent goes on renewing and has nothing to note: its lease is written again all the same, with what it has
+/// noted since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_end_once_where_redis_came_back_with_an_older_state() {
+    let server = Server::start().await;
+    let journal = open(&server);
+    let lease = agent(&journal, "a").await;
+    let own = lease.channel().clone();
+    lease.note(&NoteCall::begun(runs(&["old", "ended"]))).await.unwrap();
+    let mut redis = server.connection().await;
+    let saved = dumped(&mut redis).await;
+    lease.note(&NoteCall::begun(runs(&["new"]))).await.unwrap();
+    ended(&lease, "ended").await;
+
+    restore(&mut redis, &saved).await;
+    let mut reaper = Reaper::new(journal.clone());
+    poll_for(&mut reaper, LEASE).await;
+    drop(lease);
+    poll_for(&mut reaper, 3 * LEASE).await;
+
+    let mut told = ends(&journal, &own).await;
+    told.sort();
+    assert_eq!(told, ["new", "old"], "the end of `ended` was lost with the journal, and was told");
+}
+
+type Dump = Vec<(String, Vec<u8>)>;
+
+async fn dumped(redis: &mut redis::aio::MultiplexedConnection) -> Dump {
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(redis).await.unwrap();
+    let mut dump = Dump::new();
+    for key in keys {
+        let value: Vec<u8> = redis::cmd("DUMP").arg(&key).query_async(redis).await.unwrap();
+        dump.push((key, value));
+    }
+    dump
+}
+
+async fn restore(redis: &mut redis::aio::MultiplexedConnection, dump: &Dump) {
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("FLUSHALL").ignore();
+    for (key, value) in dump {
+        pipe.cmd("RESTORE").arg(key).arg(0).arg(value).ignore();
+    }
+    pipe.query_async::<()>(redis).await.unwrap();
+}
+
+on_both! {
+    async fn ends_of_two_runs_with_one_key_are_two_ends(backend) {
+        let lease = agent(&backend.journal, "a").await;
+        let own = lease.channel().clone();
+        lease.note(&NoteCall::begun(runs(&["r1", "r2"]))).await.unwrap();
+        for run in ["r1", "r2", "r2"] {
+            let end = end(run).with_key("the-same");
+            lease.end_run(run, &end).await.unwrap().await;
+        }
+
+        assert_eq!(ends(&backend.journal, &own).await, ["r1", "r2"]);
+        assert_eq!(ends(&backend.journal, &Channel::global_events()).await, ["r1", "r2"]);
+    }
+}

@@ -74,6 +74,11 @@ impl<T: Ord + Clone> ListChange<T> {
 }
 
 impl NoteCall {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.channels.is_empty()
+    }
+
     /// These runs have begun.
     pub fn begun(runs: impl IntoIterator<Item = Box<str>>) -> Self {
         let runs = ListChange { added: runs.into_iter().collect(), removed: Vec::new() };

@@ -14,7 +14,8 @@ use super::message::{AgentError, AgentMessage};
 use super::record::{Parent, Status};
 use crate::frame::Since;
 use crate::limits::{
-    AGENT_FRAME_BYTES_MAX, APPROVAL_ID_BYTES_MAX, INCARNATION_MAX, REASON_BYTES_MAX,
+    AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, REASON_BYTES_MAX,
+    RUN_ID_BYTES_MAX,
 };
 use crate::{
     Channel, DataError, ErrorCode, NameError, check_data, check_event_name, check_idempotency_key,
@@ -118,12 +119,15 @@ impl AgentCall {
             CallError { id, code, message: format!("the frame is not a call: {error}") }
         })?;
         let id = fields.id.and_then(|id| serde_json::from_str::<u64>(id.get()).ok());
+        let id = id.filter(|id| *id <= AGENT_NUMBER_MAX);
         let refuse = |(code, message)| CallError { id, code, message };
         if text.len() > AGENT_FRAME_BYTES_MAX {
             let message = format!("the frame has more than {AGENT_FRAME_BYTES_MAX} bytes");
             return Err(refuse((ErrorCode::TooLarge, message)));
         }
-        let id = id.ok_or_else(|| refuse(bad("`id` must be a number from 0")))?;
+        let id = id.ok_or_else(|| {
+            refuse(bad(format!("`id` must be a number from 0 to {AGENT_NUMBER_MAX}")))
+        })?;
         let kind: String = required("type", fields.kind).map_err(refuse)?;
         let channel: String = required("channel", fields.channel).map_err(refuse)?;
         let channel =
@@ -192,14 +196,18 @@ impl RawFields<'_> {
         Ok(match kind {
             "lease" => {
                 let body: LeaseCall = self.optional()?;
-                if body.incarnation.is_some_and(|it| !(1..=INCARNATION_MAX).contains(&it)) {
+                if body.incarnation.is_some_and(|it| !(1..=AGENT_NUMBER_MAX).contains(&it)) {
                     return Err(bad(format!(
-                        "`incarnation` must be a number from 1 to {INCARNATION_MAX}"
+                        "`incarnation` must be a number from 1 to {AGENT_NUMBER_MAX}"
                     )));
                 }
                 CallBody::Lease(body)
             }
-            "note" => CallBody::Note(self.data()?),
+            "note" => {
+                let body: NoteCall = self.data()?;
+                body.runs.added.iter().try_for_each(|run_id| check_run_id(run_id))?;
+                CallBody::Note(body)
+            }
             "release" => CallBody::Release,
             "publish" => {
                 let event: String = required("event", self.event)?;
@@ -209,6 +217,7 @@ impl RawFields<'_> {
             }
             "end_run" => {
                 let body: EndRunCall = self.data()?;
+                check_run_id(&body.run_id)?;
                 check_idempotency_key(&body.key).map_err(|error| bad(format!("`key`: {error}")))?;
                 check_event(&body.event, body.data.get())?;
                 CallBody::EndRun(body)
@@ -278,6 +287,7 @@ impl RawFields<'_> {
     fn parent(&self) -> Result<Parent, Refused> {
         let parent: Parent = self.data()?;
         Channel::agent(&parent.agent_id).map_err(|error| bad(format!("`agent_id`: {error}")))?;
+        parent.run_id.as_deref().map_or(Ok(()), check_run_id)?;
         Ok(parent)
     }
 }
@@ -296,6 +306,15 @@ fn check_event(event: &str, data: &str) -> Result<(), Refused> {
         (code, format!("`event`: {error}"))
     })?;
     check_data(data).map_err(refused_data)
+}
+
+/// Longer ones would not fit into the event that tells of the agent's death.
+fn check_run_id(run_id: &str) -> Result<(), Refused> {
+    if run_id.len() > RUN_ID_BYTES_MAX {
+        let message = format!("`run_id` has more than {RUN_ID_BYTES_MAX} bytes");
+        return Err((ErrorCode::TooLarge, message));
+    }
+    Ok(())
 }
 
 fn check_id(request_id: &str) -> Result<(), Refused> {

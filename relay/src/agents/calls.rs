@@ -66,6 +66,43 @@ struct Queues {
     channels: HashMap<Channel, Queue>,
     /// Calls without a reply, each with a digest of its content.
     under_way: HashMap<u64, u64>,
+    /// The id of the last publish of each channel.
+    published: HashMap<Channel, u64>,
+}
+
+/// What an id stands for.
+enum Admitted {
+    New,
+    Repetition,
+    Conflict(String),
+}
+
+impl Queues {
+    /// `publish`: on which channel, where the call is one. Its id is its number in the channel's order: one that is
+    /// not higher than those before it would be taken for an event that is there already.
+    fn admit(&mut self, id: u64, digest: u64, publish: Option<&Channel>) -> Admitted {
+        match self.under_way.get(&id) {
+            Some(before) if *before == digest => return Admitted::Repetition,
+            Some(_) => {
+                return Admitted::Conflict(format!("another call with the id {id} is under way"));
+            }
+            None => {}
+        }
+        if let Some(channel) = publish {
+            if self.published.len() >= AGENT_CHANNELS_MAX && !self.published.contains_key(channel) {
+                self.published.clear();
+            }
+            let last = self.published.entry(channel.clone()).or_default();
+            if id <= *last && *last > 0 {
+                return Admitted::Conflict(format!(
+                    "a publish needs a higher id than the last one of its channel, {last}"
+                ));
+            }
+            *last = id;
+        }
+        self.under_way.insert(id, digest);
+        Admitted::New
+    }
 }
 
 #[derive(Debug, Default)]
@@ -213,16 +250,12 @@ impl Calls {
             _ => {}
         }
         let digest = digest(text);
-        match self.shared.queues().under_way.entry(id) {
-            // The repetition: the reply to the first is the reply to both.
-            Entry::Occupied(before) if *before.get() == digest => return Ok(()),
-            Entry::Occupied(_) => {
-                let message = format!("another call with the id {id} is under way");
-                return Err(refuse(ErrorCode::Conflict, message));
-            }
-            Entry::Vacant(vacant) => {
-                vacant.insert(digest);
-            }
+        let is_publish = matches!(call.body, CallBody::Publish(..));
+        match self.shared.queues().admit(id, digest, is_publish.then_some(&channel)) {
+            Admitted::New => {}
+            // The reply to the first is the reply to both.
+            Admitted::Repetition => return Ok(()),
+            Admitted::Conflict(message) => return Err(refuse(ErrorCode::Conflict, message)),
         }
         let room = self.shared.room(text.len()).await;
         if self.shared.enqueue(QueuedCall { call, room }) {
@@ -247,7 +280,8 @@ impl Calls {
         match &call.body {
             CallBody::Publish(..) => channel.kind() != Kind::Service && grant.may_publish(channel),
             CallBody::Ask(_) | CallBody::EndRun(_) => {
-                grant.may_publish(channel) && grant.may_serve(channel)
+                let has_events = channel.kind() != Kind::Service;
+                has_events && grant.may_publish(channel) && grant.may_serve(channel)
             }
             CallBody::Resolve(_) => grant.may_serve(channel) || grant.may_command(channel),
             // A child hears of its parent's Cancels.

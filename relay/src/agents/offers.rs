@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use journal::{Backoff, Follower, Journal, Name, Reason, Since, Unavailable, Update, Updates};
+use journal::{Backoff, Follower, Journal, Name, Since, Unavailable, Update, Updates};
 use protocol::{AgentMessage, Channel, Entry, Offset};
 use serde_json::value::RawValue;
 
@@ -42,12 +42,21 @@ struct OfferedChannel {
 struct AgentListener {
     connection: u64,
     outbox: Outbox,
-    /// It has received everything up to here.
-    position: Option<Offset>,
+    position: Position,
     /// It was told that commands come.
     is_announced: bool,
     phase: ListenerPhase,
     lags: Arc<AtomicBool>,
+}
+
+/// Up to where a listener has received everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    /// Nowhere: it wants what waits.
+    Unknown,
+    /// The beginning: there was no command yet.
+    Empty,
+    At(Offset),
 }
 
 /// Where a listener gets its next command from.
@@ -74,7 +83,7 @@ struct Missed {
     is_reset: bool,
     entries: Vec<Arc<Entry>>,
     /// Where it stands afterwards.
-    position: Option<Offset>,
+    position: Position,
     has_more: bool,
 }
 
@@ -114,15 +123,8 @@ impl Offers {
                         listeners.for_each(|listener| listener.receive(&name.channel, &entries));
                     }
                 }
-                Update::Reset { name, reason, .. } => {
-                    let is_lost = reason != Reason::Retention;
-                    self.read_for(&name.channel, |listener| {
-                        if is_lost {
-                            listener.reset(&name.channel);
-                        }
-                        true
-                    });
-                }
+                // What each has lost by that shows when it is read for.
+                Update::Reset { name, .. } => self.read_for(&name.channel, |_| true),
                 Update::Link { .. } | Update::Notified { .. } => {}
             }
         }
@@ -196,20 +198,27 @@ impl Offers {
         }
     }
 
-    async fn missed(&self, name: &Channel, from: Option<Offset>) -> Result<Missed, Unavailable> {
+    async fn missed(&self, name: &Channel, position: Position) -> Result<Missed, Unavailable> {
+        let since = match position {
+            Position::Unknown => None,
+            Position::Empty => Some(Since::Start),
+            Position::At(offset) => Some(Since::Offset(offset)),
+        };
         let mut is_reset = false;
-        if let Some(from) = from {
-            let commands = Name::commands(name.clone());
-            let page = self.journal.read(&commands, Since::Offset(from), PAGE_ENTRIES).await?;
-            if page.reset.is_none() && page.head.is_some() {
-                let (position, has_more) = (page.end(), page.has_more());
+        if let Some(since) = since {
+            let page =
+                self.journal.read(&Name::commands(name.clone()), since, PAGE_ENTRIES).await?;
+            let is_whole = since != Since::Start || page.start.is_none_or(|start| start.n == 0);
+            if page.reset.is_none() && is_whole {
+                let position = page.end().map_or(position, Position::At);
+                let has_more = page.has_more();
                 return Ok(Missed { is_reset, entries: page.entries, position, has_more });
             }
-            // What waits is there all the same.
-            is_reset = page.reset != Some(Reason::Retention);
+            is_reset = true;
         }
         let waiting = self.journal.waiting(name).await?;
-        Ok(Missed { is_reset, entries: waiting.entries, position: waiting.head, has_more: false })
+        let position = waiting.head.map_or(Position::Empty, Position::At);
+        Ok(Missed { is_reset, entries: waiting.entries, position, has_more: false })
     }
 
     fn channels(&self) -> MutexGuard<'_, HashMap<Channel, OfferedChannel>> {
@@ -238,8 +247,8 @@ impl Offer {
     /// The channel's commands after `since` come, as long as this is held.
     pub(crate) fn follow(&self, name: &Channel, since: Since) {
         let position = match since {
-            Since::Start => None,
-            Since::Offset(offset) => Some(offset),
+            Since::Start => Position::Unknown,
+            Since::Offset(offset) => Position::At(offset),
         };
         self.followed().insert(name.clone());
         let is_live = {
@@ -309,8 +318,7 @@ impl Drop for Offer {
 impl AgentListener {
     /// Whether it has received what stands at `offset`.
     fn has(&self, offset: &Offset) -> bool {
-        let position = self.position.filter(|position| position.epoch == offset.epoch);
-        position.is_some_and(|position| offset.n <= position.n)
+        matches!(self.position, Position::At(at) if at.epoch == offset.epoch && offset.n <= at.n)
     }
 
     /// What the follower brings.
@@ -332,11 +340,16 @@ impl AgentListener {
         let reading = std::mem::replace(&mut self.phase, ListenerPhase::Live);
         let ListenerPhase::Reading { came, is_cut } = reading else { return true };
         if missed.is_reset {
-            self.reset(name);
+            self.position = Position::Unknown;
+            self.say(&AgentMessage::Reset { channel: name.clone() });
         }
         if !self.is_announced {
             // Once for each `follow` of the agent: it begins to read there.
-            let (channel, offset) = (name.clone(), missed.position);
+            let offset = match missed.position {
+                Position::At(offset) => Some(offset),
+                Position::Unknown | Position::Empty => None,
+            };
+            let channel = name.clone();
             self.is_announced = self.say(&AgentMessage::Live { channel, offset });
         }
         self.offer_all(name, &missed.entries);
@@ -370,14 +383,9 @@ impl AgentListener {
                 data,
             });
             if is_said {
-                self.position = Some(entry.offset);
+                self.position = Position::At(entry.offset);
             }
         }
-    }
-
-    fn reset(&mut self, name: &Channel) {
-        self.position = None;
-        self.say(&AgentMessage::Reset { channel: name.clone() });
     }
 
     /// Never waits: one agent that does not read must not hold up the others.

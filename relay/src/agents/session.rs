@@ -45,6 +45,18 @@ struct Held {
     leases: HashMap<Channel, WatchedLease>,
 }
 
+impl Held {
+    /// Who has lost its own channel holds no other either. The lease of its own channel stays, with the task that
+    /// tells of it.
+    fn fence(held: &Mutex<Self>, own: &Channel) {
+        let mut held = held.lock().expect("no code panics with this lock held");
+        held.is_fenced = true;
+        let others: Vec<_> = held.leases.extract_if(|channel, _| channel != own).collect();
+        drop(held);
+        drop(others);
+    }
+}
+
 /// A lease, and the task that tells the agent of its loss.
 #[derive(Debug)]
 struct WatchedLease {
@@ -193,8 +205,12 @@ impl AgentSession {
         let lease = lease.map_err(lease_error)?;
         let (holder, lost) = (lease.holder().clone(), lease.lost());
         let (outbox, about) = (outbox.clone(), channel.clone());
+        let held = Arc::downgrade(&self.held);
         let watch = tokio::spawn(async move {
             lost.cancelled().await;
+            if is_own && let Some(held) = held.upgrade() {
+                Held::fence(&held, &about);
+            }
             outbox.say(&AgentMessage::Fenced { channel: about }).await;
         });
         let incarnation = holder.incarnation;
