@@ -42,6 +42,7 @@ mod read;
 mod redis;
 mod retention;
 mod state;
+mod tasks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,11 +74,13 @@ use redis::Redis;
 use state::alive::Sample;
 use state::renewal::Leases;
 use state::{Change, Committed, Deadline, Index, Live, Members, Record, Snapshot};
+use tasks::Tasks;
 
 /// Every journal of one deployment. Cheap to clone; all clones share connections and order.
 #[derive(Clone, Debug)]
 pub struct Journal {
     backend: Backend,
+    tasks: Tasks,
     /// The leases that are held through this journal's clones.
     leases: Arc<Leases>,
     /// How long a lease lasts that is not renewed.
@@ -110,7 +113,7 @@ impl Journal {
 
     /// The same, keeping as much as `retention` says.
     pub fn in_memory_keeping(retention: Retention) -> Self {
-        Self::at(Backend::Memory(Arc::new(Memory::new(retention))))
+        Self::at(Backend::Memory(Arc::new(Memory::new(retention))), Tasks::new())
     }
 
     /// Journals in the Redis at `url` (`redis://` or `rediss://`). Does not wait for it: connections are
@@ -119,11 +122,18 @@ impl Journal {
     /// # Errors
     /// [`OpenError`] if `url` is not a Redis URL that we understand.
     pub fn open(url: &str) -> Result<Self, OpenError> {
-        Ok(Self::at(Backend::Redis(Arc::new(Redis::open(url)?))))
+        let tasks = Tasks::new();
+        Ok(Self::at(Backend::Redis(Arc::new(Redis::open(url, &tasks)?)), tasks))
     }
 
-    fn at(backend: Backend) -> Self {
-        Self { backend, leases: Arc::default(), lease: LEASE_DEFAULT, producer: None }
+    fn at(backend: Backend, tasks: Tasks) -> Self {
+        Self { backend, tasks, leases: Arc::default(), lease: LEASE_DEFAULT, producer: None }
+    }
+
+    /// Waits until a task of this journal has panicked that appends or renews for all its clones: from then on it does
+    /// not keep its promises, and its process had better end. Answers with the task's name.
+    pub async fn failed(&self) -> &'static str {
+        self.tasks.failed().await
     }
 
     /// The same journal with leases that last for `lease` unless they are renewed, every third of that. All

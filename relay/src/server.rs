@@ -113,6 +113,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         }
     });
     let journal = app.journal.clone();
+    supervisor.run("journal", async move {
+        let task = journal.failed().await;
+        tracing::error!(task, "a task of the journal has panicked");
+    });
+    let journal = app.journal.clone();
     supervisor.restart("reaper", move || reaper::run(journal.clone()));
     let (journal, events) = (app.journal.clone(), Arc::clone(&app.events));
     let connections = app.connections.clone();

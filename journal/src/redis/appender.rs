@@ -24,6 +24,7 @@ use super::pipeline::{Answer, Call, Pipeline, Send};
 use super::wire::{self, Place};
 use crate::append::{AppendOutcome, Claim, PRODUCER_RECORD_LIFETIME};
 use crate::backoff::Backoff;
+use crate::tasks::Tasks;
 use crate::{AppendError, Name, NewEntry, Receipt, Retention};
 
 /// What may wait to be appended, in bytes: 16 MiB, twice the largest publish.
@@ -76,7 +77,7 @@ struct Job {
 }
 
 impl Appender {
-    pub(super) fn start(client: Client, keys: Keys) -> Self {
+    pub(super) fn start(client: Client, keys: Keys, tasks: &Tasks) -> Self {
         let (jobs, received) = mpsc::channel(JOBS);
         let address = client.get_connection_info().addr().to_string();
         let task = Task {
@@ -95,7 +96,7 @@ impl Appender {
             answers: FuturesUnordered::new(),
             incarnation: 0,
         };
-        tokio::spawn(task.run(received));
+        tasks.spawn("appends", task.run(received));
         Self { jobs, room: Arc::new(Semaphore::new(BUFFER_BYTES)) }
     }
 

@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 use crate::address::without_secrets;
 use crate::link::Link;
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
+use crate::tasks::Tasks;
 use crate::{AppendError, Name, NewEntry, Page, Producer, Receipt, Retention, Side, Unavailable};
 use appender::{Appender, Way};
 use keys::Keys;
@@ -74,7 +75,7 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    pub(crate) fn open(url: &str) -> Result<Self, OpenError> {
+    pub(crate) fn open(url: &str, tasks: &Tasks) -> Result<Self, OpenError> {
         let refuse = |why: String| OpenError { url: without_secrets(url), why };
         if !url.starts_with("redis://") && !url.starts_with("rediss://") {
             return Err(refuse("the scheme must be redis or rediss".to_owned()));
@@ -91,7 +92,7 @@ impl Redis {
         let keys = Keys::new(&prefix, info.redis_settings().db());
         let pool = pool(info.clone()).map_err(&refuse)?;
         let shared = Shared::new(client.clone(), permissions::of_steps(&keys));
-        let appender = Appender::start(client, keys.clone());
+        let appender = Appender::start(client, keys.clone(), tasks);
         Ok(Self {
             info,
             keys,

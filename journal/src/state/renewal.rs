@@ -78,7 +78,7 @@ impl Leases {
         let key = all.next;
         all.leases.insert(key, lease);
         if !std::mem::replace(&mut all.is_renewing, true) {
-            tokio::spawn(renew(journal.clone()));
+            journal.tasks.spawn("lease renewal", renew(journal.clone()));
         }
         key
     }
