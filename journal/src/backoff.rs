@@ -19,6 +19,10 @@ impl Backoff {
     }
 
     /// The pause after one more failure: between half of it and all of it, by chance.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "pauses have no end, so this is not an iterator"
+    )]
     pub fn next(&mut self) -> Duration {
         let pause = self.longest.min(self.first.saturating_mul(1 << self.failures.min(16)));
         self.failures += 1;
@@ -52,5 +56,9 @@ mod tests {
         (0..1_000).for_each(|_| assert!(backoff.next() <= Duration::from_secs(2)));
         backoff.reset();
         assert!(backoff.next() <= Duration::from_millis(50));
+
+        let mut long = Backoff::new(Duration::from_millis(1), Duration::from_secs(60));
+        let last = (0..100).map(|_| long.next()).last().unwrap();
+        assert!((30..=60).contains(&last.as_secs()), "the longest pause is reached: {last:?}");
     }
 }

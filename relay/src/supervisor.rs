@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use journal::Backoff;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -17,9 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The pause before a task is begun anew, doubled each time.
-const BACKOFF_MIN: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The first pause before a task is begun anew, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A task that ran for so long begins with the shortest pause again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
@@ -75,7 +75,7 @@ impl Supervisor {
         T: Future<Output = ()> + Send + 'static,
     {
         self.spawn(async move {
-            let mut backoff = BACKOFF_MIN;
+            let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
             loop {
                 let begun = Instant::now();
                 let reason = match caught(begin()).await {
@@ -83,17 +83,17 @@ impl Supervisor {
                     Err(panic) => format!("panicked: {panic}"),
                 };
                 if begun.elapsed() >= HEALTHY_AFTER {
-                    backoff = BACKOFF_MIN;
+                    backoff.reset();
                 }
-                let backoff_ms = backoff.as_millis() as u64;
+                let pause = backoff.next();
+                let backoff_ms = pause.as_millis() as u64;
                 tracing::error!(
                     task = name,
                     reason,
                     backoff_ms,
                     "a task has failed and is restarted"
                 );
-                tokio::time::sleep(backoff).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX);
+                tokio::time::sleep(pause).await;
             }
         });
     }
@@ -217,7 +217,7 @@ mod tests {
         });
         tokio::time::sleep(Duration::from_millis(3_600)).await;
 
-        // At 0, 500, 1,500 and 3,500 ms.
+        // At 0, 500, 1,500 and 3,500 ms at the latest; a fifth beginning is after 3,750 ms at the earliest.
         assert_eq!(begun.load(Ordering::SeqCst), 4);
         assert_eq!(supervisor.failure(), None);
     }
