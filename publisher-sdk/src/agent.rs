@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::closing::Closing;
@@ -22,9 +22,9 @@ use crate::commands::listener;
 use crate::ends::{Ends, Teller};
 use crate::events::buffer::Buffer;
 use crate::events::writer;
-use crate::leases::{Leases, RETRY_PAUSE};
+use crate::leases::Leases;
 use crate::lifecycle::{self, LifecyclePhase, LifecyclePublisher};
-use crate::link::{LeaseHandle, LinkError, RecordLink};
+use crate::link::{LeaseHandle, LinkError, RecordLink, persist_until};
 use crate::options::CONNECT_TIMEOUT;
 use crate::reason::within_bounds;
 use crate::runs::{Current, Runs};
@@ -96,10 +96,10 @@ impl Agent {
     /// Returns when the agent is known to be alive, and listens.
     pub(crate) async fn start(start: Start) -> Result<Self, Option<LinkError>> {
         let Start { channel, link, window, buffer_bytes, parent, deadline } = start;
-        let lease = first_lease(&link, &channel, parent.as_ref(), deadline).await?;
+        let lease = first_lease(&link, &channel, parent.as_ref(), deadline).await.map_err(Some)?;
         let fenced = CancellationToken::new();
         let buffer = Arc::new(Buffer::new(window, buffer_bytes, fenced.clone()));
-        let events = link.as_producer(lease.holder());
+        let events = link.as_producer(&lease.holder);
         let leases = Leases::new(link.clone(), lease, fenced.clone());
         let (follower, updates) = link.follow();
         let runs = Arc::<Runs>::default();
@@ -389,31 +389,23 @@ async fn first_lease(
     channel: &Channel,
     parent: Option<&Parent>,
     deadline: Instant,
-) -> Result<LeaseHandle, Option<LinkError>> {
-    let mut last = None;
-    let leasing = async {
-        loop {
-            let leased = async {
-                let lease = link.lease(channel, channel.id(), None, parent).await?;
-                if let Some(parent) = parent
-                    && let Err(error) = link.adopt(parent, lease.holder()).await
-                {
-                    drop(lease.release().await);
-                    return Err(error);
-                }
-                Ok(lease)
-            };
-            match leased.await {
-                Ok(lease) => return Ok(lease),
-                Err(refused @ LinkError::Refused(_)) => return Err(Some(refused)),
-                // A newer one has come in between: this one is newer still.
-                Err(LinkError::Fenced) => {}
-                Err(error) => last = Some(error),
-            }
-            sleep(RETRY_PAUSE).await;
+) -> Result<LeaseHandle, LinkError> {
+    let lease = async || {
+        let lease = link.lease(channel, channel.id(), None, parent).await?;
+        if let Some(parent) = parent
+            && let Err(error) = link.adopt(parent, &lease.holder).await
+        {
+            drop(lease.release().await);
+            return Err(error);
         }
+        Ok(lease)
     };
-    timeout_at(deadline, leasing).await.unwrap_or(Err(last))
+    let leased = persist_until(deadline, async || match lease().await {
+        // A newer one has come in between: this one is newer still.
+        Err(LinkError::Fenced) => Err(LinkError::unavailable("another agent of this id comes in")),
+        leased => leased,
+    });
+    leased.await
 }
 
 /// Ends everything of the agent when it is fenced.

@@ -19,14 +19,13 @@ use protocol::{ApprovalAnswer, Asks};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::agent::Inner;
 use crate::commands::consumer::Outlet;
-use crate::leases::RETRY_PAUSE;
-use crate::link::LinkError;
+use crate::link::{LinkError, persist, persist_until};
 use crate::options::CONNECT_TIMEOUT;
 use crate::{AskError, Publisher, Run};
 
@@ -314,19 +313,21 @@ impl Publisher {
 impl Inner {
     async fn answered(
         &self,
-        mut approval: NewApproval,
+        approval: NewApproval,
         answers: &mut watch::Receiver<Option<ApprovalAnswer>>,
     ) -> Result<ApprovalAnswer, AskError> {
         // The journal writes the question at once: what waits in the buffer comes first.
         self.lifecycle.buffer.written().await;
         let holder = self.inbox.leases.holder();
         let ends = Instant::now() + approval.expires_in;
-        loop {
-            approval.expires_in = ends.saturating_duration_since(Instant::now());
-            if approval.expires_in.is_zero() {
-                break;
-            }
-            match self.inbox.link.ask(holder, &approval).await {
+        let remaining = || ends.saturating_duration_since(Instant::now());
+        while !remaining().is_zero() {
+            let asking = persist_until(ends, async || {
+                // The question expires at the time that it shows, even if it could only be asked late.
+                let approval = NewApproval { expires_in: remaining(), ..approval.clone() };
+                self.inbox.link.ask(holder, &approval).await
+            });
+            match asking.await {
                 Ok(Asked::Answered(answer)) => return Ok(answer),
                 Ok(Asked::Pending) => {}
                 Err(LinkError::Elsewhere(channel)) => {
@@ -338,12 +339,9 @@ impl Inner {
                 }
                 Err(LinkError::Busy) => return Err(AskError::Busy),
                 Err(LinkError::Refused(why)) => return Err(AskError::Refused(why)),
-                Err(LinkError::Unavailable(_)) => {
-                    sleep(RETRY_PAUSE).await;
-                    continue;
-                }
+                Err(LinkError::Unavailable(_)) => break,
             }
-            let patience = ASK_AGAIN.min(approval.expires_in + GRACE);
+            let patience = ASK_AGAIN.min(remaining() + GRACE);
             if let Some(answer) = told(answers, patience).await {
                 return Ok(answer);
             }
@@ -359,13 +357,11 @@ impl Inner {
     /// Resolves the approval, unless somebody was first; the answer that holds.
     async fn resolve(&self, approval: &NewApproval, answer: ApprovalAnswer) -> ApprovalAnswer {
         let NewApproval { channel, request_id, asks, .. } = approval;
-        loop {
-            match self.inbox.link.resolve(channel, request_id, *asks, &answer).await {
-                Ok(journal::Resolved::Already(first)) => return first,
-                Err(LinkError::Unavailable(_)) => sleep(RETRY_PAUSE).await,
-                // Refused or fenced, this agent cannot resolve it any more: its deadline does.
-                Ok(_) | Err(_) => return answer,
-            }
+        let link = &self.inbox.link;
+        match persist(|| link.resolve(channel, request_id, *asks, &answer)).await {
+            Ok(journal::Resolved::Already(first)) => first,
+            // Refused or fenced, this agent cannot resolve it any more: its deadline does.
+            Ok(_) | Err(_) => answer,
         }
     }
 }

@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use journal::{Holder, ListChange, NewEntry, NoteCall};
@@ -17,10 +16,7 @@ use protocol::Channel;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::link::{LeaseHandle, LinkError, RecordLink};
-
-/// The pace at which an unanswered Redis is asked again.
-pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(200);
+use crate::link::{LeaseHandle, LinkError, RecordLink, persist};
 
 /// How many channels one note names at most.
 const NOTE_MAX: usize = 256;
@@ -56,8 +52,8 @@ impl Leases {
     pub(crate) fn new(link: RecordLink, own: LeaseHandle, fenced: CancellationToken) -> Arc<Self> {
         let leases = Arc::new(Self {
             link,
-            holder: own.holder().clone(),
-            own: own.channel().clone(),
+            holder: own.holder.clone(),
+            own: own.channel.clone(),
             slots: Mutex::default(),
             serving: Mutex::default(),
             changed: Notify::new(),
@@ -144,16 +140,12 @@ impl Leases {
     /// Notes beside the lease of `channel` what came and went; tried until it is done. Nothing is noted where no
     /// lease is held.
     pub(crate) async fn note(&self, channel: &Channel, note: &NoteCall) -> Result<(), LinkError> {
-        loop {
+        persist(async || {
             let Some(slot) = self.locked(channel).await else { return Ok(()) };
             let Some(held) = &*slot else { return Ok(()) };
-            match held.lease.note(note).await {
-                Err(LinkError::Unavailable(_)) => {}
-                noted => return noted,
-            }
-            drop(slot);
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
+            held.lease.note(note).await
+        })
+        .await
     }
 
     /// Tells the end of a run on the agent's own channel; tried until it is done. What is given back resolves when
@@ -163,18 +155,13 @@ impl Leases {
         run_id: &str,
         entry: &NewEntry,
     ) -> Result<BoxFuture<'static, ()>, LinkError> {
-        loop {
+        persist(async || {
             let slot = self.locked(&self.own).await;
             let held = slot.as_ref().and_then(|slot| slot.as_ref());
             // It is released last, when nothing is owed any more.
-            let Some(held) = held else { return Err(LinkError::Fenced) };
-            match held.lease.end_run(run_id, entry).await {
-                Err(LinkError::Unavailable(_)) => {}
-                ended => return ended,
-            }
-            drop(slot);
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
+            held.ok_or(LinkError::Fenced)?.lease.end_run(run_id, entry).await
+        })
+        .await
     }
 
     async fn locked(&self, channel: &Channel) -> Option<OwnedMutexGuard<Option<Held>>> {
@@ -223,7 +210,7 @@ impl Leases {
     }
 
     fn watch(&self, lease: LeaseHandle) -> Held {
-        let (lost, fenced) = (lease.lost(), self.fenced.clone());
+        let (lost, fenced) = (lease.lost.clone(), self.fenced.clone());
         let watching = CancellationToken::new();
         let watch = watching.clone().drop_guard();
         tokio::spawn(watching.run_until_cancelled_owned(async move {

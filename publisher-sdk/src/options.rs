@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::agent::Start;
-use crate::link::{Link, LinkError, RecordLink};
+use crate::link::{Link, LinkError};
 use crate::{Agent, ConnectError, Run};
 
 /// How long [`AgentOptions::connect`] and [`Agent::session`] wait for Redis.
@@ -20,9 +20,6 @@ pub(crate) const BATCH_WINDOW_MAX: Duration = Duration::from_millis(250);
 pub(crate) const BUFFER_BYTES_MIN: usize = 256 * 1024;
 /// More than this belongs in a store, not in an agent's memory.
 pub(crate) const BUFFER_BYTES_MAX: usize = 1024 * 1024 * 1024;
-
-/// The pace at which an unanswered Redis is asked again while connecting.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// The options of an agent. Made by [`Agent::options`].
 #[derive(Clone, Debug)]
@@ -121,23 +118,9 @@ impl AgentOptions {
     async fn come_in(self, link: &Link, at: String) -> Result<Agent, ConnectError> {
         let agent = self.checked()?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let link = link.of_agent(agent.id(), self.token.as_deref())?;
-        match answered(&link, deadline).await {
-            Ok(()) => self.start(agent, link, deadline, at).await,
-            Err(error) => Err(no_agent(at, error)),
-        }
-    }
-
-    async fn start(
-        self,
-        agent: Channel,
-        link: RecordLink,
-        deadline: Instant,
-        at: String,
-    ) -> Result<Agent, ConnectError> {
         let start = Start {
+            link: link.of_agent(agent.id(), self.token.as_deref())?,
             channel: agent,
-            link,
             window: self.batch_window,
             buffer_bytes: self.buffer_bytes,
             parent: self.parent,
@@ -175,22 +158,6 @@ fn no_agent(at: String, error: Option<LinkError>) -> ConnectError {
         }
         _ => ConnectError::Unreachable { at, source: None },
     }
-}
-
-/// Asks until there is an answer, or it is too late.
-async fn answered(link: &RecordLink, deadline: Instant) -> Result<(), Option<LinkError>> {
-    let mut last = None;
-    let asking = async {
-        loop {
-            match link.ready().await {
-                Ok(()) => return Ok(()),
-                Err(refused @ LinkError::Refused(_)) => return Err(Some(refused)),
-                Err(error) => last = Some(error),
-            }
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
-    };
-    tokio::time::timeout_at(deadline, asking).await.unwrap_or(Err(last))
 }
 
 #[cfg(test)]

@@ -209,9 +209,16 @@ pub struct EndRunCall {
     pub data: Box<RawValue>,
 }
 
-/// Of `withdraw`; the reply is `{"withdrawn": true}` where the call was not begun.
+/// Of `withdraw`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WithdrawCall {
     /// The id of the call that is given up.
     pub call: u64,
+}
+
+/// The reply to `withdraw`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawn {
+    /// Whether the call was not begun: then it is not done, and gets no reply of its own.
+    pub withdrawn: bool,
 }

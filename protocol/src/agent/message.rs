@@ -9,7 +9,10 @@ use crate::{Channel, ErrorCode, Offset};
 #[derive(Clone, Debug)]
 pub enum AgentMessage {
     /// The first frame.
-    Connected,
+    Connected {
+        /// How long a lease lasts here, in milliseconds; absent from a relay that does not say.
+        lease_ms: Option<u64>,
+    },
     /// A call is done.
     Ack {
         /// Which call.
@@ -104,6 +107,8 @@ struct Envelope<'a> {
     message: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retryable: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lease_ms: Option<u64>,
 }
 
 impl AgentMessage {
@@ -122,7 +127,7 @@ impl AgentMessage {
         let channel = envelope.channel.take();
         let about = channel.clone().ok_or_else(|| missing("channel"));
         Ok(Some(match &*kind {
-            "connected" => Self::Connected,
+            "connected" => Self::Connected { lease_ms: envelope.lease_ms },
             "reconnect" => Self::Reconnect,
             "ack" => Self::Ack { id: envelope.id.ok_or_else(|| missing("id"))?, offset, data },
             "error" => {
@@ -155,7 +160,7 @@ impl AgentMessage {
             |kind: &str, channel: &Channel| Envelope { channel: Some(channel.clone()), ..of(kind) };
         let text = |offset: &Offset| offset.to_string();
         let envelope = match self {
-            Self::Connected => of("connected"),
+            Self::Connected { lease_ms } => Envelope { lease_ms: *lease_ms, ..of("connected") },
             Self::Reconnect => of("reconnect"),
             Self::Ack { id, offset, data } => Envelope {
                 id: Some(*id),

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use journal::{Since, Take, Unavailable};
 use protocol::{Channel, Entry, Offset};
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -24,8 +24,8 @@ use super::queue::Queue;
 use super::report::Report;
 use super::{CANCEL, Command};
 use crate::approvals::{Approvals, Told};
-use crate::leases::{Leases, RETRY_PAUSE};
-use crate::link::{LinkError, LinkFollower, RecordLink};
+use crate::leases::Leases;
+use crate::link::{LinkError, LinkFollower, RecordLink, persist, persist_until};
 use crate::runs::Runs;
 
 #[derive(Debug)]
@@ -146,26 +146,16 @@ impl Inbox {
         };
         let mut head = consumer.head.subscribe();
         let membership = Membership { inbox: Arc::clone(self), consumer };
-        let mut last = None;
-        let joining = async {
-            loop {
-                match self.leases.take(channel).await {
-                    Ok(()) => break,
-                    Err(LinkError::Unavailable(unavailable)) => {
-                        last = Some(unavailable);
-                        sleep(RETRY_PAUSE).await;
-                    }
-                    Err(LinkError::Refused(why)) => return Err(JoinError::Refused(why)),
-                    Err(_) => return Err(self.ended()),
-                }
-            }
-            last = None;
-            let live = head.wait_for(|head| matches!(head, Head::Known(_))).await;
-            live.map(drop).map_err(|_| JoinError::Late(None))
-        };
-        match timeout_at(deadline, joining).await {
-            Ok(joined) => joined.map(|()| membership),
-            Err(_) => Err(JoinError::Late(last)),
+        match persist_until(deadline, || self.leases.take(channel)).await {
+            Ok(()) => {}
+            Err(LinkError::Unavailable(last)) => return Err(JoinError::Late(Some(last))),
+            Err(LinkError::Refused(why)) => return Err(JoinError::Refused(why)),
+            Err(_) => return Err(self.ended()),
+        }
+        let live = head.wait_for(|head| matches!(head, Head::Known(_)));
+        match timeout_at(deadline, live).await {
+            Ok(Ok(_)) => Ok(membership),
+            _ => Err(JoinError::Late(None)),
         }
     }
 
@@ -213,7 +203,8 @@ impl Inbox {
         }
     }
 
-    /// Takes a command, however long Redis is away; `None` where the consumer is left meanwhile.
+    /// Takes a command, however long Redis is away; `None` where the consumer is left meanwhile. A command that
+    /// may not be taken is left alone.
     pub(super) async fn take(
         &self,
         consumer: &Consumer,
@@ -222,14 +213,21 @@ impl Inbox {
         is_idempotent: bool,
     ) -> Option<Take> {
         let holder = self.leases.holder();
-        loop {
-            match self.link.take(command, key, holder, is_idempotent).await {
-                Ok(Take::Fenced) => {
-                    self.leases.fenced().cancel();
-                    return Some(Take::Fenced);
-                }
-                Ok(taken) => return Some(taken),
-                Err(_) => consumer.left.run_until_cancelled(sleep(RETRY_PAUSE)).await?,
+        // An attempt under way is not cancelled when the consumer is left: a command that it takes must be reported.
+        let taking = persist(async || match consumer.left.is_cancelled() {
+            true => Ok(None),
+            false => self.link.take(command, key, holder, is_idempotent).await.map(Some),
+        });
+        match taking.await {
+            Ok(Some(Take::Fenced)) => {
+                self.leases.fenced().cancel();
+                Some(Take::Fenced)
+            }
+            Ok(taken) => taken,
+            Err(error) => {
+                let channel = &consumer.channel;
+                tracing::warn!(%channel, %key, %error, "a command is refused and not begun");
+                Some(Take::Gone)
             }
         }
     }

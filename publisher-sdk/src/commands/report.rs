@@ -9,8 +9,7 @@ use uuid::Uuid;
 
 use super::inbox::Membership;
 use super::progress::Progress;
-use crate::leases::RETRY_PAUSE;
-use crate::link::LinkError;
+use crate::link::persist;
 use crate::reason::within_bounds;
 
 /// Why a request is not answered with a result.
@@ -126,19 +125,10 @@ impl Report {
         let making = async move {
             let (inbox, channel) = (membership.inbox(), membership.channel());
             let holder = inbox.leases.holder();
-            loop {
-                match inbox.link.finish(channel, key, holder, &outcome).await {
-                    Ok(true) => break,
-                    Ok(false) => {
-                        tracing::debug!(%channel, %key, "a report came too late");
-                        break;
-                    }
-                    Err(LinkError::Unavailable(_)) => tokio::time::sleep(RETRY_PAUSE).await,
-                    Err(error) => {
-                        tracing::warn!(%channel, %key, %error, "a report is refused");
-                        break;
-                    }
-                }
+            match persist(|| inbox.link.finish(channel, key, holder, &outcome)).await {
+                Ok(true) => {}
+                Ok(false) => tracing::debug!(%channel, %key, "a report came too late"),
+                Err(error) => tracing::warn!(%channel, %key, %error, "a report is refused"),
             }
             membership.forget(key);
         };

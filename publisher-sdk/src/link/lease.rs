@@ -5,58 +5,60 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{Holder, Lease, NewEntry, NoteCall, Unavailable};
-use protocol::Channel;
+use protocol::agent::body::EndRunCall;
+use protocol::{CallBody, Channel};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::LinkError;
 use super::relay_link::RelayLink;
+use super::{LinkError, persist_until, raw};
 
 /// A lease that is held.
 #[derive(Debug)]
-pub(crate) enum LeaseHandle {
+pub(crate) struct LeaseHandle {
+    pub(crate) channel: Channel,
+    pub(crate) holder: Holder,
+    /// Is cancelled when the lease is lost, or a newer incarnation has taken over.
+    pub(crate) lost: CancellationToken,
+    pub(super) kind: LeaseKind,
+}
+
+/// Who renews it.
+#[derive(Debug)]
+pub(super) enum LeaseKind {
     Journal(Lease),
     Relay(RelayLease),
 }
 
 /// A lease that a relay holds for the agent.
 #[derive(Debug)]
-pub(crate) struct RelayLease {
-    pub(super) link: Arc<RelayLink>,
-    pub(super) channel: Channel,
-    pub(super) holder: Holder,
-    pub(super) lost: CancellationToken,
+pub(super) struct RelayLease(pub(super) Arc<RelayLink>, pub(super) Channel);
+
+impl Drop for RelayLease {
+    fn drop(&mut self) {
+        self.0.forget(&self.1);
+    }
+}
+
+impl From<Lease> for LeaseHandle {
+    fn from(lease: Lease) -> Self {
+        Self {
+            channel: lease.channel().clone(),
+            holder: lease.holder().clone(),
+            lost: lease.lost(),
+            kind: LeaseKind::Journal(lease),
+        }
+    }
 }
 
 impl LeaseHandle {
-    /// On which channel.
-    pub(crate) fn channel(&self) -> &Channel {
-        match self {
-            Self::Journal(lease) => lease.channel(),
-            Self::Relay(lease) => &lease.channel,
-        }
-    }
-
-    /// Who holds it.
-    pub(crate) fn holder(&self) -> &Holder {
-        match self {
-            Self::Journal(lease) => lease.holder(),
-            Self::Relay(lease) => &lease.holder,
-        }
-    }
-
-    /// Is cancelled when the lease is lost, or a newer incarnation has taken over.
-    pub(crate) fn lost(&self) -> CancellationToken {
-        match self {
-            Self::Journal(lease) => lease.lost(),
-            Self::Relay(lease) => lease.lost.clone(),
-        }
-    }
-
     /// Notes beside the lease which runs and channels came and went.
     pub(crate) async fn note(&self, note: &NoteCall) -> Result<(), LinkError> {
-        match self {
-            Self::Journal(lease) => Ok(lease.note(note).await?),
-            Self::Relay(lease) => lease.link.note(&lease.channel, note.clone()).await,
+        match &self.kind {
+            LeaseKind::Journal(lease) => Ok(lease.note(note).await?),
+            LeaseKind::Relay(RelayLease(relay, _)) => {
+                relay.call(&self.channel, CallBody::Note(note.clone())).await
+            }
         }
     }
 
@@ -67,40 +69,35 @@ impl LeaseHandle {
         run_id: &str,
         entry: &NewEntry,
     ) -> Result<BoxFuture<'static, ()>, LinkError> {
-        match self {
-            Self::Journal(lease) => Ok(lease.end_run(run_id, entry).await?),
-            Self::Relay(lease) => {
-                lease.link.end_run(&lease.channel, run_id, entry).await?;
+        match &self.kind {
+            LeaseKind::Journal(lease) => Ok(lease.end_run(run_id, entry).await?),
+            LeaseKind::Relay(RelayLease(relay, _)) => {
+                let end = EndRunCall {
+                    run_id: run_id.into(),
+                    key: entry.idempotency_key.clone().unwrap_or_default(),
+                    event: entry.name.clone(),
+                    data: raw(&entry.data)?,
+                };
+                relay.call::<()>(&self.channel, CallBody::EndRun(end)).await?;
                 Ok(std::future::ready(()).boxed())
             }
         }
     }
 
-    /// Gives the lease up: the agent leaves of its own will.
+    /// Gives the lease up: the agent leaves of its own will. Tried for as long as the lease lasts.
     pub(crate) async fn release(self) -> Result<(), Unavailable> {
-        match self {
-            Self::Journal(lease) => lease.release().await,
-            Self::Relay(lease) => lease.release().await,
-        }
-    }
-}
-
-impl RelayLease {
-    async fn release(&self) -> Result<(), Unavailable> {
-        let ends = tokio::time::Instant::now() + journal::LEASE_DEFAULT;
-        loop {
-            match self.link.release(&self.channel).await {
-                Err(_) if tokio::time::Instant::now() < ends => {
-                    tokio::time::sleep(crate::leases::RETRY_PAUSE).await;
+        match self.kind {
+            LeaseKind::Journal(lease) => lease.release().await,
+            // Forgotten after it only: over a new connection it is taken back, and released there.
+            LeaseKind::Relay(RelayLease(ref relay, ref channel)) => {
+                let ends = Instant::now() + relay.lease_length();
+                let release = || relay.call::<()>(channel, CallBody::Release);
+                match persist_until(ends, release).await {
+                    Err(LinkError::Unavailable(error)) => Err(error),
+                    // Refused, it is not held any more.
+                    _ => Ok(()),
                 }
-                released => return released,
             }
         }
-    }
-}
-
-impl Drop for RelayLease {
-    fn drop(&mut self) {
-        self.link.forget(&self.channel);
     }
 }

@@ -3,14 +3,16 @@
 //! [`Agent`](crate::Agent) → **link** → [`journal`], or [`relay_link`] → a relay's `/ws/agents/{agent_id}`
 //!
 //! [`Link`] is what a process opens; [`RecordLink`] is one agent's share of it, with the verbs that an agent
-//! needs.
+//! needs: each is a step of the journal, or a call to the relay, which takes that step.
 
 mod error;
 mod follow;
 mod lease;
+mod persist;
 mod relay_calls;
 mod relay_client;
 mod relay_link;
+mod relay_state;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,13 +23,18 @@ use journal::{
     AppendError, Appended, ApprovalAnswer, Asked, Command, CommandOutcome, Holder, Journal, Name,
     NewApproval, NewEntry, Parent, Resolved, Take, without_secrets,
 };
+use protocol::agent::body::{
+    AskCall, AskReply, FinishCall, Finished, LeaseCall, ProgressCall, ResolveCall, TakeCall, Taken,
+};
 use protocol::{Asks, CallBody, Channel};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 pub(crate) use error::LinkError;
 pub(crate) use follow::{LinkFollower, LinkUpdates};
 pub(crate) use lease::LeaseHandle;
-use lease::RelayLease;
+use lease::{LeaseKind, RelayLease};
+pub(crate) use persist::{persist, persist_until};
 use relay_link::RelayLink;
 
 use crate::ConnectError;
@@ -99,14 +106,6 @@ pub(crate) enum RecordLink {
 pub(crate) type AppendReceipt = BoxFuture<'static, Result<Vec<Appended>, AppendError>>;
 
 impl RecordLink {
-    /// One round trip: is the record within reach?
-    pub(crate) async fn ready(&self) -> Result<(), LinkError> {
-        match self {
-            Self::Journal(journal) => Ok(journal.ready().await?),
-            Self::Relay(relay) => relay.ready().await,
-        }
-    }
-
     /// The same link, which appends as the incarnation `holder`.
     pub(crate) fn as_producer(&self, holder: &Holder) -> Self {
         match self {
@@ -139,14 +138,17 @@ impl RecordLink {
     ) -> Result<LeaseHandle, LinkError> {
         match self {
             Self::Journal(journal) => {
-                let lease = journal.lease(channel, agent, incarnation, parent).await?;
-                Ok(LeaseHandle::Journal(lease))
+                Ok(journal.lease(channel, agent, incarnation, parent).await?.into())
             }
             Self::Relay(relay) => {
-                let (incarnation, lost) = relay.lease(channel, incarnation, parent).await?;
-                let holder = Holder { agent: agent.into(), incarnation };
-                let (link, channel) = (Arc::clone(relay), channel.clone());
-                Ok(LeaseHandle::Relay(RelayLease { link, channel, holder, lost }))
+                let call = LeaseCall { incarnation, parent: parent.cloned() };
+                let (incarnation, lost) = relay.lease(channel, call).await?;
+                Ok(LeaseHandle {
+                    channel: channel.clone(),
+                    holder: Holder { agent: agent.into(), incarnation },
+                    lost,
+                    kind: LeaseKind::Relay(RelayLease(Arc::clone(relay), channel.clone())),
+                })
             }
         }
     }
@@ -158,7 +160,10 @@ impl RecordLink {
                 let (follower, updates) = journal.follow();
                 (LinkFollower::Journal(follower), LinkUpdates::Journal(updates))
             }
-            Self::Relay(relay) => relay.follow(),
+            Self::Relay(relay) => {
+                let (follower, updates) = relay.follow();
+                (LinkFollower::Relay(follower), LinkUpdates::Relay(updates))
+            }
         }
     }
 
@@ -166,7 +171,9 @@ impl RecordLink {
     pub(crate) async fn adopt(&self, parent: &Parent, child: &Holder) -> Result<(), LinkError> {
         match self {
             Self::Journal(journal) => Ok(journal.adopt(parent, child).await?),
-            Self::Relay(relay) => relay.family(&child.agent, CallBody::Adopt(parent.clone())).await,
+            Self::Relay(relay) => {
+                relay.call(&own_channel(child)?, CallBody::Adopt(parent.clone())).await
+            }
         }
     }
 
@@ -175,7 +182,7 @@ impl RecordLink {
         match self {
             Self::Journal(journal) => Ok(journal.disown(parent, child).await?),
             Self::Relay(relay) => {
-                relay.family(&child.agent, CallBody::Disown(parent.clone())).await
+                relay.call(&own_channel(child)?, CallBody::Disown(parent.clone())).await
             }
         }
     }
@@ -192,7 +199,13 @@ impl RecordLink {
             Self::Journal(journal) => {
                 Ok(journal.take_read(command, key, holder, idempotent).await?)
             }
-            Self::Relay(relay) => relay.take(&command.channel, key, idempotent).await,
+            Self::Relay(relay) => {
+                let take = CallBody::Take(TakeCall { key, idempotent });
+                match relay.call::<Taken>(&command.channel, take).await {
+                    Err(LinkError::Fenced) => Ok(Take::Fenced),
+                    taken => Ok(taken?.take),
+                }
+            }
         }
     }
 
@@ -206,7 +219,10 @@ impl RecordLink {
     ) -> Result<(), LinkError> {
         match self {
             Self::Journal(journal) => Ok(journal.progress(channel, key, holder, data).await?),
-            Self::Relay(relay) => relay.progress(channel, key, data).await,
+            Self::Relay(relay) => {
+                let data = raw(data)?;
+                relay.call(channel, CallBody::Progress(ProgressCall { key, data })).await
+            }
         }
     }
 
@@ -220,7 +236,11 @@ impl RecordLink {
     ) -> Result<bool, LinkError> {
         match self {
             Self::Journal(journal) => Ok(journal.finish(channel, key, holder, outcome).await?),
-            Self::Relay(relay) => relay.finish(channel, key, outcome).await,
+            Self::Relay(relay) => {
+                let detail = outcome.detail.as_deref().map(raw).transpose()?;
+                let finish = FinishCall { key, status: outcome.status, detail };
+                Ok(relay.call::<Finished>(channel, CallBody::Finish(finish)).await?.finished)
+            }
         }
     }
 
@@ -228,7 +248,18 @@ impl RecordLink {
     pub(crate) async fn ask(&self, holder: &Holder, new: &NewApproval) -> Result<Asked, LinkError> {
         match self {
             Self::Journal(journal) => Ok(journal.ask(holder, new).await?),
-            Self::Relay(relay) => relay.ask(new).await,
+            Self::Relay(relay) => {
+                let ask = AskCall {
+                    request_id: new.request_id.clone(),
+                    asks: new.asks,
+                    question: raw(&new.data)?,
+                    expires_in_ms: new.expires_in.as_millis() as u64,
+                    default: new.default,
+                    digest: new.digest.clone(),
+                };
+                let reply: AskReply = relay.call(&new.channel, CallBody::Ask(ask)).await?;
+                Ok(reply.answer.map_or(Asked::Pending, Asked::Answered))
+            }
         }
     }
 
@@ -244,7 +275,23 @@ impl RecordLink {
             Self::Journal(journal) => {
                 Ok(journal.resolve(channel, request_id, asks, answer, None).await?)
             }
-            Self::Relay(relay) => relay.resolve(channel, request_id, asks, answer).await,
+            Self::Relay(relay) => {
+                let (request_id, answer) = (request_id.into(), answer.clone());
+                let resolve = ResolveCall { request_id, asks, answer, digest: None };
+                relay.call(channel, CallBody::Resolve(resolve)).await
+            }
         }
     }
 }
+
+fn own_channel(agent: &Holder) -> Result<Channel, LinkError> {
+    Channel::agent(&agent.agent).map_err(|error| LinkError::Refused(error.to_string()))
+}
+
+/// Data as it stands in a call.
+fn raw(data: &str) -> Result<Box<RawValue>, LinkError> {
+    serde_json::from_str(data).map_err(|error| LinkError::Refused(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,129 +1,160 @@
-//! The verbs of an agent behind a relay, as calls over its WebSocket.
+//! One agent's way through a relay: calls over its WebSocket, each with its reply.
 //!
-//! [`RecordLink`](super::RecordLink) → **relay** → [`relay_client`](super::relay_client), which keeps the
-//! connection and repeats what had no answer.
+//! [`RecordLink`](super::RecordLink) → **relay** → [`relay_state`](super::relay_state), which
+//! [`relay_client`](super::relay_client) carries to the relay and back
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use journal::{
-    AppendError, Appended, ApprovalAnswer, Asked, CommandOutcome, NewApproval, NewEntry, Parent,
-    Resolved, Take, Unavailable,
-};
-use protocol::agent::body::{
-    AskCall, AskReply, EndRunCall, FinishCall, Finished, LeaseCall, Leased, NoteCall, ProgressCall,
-    ResolveCall, TakeCall, Taken,
-};
+use journal::{AppendError, Appended, NewEntry, Update};
+use protocol::agent::body::{LeaseCall, Leased};
 use protocol::limits::{AGENT_CALLS_BYTES_MAX, AGENT_FRAME_BYTES_MAX};
-use protocol::{AgentCall, AgentMessage, Asks, CallBody, Channel, check_data};
+use protocol::{CallBody, Channel, check_data};
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::follow::{self, FollowRequests};
-use super::relay_client::{Client, Job, RelayLeases};
-use super::{AppendReceipt, LinkError, LinkFollower, LinkUpdates};
+use super::relay_calls::{CallKind, CallReply, cost};
+use super::relay_client::{self, RelayClient};
+use super::relay_state::{RelayState, read};
+use super::{AppendReceipt, LinkError};
 use crate::ConnectError;
 
-/// What may wait to be published, in bytes: 16 MiB.
+/// What may wait to be published, in bytes: 16 MiB, as in a journal.
 const BUFFER_BYTES: usize = 16 * 1024 * 1024;
-/// Calls that may wait for the connection to take them.
-const JOBS: usize = 4096;
 /// The same for all other calls: what may be under way, and as much again.
 const CALL_BYTES: usize = 2 * AGENT_CALLS_BYTES_MAX;
-/// How long a call waits for its reply; publishing waits as long as it takes.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a call waits for its reply: longer than a relay waits for its Redis, and shorter than
+/// [`CONNECT_TIMEOUT`](crate::options::CONNECT_TIMEOUT), so that an agent that cannot connect is told why.
+/// Publishing waits as long as it takes.
+const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// How many updates may wait for the agent.
+const UPDATES: usize = 256;
 
-/// One agent's way through a relay.
+/// One agent's way through a relay. Dropped, it ends the connection.
 #[derive(Debug)]
 pub(crate) struct RelayLink {
-    jobs: mpsc::Sender<Job>,
-    room: Arc<Semaphore>,
+    shared: Arc<RelayShared>,
+    publish_room: Arc<Semaphore>,
     call_room: Arc<Semaphore>,
-    leases: RelayLeases,
-    requests: Arc<FollowRequests>,
     /// Until the agent follows.
-    updates: Mutex<Option<LinkUpdates>>,
+    updates: Mutex<Option<mpsc::Receiver<Update>>>,
+    _connection: DropGuard,
+}
+
+/// What the agent and the task that has the connection share.
+#[derive(Debug)]
+pub(crate) struct RelayShared {
+    state: Mutex<RelayState>,
+    /// Notified when the state has changed: the task looks at it.
+    pub(super) changed: Notify,
+    /// The agent has ended.
+    pub(super) unwanted: CancellationToken,
+}
+
+impl RelayShared {
+    /// Changes the state, and lets the task look at it.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut RelayState) -> T) -> T {
+        let changed = change(&mut self.state());
+        self.changed.notify_one();
+        changed
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, RelayState> {
+        self.state.lock().expect("no code panics with this lock held")
+    }
 }
 
 impl RelayLink {
     pub(super) fn open(url: &str, agent: &str, token: Option<&str>) -> Result<Self, ConnectError> {
-        let (jobs, received) = mpsc::channel(JOBS);
-        let leases = RelayLeases::default();
-        let (requests, told, updates) = follow::through_relay();
-        let following = (Arc::clone(&requests), told);
-        Client::start(url, agent, token, received, leases.clone(), following)?;
-        let (room, updates) = (Arc::new(Semaphore::new(BUFFER_BYTES)), Mutex::new(Some(updates)));
-        let call_room = Arc::new(Semaphore::new(CALL_BYTES));
-        Ok(Self { jobs, room, call_room, leases, requests, updates })
+        let request = relay_client::request(url, agent, token)?;
+        let shared = Arc::new(RelayShared {
+            state: Mutex::new(RelayState::new(Channel::agent(agent)?)),
+            changed: Notify::new(),
+            unwanted: CancellationToken::new(),
+        });
+        let connection = shared.unwanted.clone().drop_guard();
+        let (told, updates) = mpsc::channel(UPDATES);
+        tokio::spawn(RelayClient { request, shared: Arc::clone(&shared), updates: told }.run());
+        Ok(Self {
+            shared,
+            publish_room: Arc::new(Semaphore::new(BUFFER_BYTES)),
+            call_room: Arc::new(Semaphore::new(CALL_BYTES)),
+            updates: Mutex::new(Some(updates)),
+            _connection: connection,
+        })
     }
 
-    pub(super) async fn ready(&self) -> Result<(), LinkError> {
-        let (answer, answered) = oneshot::channel();
-        self.jobs.send(Job::Ready(answer)).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
-    }
-
-    /// Makes a call, and waits for its reply.
-    async fn call<A: DeserializeOwned>(
+    /// Makes a call, and waits for its reply. A caller that stops waiting takes the call back.
+    pub(super) async fn call<A: DeserializeOwned>(
         &self,
         channel: &Channel,
         body: CallBody,
     ) -> Result<A, LinkError> {
-        let replied = async {
-            let call = AgentCall { id: 0, channel: channel.clone(), body };
-            let bytes = call.to_text().len();
-            if bytes > AGENT_FRAME_BYTES_MAX {
-                let message = format!("a call has at most {AGENT_FRAME_BYTES_MAX} bytes");
-                return Err(LinkError::Refused(message));
-            }
-            let room = Arc::clone(&self.call_room).acquire_many_owned(bytes as u32).await;
-            let room = Some(Arc::new(room.map_err(|_| closed())?));
-            let (reply, replied) = oneshot::channel();
-            let job = Job::Call { channel: call.channel, body: call.body, reply, room };
-            self.jobs.send(job).await.map_err(|_| closed())?;
-            replied.await.map_err(|_| closed())?
-        };
-        let replied = timeout(CALL_TIMEOUT, replied).await;
-        match replied.map_err(|_| LinkError::unavailable("the relay does not answer"))?? {
-            AgentMessage::Ack { data, .. } => {
-                let data = data.as_deref().map_or("null", RawValue::get);
-                let read = serde_json::from_str(data);
-                read.map_err(|error| LinkError::unavailable(&error.to_string()))
-            }
-            _ => Err(LinkError::unavailable("the relay's reply cannot be read")),
-        }
+        read(&self.reply(channel, body, CallKind::Other).await?)
     }
 
+    /// Takes a lease, and keeps it over every reconnect. The token is cancelled when it is lost.
+    pub(super) async fn lease(
+        &self,
+        channel: &Channel,
+        call: LeaseCall,
+    ) -> Result<(u64, CancellationToken), LinkError> {
+        let lost = CancellationToken::new();
+        let reply = self.reply(channel, CallBody::Lease(call), CallKind::Lease(lost.clone()));
+        let Leased { incarnation } = read(&reply.await?)?;
+        Ok((incarnation, lost))
+    }
+
+    async fn reply(
+        &self,
+        channel: &Channel,
+        body: CallBody,
+        kind: CallKind,
+    ) -> Result<CallReply, LinkError> {
+        let replied = async {
+            // As much as the largest takes; what is left of it goes back as soon as the size is known.
+            let room = take_room(&self.call_room, cost(AGENT_FRAME_BYTES_MAX)).await;
+            let lease = matches!(kind, CallKind::Lease(_)).then_some(channel);
+            let placed = self.shared.change(|state| state.call(channel, body, kind, room));
+            let (id, replied) = placed?;
+            let mut call = MadeCall { shared: &self.shared, id, lease, replied };
+            (&mut call.replied).await.unwrap_or_else(|_| Err(self.shared.state().no_reply()))
+        };
+        let replied = timeout(CALL_TIMEOUT, replied).await;
+        replied.unwrap_or_else(|_| Err(self.shared.state().no_reply()))
+    }
+
+    /// Publishes all entries or, where that is an error, none.
     pub(super) async fn enqueue(
         &self,
         channel: &Channel,
         entries: Vec<NewEntry>,
     ) -> Result<AppendReceipt, AppendError> {
-        let room = Arc::clone(&self.room).acquire_many_owned(cost(&entries)?).await;
-        let room = Arc::new(room.map_err(|_| AppendError::Unavailable)?);
-        let slots = self.jobs.reserve_many(entries.len()).await;
-        let mut replies = Vec::with_capacity(entries.len());
-        for (slot, entry) in slots.map_err(|_| AppendError::Unavailable)?.zip(entries) {
-            let refused = |error: &dyn std::fmt::Display| AppendError::Refused(error.to_string());
-            check_data(&entry.data).map_err(|error| refused(&error))?;
-            let (reply, replied) = oneshot::channel();
-            let (body, room) = (CallBody::Publish(entry.name, entry.data), Some(Arc::clone(&room)));
-            slot.send(Job::Call { channel: channel.clone(), body, reply, room });
-            replies.push(replied);
+        for entry in &entries {
+            check_data(&entry.data).map_err(|error| AppendError::Refused(error.to_string()))?;
         }
+        let bytes = entries.iter().map(publish_cost).sum();
+        if bytes > BUFFER_BYTES {
+            return Err(AppendError::TooLarge { bytes, limit: BUFFER_BYTES });
+        }
+        let mut room = take_room(&self.publish_room, bytes).await;
+        let replies = self.shared.change(|state| {
+            let publish = |entry: NewEntry| {
+                let room = room.split(publish_cost(&entry)).expect("it is a part of the sum");
+                let body = CallBody::Publish(entry.name, entry.data);
+                Ok(state.call(channel, body, CallKind::Publish, room)?.1)
+            };
+            entries.into_iter().map(publish).collect::<Result<Vec<_>, LinkError>>()
+        })?;
         let appended = async move {
             let mut appended = Vec::with_capacity(replies.len());
             for replied in replies {
-                let reply = replied.await.map_err(|_| AppendError::Unavailable)??;
                 // Absent where it is a repetition of something that stands somewhere before.
-                let AgentMessage::Ack { offset, .. } = reply else {
-                    return Err(AppendError::Unavailable);
-                };
+                let CallReply { offset, .. } =
+                    replied.await.map_err(|_| AppendError::Unavailable)??;
                 appended.push(Appended { offset, listeners: 0 });
             }
             Ok(appended)
@@ -131,143 +162,51 @@ impl RelayLink {
         Ok(appended.boxed())
     }
 
-    /// Takes a lease, and keeps it over every reconnect. The token is cancelled when it is lost.
-    pub(super) async fn lease(
-        &self,
-        channel: &Channel,
-        incarnation: Option<u64>,
-        parent: Option<&Parent>,
-    ) -> Result<(u64, CancellationToken), LinkError> {
-        let body = LeaseCall { incarnation, parent: parent.cloned() };
-        let leased: Leased = self.call(channel, CallBody::Lease(body)).await?;
-        let lost = CancellationToken::new();
-        self.leases.hold(channel, leased.incarnation, &lost);
-        Ok((leased.incarnation, lost))
-    }
-
-    pub(super) async fn note(&self, channel: &Channel, note: NoteCall) -> Result<(), LinkError> {
-        self.call(channel, CallBody::Note(note)).await
-    }
-
-    pub(super) async fn end_run(
-        &self,
-        channel: &Channel,
-        run_id: &str,
-        entry: &NewEntry,
-    ) -> Result<(), LinkError> {
-        let data = serde_json::from_str(&entry.data);
-        let end = EndRunCall {
-            run_id: run_id.into(),
-            key: entry.idempotency_key.clone().unwrap_or_default(),
-            event: entry.name.clone(),
-            data: data.map_err(|error| LinkError::Refused(error.to_string()))?,
-        };
-        self.call(channel, CallBody::EndRun(end)).await
-    }
-
-    /// The lease is not kept any more: it runs out.
+    /// The lease is not kept any more.
     pub(super) fn forget(&self, channel: &Channel) {
-        self.leases.forget(channel);
+        self.shared.change(|state| state.forget(channel));
     }
 
-    pub(super) async fn release(&self, channel: &Channel) -> Result<(), Unavailable> {
-        // Not before: over a new connection it is taken back, and released there.
-        let released = self.call::<()>(channel, CallBody::Release).await;
-        self.forget(channel);
-        match released {
-            Err(LinkError::Unavailable(error)) => Err(error),
-            // Refused, it is not held any more.
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) async fn take(
-        &self,
-        channel: &Channel,
-        key: Uuid,
-        idempotent: bool,
-    ) -> Result<Take, LinkError> {
-        let body = TakeCall { key, idempotent };
-        match self.call::<Taken>(channel, CallBody::Take(body)).await {
-            Ok(taken) => Ok(taken.take),
-            Err(LinkError::Fenced) => Ok(Take::Fenced),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(super) async fn progress(
-        &self,
-        channel: &Channel,
-        key: Uuid,
-        data: &str,
-    ) -> Result<(), LinkError> {
-        let data = serde_json::from_str(data);
-        let data = data.map_err(|error| LinkError::Refused(error.to_string()))?;
-        self.call(channel, CallBody::Progress(ProgressCall { key, data })).await
-    }
-
-    pub(super) async fn finish(
-        &self,
-        channel: &Channel,
-        key: Uuid,
-        outcome: &CommandOutcome,
-    ) -> Result<bool, LinkError> {
-        let detail = outcome.detail.as_deref().and_then(|detail| serde_json::from_str(detail).ok());
-        let body = FinishCall { key, status: outcome.status, detail };
-        let finished: Finished = self.call(channel, CallBody::Finish(body)).await?;
-        Ok(finished.finished)
-    }
-
-    pub(super) async fn ask(&self, new: &NewApproval) -> Result<Asked, LinkError> {
-        let question = serde_json::from_str(&new.data);
-        let question = question.map_err(|error| LinkError::Refused(error.to_string()))?;
-        let body = AskCall {
-            request_id: new.request_id.clone(),
-            asks: new.asks,
-            question,
-            expires_in_ms: new.expires_in.as_millis() as u64,
-            default: new.default,
-            digest: new.digest.clone(),
-        };
-        let reply: AskReply = self.call(&new.channel, CallBody::Ask(body)).await?;
-        Ok(reply.answer.map_or(Asked::Pending, Asked::Answered))
-    }
-
-    pub(super) async fn resolve(
-        &self,
-        channel: &Channel,
-        request_id: &str,
-        asks: Asks,
-        answer: &ApprovalAnswer,
-    ) -> Result<Resolved, LinkError> {
-        let (request_id, answer) = (request_id.into(), answer.clone());
-        let body = ResolveCall { request_id, asks, answer, digest: None };
-        self.call(channel, CallBody::Resolve(body)).await
-    }
-
-    /// `adopt` or `disown`, said by the child.
-    pub(super) async fn family(&self, child: &str, body: CallBody) -> Result<(), LinkError> {
-        let own = Channel::agent(child).map_err(|error| LinkError::Refused(error.to_string()))?;
-        self.call(&own, body).await
+    /// How long the relay's leases are.
+    pub(super) fn lease_length(&self) -> Duration {
+        self.shared.state().lease()
     }
 
     /// An agent follows once.
-    pub(super) fn follow(&self) -> (LinkFollower, LinkUpdates) {
+    pub(super) fn follow(&self) -> (Arc<RelayShared>, mpsc::Receiver<Update>) {
         let updates = self.updates.lock().expect("no code panics with this lock held").take();
-        let updates = updates.unwrap_or_else(|| follow::through_relay().2);
-        (LinkFollower::Relay(Arc::clone(&self.requests)), updates)
+        (Arc::clone(&self.shared), updates.unwrap_or_else(|| mpsc::channel(1).1))
     }
 }
 
-/// What the entries take of the buffer, their share of the bookkeeping included.
-fn cost(entries: &[NewEntry]) -> Result<u32, AppendError> {
-    let bytes = entries.iter().map(|entry| entry.name.len() + entry.data.len() + 64).sum();
-    match u32::try_from(bytes) {
-        Ok(cost) if bytes <= BUFFER_BYTES => Ok(cost),
-        _ => Err(AppendError::TooLarge { bytes, limit: BUFFER_BYTES }),
+/// A call whose reply is awaited.
+struct MadeCall<'a> {
+    shared: &'a RelayShared,
+    id: u64,
+    /// Of which channel it takes the lease.
+    lease: Option<&'a Channel>,
+    replied: oneshot::Receiver<Result<CallReply, LinkError>>,
+}
+
+impl Drop for MadeCall<'_> {
+    fn drop(&mut self) {
+        self.shared.change(|state| {
+            self.replied.close();
+            state.give_up(self.id);
+            // The lease was given, and the caller did not see it.
+            if let (Some(channel), Ok(Ok(_))) = (self.lease, self.replied.try_recv()) {
+                state.give_back(channel);
+            }
+        });
     }
 }
 
-fn closed() -> LinkError {
-    LinkError::unavailable("the link to the relay is closed")
+/// What publishing the entry takes of the buffer.
+fn publish_cost(entry: &NewEntry) -> usize {
+    cost(entry.name.len() + entry.data.len())
+}
+
+async fn take_room(room: &Arc<Semaphore>, bytes: usize) -> OwnedSemaphorePermit {
+    let room = Arc::clone(room).acquire_many_owned(bytes as u32);
+    room.await.expect("it is never closed")
 }

@@ -67,7 +67,7 @@ pub(crate) async fn agent(
     let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
         if let Some(socket) = socket.await {
-            serve(served, socket, principal, id, traffic).await;
+            Box::pin(serve(served, socket, principal, id, traffic)).await;
         }
     });
     response
@@ -99,7 +99,9 @@ async fn converse(
     let offer = app.offers.open(number, outbox.clone());
     let catch_up = offer.catch_up();
     let session = AgentSession::new(app.journal.clone(), id);
-    outbox.say(&AgentMessage::Connected).await;
+    let lease_ms = app.journal.lease_length().as_millis() as u64;
+    // Nothing is queued yet.
+    outbox.try_say(&AgentMessage::Connected { lease_ms: Some(lease_ms) });
     let (mut sink, mut stream) = socket.split();
     let mut calls = Calls::new(principal.grant.clone(), offer, session.clone(), outbox.clone());
     let is_full = calls.fullness();
