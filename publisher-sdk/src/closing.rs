@@ -39,7 +39,7 @@ impl Closing {
             // The owner of the run finds that its end was told already.
             match self.lifecycle.entry(LifecyclePhase::Cancelled, fields) {
                 Ok(entry) => {
-                    let owe = || drop(self.ends.owe(&run, Some(with_key(entry))));
+                    let owe = || drop(self.ends.owe(&run, Some(with_key(entry)), None));
                     self.runs.end(run.key, owe);
                 }
                 Err(error) => tracing::warn!(run = &*run.id, %error, "a run's end is not written"),

@@ -6,13 +6,14 @@
 //! One task, one end after the other: they stand in the order in which the runs ended, each behind what the
 //! agent had said before.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use journal::{AppendError, NewEntry, NoteCall};
+use journal::{NewEntry, NoteCall};
 use protocol::Channel;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::PublishError;
 use crate::events::buffer::Buffer;
@@ -20,12 +21,40 @@ use crate::leases::Leases;
 use crate::link::LinkError;
 use crate::runs::{Current, Runs};
 
-/// The ends that are owed. Their number is bounded by that of the runs.
+/// What the ends that are owed take of memory: 8 MiB, as much as an agent's events may by default.
+const ROOM: usize = 8 * 1024 * 1024;
+/// What an end takes beside its event.
+const BESIDE: usize = 512;
+
+/// The ends that are owed.
 #[derive(Debug)]
 pub(crate) struct Ends {
-    queue: mpsc::UnboundedSender<End>,
-    owed: watch::Sender<u64>,
+    owed: Arc<OwedEnds>,
     told: watch::Receiver<u64>,
+}
+
+/// The queue of those that are not being told yet, bounded in bytes.
+///
+/// The calls that complete, fail or stop a run wait for room. A handle that is dropped and an agent that closes
+/// cannot wait: their ends take room if there is some, and none otherwise. Such an end has a few kilobytes and
+/// belongs to a run that was announced, and while there is no room no run is [announced](Ends::has_room). So
+/// the ends beyond the bound are at most as many as runs were open when it was reached, each of which the agent
+/// held in memory itself.
+#[derive(Debug)]
+struct OwedEnds {
+    state: Mutex<OwedState>,
+    room: Arc<Semaphore>,
+    /// Notified when there is something to tell.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct OwedState {
+    queue: VecDeque<End>,
+    /// How many were put in so far.
+    count: u64,
+    /// The agent or the task has ended.
+    is_closed: bool,
 }
 
 #[derive(Debug)]
@@ -34,6 +63,7 @@ struct End {
     /// `None` where only the note is to be taken back.
     entry: Option<NewEntry>,
     answer: oneshot::Sender<Result<(), PublishError>>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 /// What the task needs.
@@ -47,11 +77,20 @@ pub(crate) struct Teller {
 impl Ends {
     /// Must be called within a runtime.
     pub(crate) fn new(teller: Teller) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "there are no more ends than announced runs")]
-        let (queue, owed_ends) = mpsc::unbounded_channel();
+        let owed = Arc::new(OwedEnds::new(ROOM));
         let (tell, told) = watch::channel(0);
-        tokio::spawn(teller.tell(owed_ends, tell));
-        Self { queue, owed: watch::Sender::new(0), told }
+        tokio::spawn(teller.tell(Telling(Arc::clone(&owed)), tell));
+        Self { owed, told }
+    }
+
+    /// Waits for room for the end that `entry` tells.
+    pub(crate) async fn room(&self, entry: &NewEntry) -> Option<OwnedSemaphorePermit> {
+        self.owed.room(cost(Some(entry))).await
+    }
+
+    /// Waits until another run may be announced.
+    pub(crate) async fn has_room(&self) {
+        drop(self.owed.room(cost(None)).await);
     }
 
     /// The run's end is owed from now on. What is given back says when it is told everywhere.
@@ -59,30 +98,103 @@ impl Ends {
         &self,
         run: &Current,
         entry: Option<NewEntry>,
+        room: Option<OwnedSemaphorePermit>,
     ) -> oneshot::Receiver<Result<(), PublishError>> {
         let (answer, answered) = oneshot::channel();
-        self.owed.send_modify(|owed| *owed += 1);
-        // Where the runtime has ended, the lease runs out, and the end is told then.
-        drop(self.queue.send(End { run: run.clone(), entry, answer }));
+        self.owed.push(End { run: run.clone(), entry, answer, room });
         answered
     }
 
     /// Waits until all ends that are owed now are told.
     pub(crate) async fn told(&self) {
-        let owed = *self.owed.borrow();
+        let owed = self.owed.state().count;
         let mut told = self.told.clone();
         // An error: the task has ended with the runtime.
         drop(told.wait_for(|told| *told >= owed).await);
     }
 }
 
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.owed.close();
+    }
+}
+
+impl OwedEnds {
+    fn new(room: usize) -> Self {
+        let (state, changed) = (Mutex::default(), Notify::new());
+        Self { state, room: Arc::new(Semaphore::new(room)), changed }
+    }
+
+    /// `None` if the task that tells ends has ended.
+    async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).acquire_many_owned(bytes as u32).await.ok()
+    }
+
+    fn push(&self, mut end: End) {
+        if end.room.is_none() {
+            let bytes = cost(end.entry.as_ref());
+            end.room = Arc::clone(&self.room).try_acquire_many_owned(bytes as u32).ok();
+        }
+        let mut state = self.state();
+        // Where the runtime has ended, the lease runs out, and the end is told then.
+        if !state.is_closed {
+            state.count += 1;
+            state.queue.push_back(end);
+            self.changed.notify_one();
+        }
+    }
+
+    /// The next end; `None` when no more can come. Cancel-safe.
+    async fn next(&self) -> Option<End> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.state();
+                if let Some(end) = state.queue.pop_front() {
+                    return Some(end);
+                }
+                if state.is_closed {
+                    return None;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn close(&self) {
+        self.state().is_closed = true;
+        self.room.close();
+        self.changed.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, OwedState> {
+        self.state.lock().expect("no code panics with this lock held")
+    }
+}
+
+/// What an end takes of the room.
+fn cost(entry: Option<&NewEntry>) -> usize {
+    BESIDE + entry.map_or(0, |entry| entry.data.len())
+}
+
+/// The task's end of the queue. It is dropped with the task, and then no caller waits any more.
+struct Telling(Arc<OwedEnds>);
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.close();
+        self.0.state().queue.clear();
+    }
+}
+
 impl Teller {
-    async fn tell(self, mut owed: mpsc::UnboundedReceiver<End>, told: watch::Sender<u64>) {
+    async fn tell(self, owed: Telling, told: watch::Sender<u64>) {
         let mut copying = FuturesOrdered::new();
         loop {
             tokio::select! {
-                end = owed.recv() => match end {
-                    Some(End { run, entry, answer }) => {
+                end = owed.0.next() => match end {
+                    Some(End { run, entry, answer, room }) => {
                         let copied = self.tell_one(&run, entry).await;
                         let teller = self.clone();
                         copying.push_back(async move {
@@ -96,6 +208,7 @@ impl Teller {
                             teller.forget(&run).await;
                             // The caller need not wait any more.
                             drop(answer.send(told));
+                            drop(room);
                         });
                     }
                     None => break,
@@ -151,7 +264,39 @@ impl Teller {
 pub(crate) fn refused(error: LinkError) -> PublishError {
     match error {
         LinkError::Fenced => PublishError::Fenced,
-        LinkError::Refused(why) => PublishError::Journal(AppendError::Refused(why)),
+        LinkError::Refused(why) => PublishError::Refused(why),
         _ => PublishError::Closed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn end(room: Option<OwnedSemaphorePermit>) -> End {
+        let run = Runs::default().begin(&Channel::agent("a").unwrap(), "r".to_owned());
+        End { run, entry: None, answer: oneshot::channel().0, room }
+    }
+
+    #[tokio::test]
+    async fn an_end_waits_for_room_but_for_those_that_cannot_wait() {
+        let owed = OwedEnds::new(2 * BESIDE);
+        let room = owed.room(BESIDE).await;
+        owed.push(end(room));
+        owed.push(end(None));
+        assert!(owed.room(BESIDE).now_or_never().is_none(), "what did not wait takes room, too");
+        owed.push(end(None));
+
+        let told: Vec<End> = [owed.next().await, owed.next().await].into_iter().flatten().collect();
+        assert!(owed.room(BESIDE).now_or_never().is_none(), "they are being told");
+        drop(told);
+        assert!(owed.room(2 * BESIDE).now_or_never().is_some());
+
+        owed.close();
+        assert!(owed.room(BESIDE).await.is_none(), "no caller waits for ever");
+        assert!(owed.next().await.is_some(), "what came before is told");
+        assert!(owed.next().await.is_none());
     }
 }

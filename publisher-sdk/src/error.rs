@@ -176,8 +176,8 @@ pub enum PublishError {
     /// The agent has been closed, or its runtime is shutting down.
     #[error("the agent has been closed")]
     Closed,
-    /// The relay through which the agent comes in refuses it.
-    #[error("the relay refuses: {0}")]
+    /// Redis refuses it, or the relay through which the agent comes in does.
+    #[error("it is refused: {0}")]
     Refused(String),
     /// The journal did not take it.
     #[error(transparent)]
@@ -188,6 +188,7 @@ impl From<AppendError> for PublishError {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::Fenced => Self::Fenced,
+            AppendError::Refused(why) => Self::Refused(why),
             error => Self::Journal(error),
         }
     }

@@ -117,12 +117,13 @@ impl Run {
 
     /// Says that the run begins: `agent_spawned {agent_id, runId, …fields}`, on the agent's own
     /// channel and on `global:events`. Before that, the run is noted in the agent's leases, so that
-    /// its end is told even if the process is killed.
+    /// its end is told even if the process is killed. Where 8 MiB of ends wait to be told, this waits.
     ///
     /// # Errors
     /// [`PublishError`]; then the run goes on, unannounced.
     pub async fn announce(&self, fields: &impl Serialize) -> Result<(), PublishError> {
         let fields = self.fields(lifecycle::fields(fields)?);
+        self.agent.ends.has_room().await;
         self.agent.runs.note(&self.current);
         let announced = async {
             self.agent.note_begun(&self.current).await.map_err(ends::refused)?;
@@ -130,7 +131,7 @@ impl Run {
         };
         let announced = announced.await;
         if announced.is_err() {
-            drop(self.agent.ends.owe(&self.current, None));
+            drop(self.agent.ends.owe(&self.current, None, None));
         }
         announced
     }
@@ -175,7 +176,8 @@ impl Run {
         }
     }
 
-    /// Ends the run, done: `agent_completed {agent_id, runId}`.
+    /// Ends the run, done: `agent_completed {agent_id, runId}`. Where 8 MiB of ends wait to be told, the run
+    /// goes on until there is room; so it is with the other ways to end it.
     ///
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
@@ -207,7 +209,9 @@ impl Run {
         fields: Map<String, Value>,
     ) -> Result<(), PublishError> {
         let entry = self.agent.lifecycle.entry(phase, self.fields(fields))?;
-        let owe = || self.agent.ends.owe(&self.current, Some(with_key(entry)));
+        let ends = &self.agent.ends;
+        let room = ends.room(&entry).await;
+        let owe = || ends.owe(&self.current, Some(with_key(entry)), room);
         let Some(told) = self.agent.runs.end(self.current.key, owe) else {
             // The agent was closed, and has said so.
             return Ok(());
@@ -234,7 +238,9 @@ impl Drop for Run {
         let fields = self.fields(fields);
         let entry = self.agent.lifecycle.entry(phase, fields);
         self.agent.runs.end(self.current.key, || match entry {
-            Ok(entry) if is_owed => drop(self.agent.ends.owe(&self.current, Some(with_key(entry)))),
+            Ok(entry) if is_owed => {
+                drop(self.agent.ends.owe(&self.current, Some(with_key(entry)), None));
+            }
             _ => {}
         });
     }
