@@ -42,7 +42,7 @@ struct OfferedChannel {
 struct AgentListener {
     connection: u64,
     outbox: Outbox,
-    position: Position,
+    position: ListenerPosition,
     /// It was told that commands come.
     is_announced: bool,
     phase: ListenerPhase,
@@ -51,7 +51,7 @@ struct AgentListener {
 
 /// Up to where a listener has received everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Position {
+enum ListenerPosition {
     /// Nowhere: it wants what waits.
     Unknown,
     /// The beginning: there was no command yet.
@@ -83,7 +83,7 @@ struct Missed {
     is_reset: bool,
     entries: Vec<Arc<Entry>>,
     /// Where it stands afterwards.
-    position: Position,
+    position: ListenerPosition,
     has_more: bool,
 }
 
@@ -198,11 +198,15 @@ impl Offers {
         }
     }
 
-    async fn missed(&self, name: &Channel, position: Position) -> Result<Missed, Unavailable> {
+    async fn missed(
+        &self,
+        name: &Channel,
+        position: ListenerPosition,
+    ) -> Result<Missed, Unavailable> {
         let since = match position {
-            Position::Unknown => None,
-            Position::Empty => Some(Since::Start),
-            Position::At(offset) => Some(Since::Offset(offset)),
+            ListenerPosition::Unknown => None,
+            ListenerPosition::Empty => Some(Since::Start),
+            ListenerPosition::At(offset) => Some(Since::Offset(offset)),
         };
         let mut is_reset = false;
         if let Some(since) = since {
@@ -210,14 +214,14 @@ impl Offers {
                 self.journal.read(&Name::commands(name.clone()), since, PAGE_ENTRIES).await?;
             let is_whole = since != Since::Start || page.start.is_none_or(|start| start.n == 0);
             if page.reset.is_none() && is_whole {
-                let position = page.end().map_or(position, Position::At);
+                let position = page.end().map_or(position, ListenerPosition::At);
                 let has_more = page.has_more();
                 return Ok(Missed { is_reset, entries: page.entries, position, has_more });
             }
             is_reset = true;
         }
         let waiting = self.journal.waiting(name).await?;
-        let position = waiting.head.map_or(Position::Empty, Position::At);
+        let position = waiting.head.map_or(ListenerPosition::Empty, ListenerPosition::At);
         Ok(Missed { is_reset, entries: waiting.entries, position, has_more: false })
     }
 
@@ -247,8 +251,8 @@ impl Offer {
     /// The channel's commands after `since` come, as long as this is held.
     pub(crate) fn follow(&self, name: &Channel, since: Since) {
         let position = match since {
-            Since::Start => Position::Unknown,
-            Since::Offset(offset) => Position::At(offset),
+            Since::Start => ListenerPosition::Unknown,
+            Since::Offset(offset) => ListenerPosition::At(offset),
         };
         self.followed().insert(name.clone());
         let is_live = {
@@ -318,7 +322,7 @@ impl Drop for Offer {
 impl AgentListener {
     /// Whether it has received what stands at `offset`.
     fn has(&self, offset: &Offset) -> bool {
-        matches!(self.position, Position::At(at) if at.epoch == offset.epoch && offset.n <= at.n)
+        matches!(self.position, ListenerPosition::At(at) if at.epoch == offset.epoch && offset.n <= at.n)
     }
 
     /// What the follower brings.
@@ -340,14 +344,14 @@ impl AgentListener {
         let reading = std::mem::replace(&mut self.phase, ListenerPhase::Live);
         let ListenerPhase::Reading { came, is_cut } = reading else { return true };
         if missed.is_reset {
-            self.position = Position::Unknown;
+            self.position = ListenerPosition::Unknown;
             self.say(&AgentMessage::Reset { channel: name.clone() });
         }
         if !self.is_announced {
             // Once for each `follow` of the agent: it begins to read there.
             let offset = match missed.position {
-                Position::At(offset) => Some(offset),
-                Position::Unknown | Position::Empty => None,
+                ListenerPosition::At(offset) => Some(offset),
+                ListenerPosition::Unknown | ListenerPosition::Empty => None,
             };
             let channel = name.clone();
             self.is_announced = self.say(&AgentMessage::Live { channel, offset });
@@ -383,7 +387,7 @@ impl AgentListener {
                 data,
             });
             if is_said {
-                self.position = Position::At(entry.offset);
+                self.position = ListenerPosition::At(entry.offset);
             }
         }
     }
