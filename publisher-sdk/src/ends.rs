@@ -248,7 +248,7 @@ impl Teller {
         })
     }
 
-    /// The session on which the run was begun hears of it no more.
+    /// The run leaves the note of the session on which it was begun.
     async fn forget(&self, run: &Current) {
         let noted_on: &Channel = &run.channel;
         if self.runs.is_noted(run.key) && noted_on != self.leases.own() {

@@ -168,7 +168,7 @@ impl Run {
             None => {
                 let why = self.cancellation().unwrap_or_else(|| Reason::Shutdown.into());
                 match self.stop().await {
-                    // Whoever declared the agent lost has said so.
+                    // The replica that declared the agent lost has told it.
                     Ok(()) | Err(PublishError::Fenced) => Err(ScopeError::Cancelled(why)),
                     Err(error) => Err(ScopeError::Unsaid(error)),
                 }

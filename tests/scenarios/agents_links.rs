@@ -116,7 +116,7 @@ async fn a_fenced_predecessor_is_fenced_on_all_channels() {
     .await;
 }
 
-/// An answer waits for nobody to take it. Its agent gets it whoever else begins to follow the channel.
+/// An answer is not a command to be taken. Its agent gets it, also while others begin to follow the channel.
 #[tokio::test]
 async fn an_answer_reaches_its_agent_while_others_begin_to_follow() {
     let cluster = Cluster::with_replicas(1).await;
@@ -194,7 +194,7 @@ async fn an_agent_is_not_cut_off_because_its_relay_stopped_reading() {
     assert_eq!(lost["agents"], json!(["raw"]), "it holds its lease: {lost}");
 }
 
-/// Back pressure of the relay is no silence; but an agent that reads nothing and lets no byte through is gone,
+/// The relay's back pressure does not count as silence; but an agent that reads nothing and lets no byte through is gone,
 /// however much it asks.
 #[tokio::test]
 async fn an_agent_that_floods_and_reads_nothing_loses_its_lease() {

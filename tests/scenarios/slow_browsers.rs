@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tests::{Browser, Cluster, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_tungstenite::tungstenite::Message;
 
 /// `number` events of some size each.
@@ -114,28 +117,20 @@ async fn a_busy_channel_does_not_starve_a_quiet_one_of_the_same_browser() {
     slow.expect_numbers("session:loud", 0..700).await;
 }
 
-/// Sends what is answered, and reads none of the answers, until the relay can write no more of them.
-async fn clog(browser: &mut Browser) {
-    let strangers: Vec<String> = (0..250).map(|i| format!("session:stranger-{i}")).collect();
-    let frame = json!({"type": "unsubscribe", "channels": strangers}).to_string();
-    for _ in 0..300 {
-        let sent = browser.send_message(Message::text(frame.clone()));
-        // The relay reads no more from it: it is as clogged as can be.
-        if tokio::time::timeout(Duration::from_millis(300), sent).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// While Redis pauses, three browsers want to catch up on one channel. The second reads nothing any more: the
-/// third gets what it asked for all the same, and so it is for each kind of read.
+/// While Redis pauses, three browsers want to catch up on one channel. The second reads nothing any more, or a byte a
+/// second: the third gets what it asked for all the same, and so it is for each kind of read.
 #[tokio::test]
 async fn a_browser_that_does_not_read_holds_up_nobodys_catch_up() {
-    for (what, since) in [("a page", Some("start")), ("what waits for an answer", None)] {
+    for (what, since, trickles) in [
+        ("a page", Some("start"), false),
+        ("a page", Some("start"), true),
+        ("what waits for an answer", None, false),
+        ("what waits for an answer", None, true),
+    ] {
         let cluster = Cluster::with_replicas(1).await;
         cluster.replicas[0].publish_numbers("session:42", 0..10).await;
         let mut first = cluster.browser().connect().await;
-        let mut slow = cluster.browser().holding_little().connect().await;
+        let mut slow = ByteReader::connect(&cluster.replicas[0].address()).await;
         let mut last = cluster.browser().connect().await;
         // Followed from here on: what is asked for while Redis pauses is read at once.
         first.subscribe("session:42").await;
@@ -143,15 +138,73 @@ async fn a_browser_that_does_not_read_holds_up_nobodys_catch_up() {
 
         let () = cluster.redis.run(&["CLIENT", "PAUSE", "4000"]).await;
         first.send(subscribe.clone()).await;
-        slow.stop_reading();
-        slow.send(subscribe.clone()).await;
-        clog(&mut slow).await;
+        slow.send(&subscribe).await;
+        slow.clog().await;
+        if trickles {
+            slow.trickle();
+        }
         let asked = Instant::now();
         last.send(subscribe.clone()).await;
 
         first.wait_for_type("caught_up").await;
         last.wait_for_type("caught_up").await;
         assert!(asked.elapsed() < Duration::from_secs(15), "{what}: {:?}", asked.elapsed());
+    }
+}
+
+/// A browser's socket, read byte by byte or not at all.
+struct ByteReader {
+    up: OwnedWriteHalf,
+    down: Option<OwnedReadHalf>,
+}
+
+impl ByteReader {
+    async fn connect(address: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 * 1024).unwrap();
+        let mut socket = socket.connect(address.parse().unwrap()).await.unwrap();
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(socket.read_u8().await.unwrap());
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 101"));
+        let (down, up) = socket.into_split();
+        Self { up, down: Some(down) }
+    }
+
+    /// A text frame, masked with zeros.
+    async fn send(&mut self, frame: &Value) {
+        let text = frame.to_string();
+        let length = u16::try_from(text.len()).unwrap().to_be_bytes();
+        let head = [0x81, 0x80 | 126, length[0], length[1], 0, 0, 0, 0];
+        self.up.write_all(&[&head, text.as_bytes()].concat()).await.unwrap();
+    }
+
+    /// Sends what is answered, and reads none of the answers, until the relay can write no more of them.
+    async fn clog(&mut self) {
+        let strangers: Vec<String> = (0..250).map(|i| format!("session:stranger-{i}")).collect();
+        let frame = json!({"type": "unsubscribe", "channels": strangers});
+        for _ in 0..300 {
+            // The relay reads no more from it: it is as clogged as can be.
+            if tokio::time::timeout(Duration::from_millis(300), self.send(&frame)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a byte a second from here on.
+    fn trickle(&mut self) {
+        let Some(mut down) = self.down.take() else { return };
+        tokio::spawn(async move {
+            while down.read_u8().await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
     }
 }
 

@@ -83,7 +83,7 @@ end
 
 -- What waits: a list of members, by when they came; their entries, each "<class> <bytes> <length of sender> <id>
 -- <sender> <entry>"; and how many wait of each class and sender, and in all. Finds the place that a member holds,
--- and the counts that the step may change. Nothing here is taken for a number that is none: another writer must
+-- and the counts that the step may change. What is not a number is not taken for one: another writer must
 -- not make a later step fail in its middle.
 local function find_place(list, entries, counts, member, mine)
   local class, bytes, length, rest =

@@ -213,7 +213,7 @@ impl Journal {
     }
 }
 
-/// What an agent's budget does is of interest to whoever watches all agents.
+/// What an agent's budget does is of interest to those who watch all agents.
 fn copy_of(channel: &Channel, asks: Asks, request_id: &str, event: &NewEntry) -> Option<Record> {
     let is_copied = asks == Asks::Budget && channel.kind() == Kind::Agent;
     let key =

@@ -45,8 +45,8 @@ pub struct NewCommand {
     pub expires_in: Duration,
     /// Whether it may wait for an agent that is not there now.
     pub may_wait: bool,
-    /// For a request: the address where the answer is waited for. A request's life is nobody's business
-    /// but the asker's: it makes no events.
+    /// For a request: the address where the answer is waited for. A request makes no events: only its
+    /// asker is told how it goes.
     pub answer_to: Option<Box<str>>,
 }
 
@@ -132,7 +132,7 @@ pub(super) struct Stamped<'a> {
 }
 
 impl Command {
-    /// The command in an entry of `channel`'s commands; `None` where it is none.
+    /// The command in an entry of `channel`'s commands; `None` if it does not hold one.
     pub fn read(channel: &Channel, entry: &Entry) -> Option<Self> {
         let stamped: Stamped<'_> = serde_json::from_str(&entry.data).ok()?;
         Some(Self {
@@ -184,7 +184,7 @@ pub(super) struct Taker {
 }
 
 impl CommandState {
-    /// As a command that is no request stands when it was sent: whoever has read its entry knows its state.
+    /// The state in which a command is sent, if it is not a request. It follows from the entry.
     fn sent(command_id: Uuid, name: Box<str>, expires_at: u64) -> Self {
         Self {
             status: Status::Accepted,
@@ -218,7 +218,7 @@ impl CommandState {
         }
     }
 
-    /// What everybody hears of it.
+    /// Tells the channel of its status.
     pub(super) fn heard(&self, channel: &Channel, effects: &mut Vec<Effect>) {
         if self.request || channel.kind() == Kind::Service {
             return;

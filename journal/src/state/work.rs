@@ -70,8 +70,8 @@ impl Journal {
         })
     }
 
-    /// Says to whoever waits how far the request has come that `holder` has taken. Nobody keeps it: who comes
-    /// later hears of what is said later. Nothing comes of it where the request is not the holder's (any more).
+    /// Tells the askers of a request that `holder` has taken how far it has come. It is not stored: an asker that
+    /// joins later receives what is told later. Without effect if the request is not the holder's (any more).
     ///
     /// # Errors
     /// [`Unavailable`].

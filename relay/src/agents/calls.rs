@@ -284,7 +284,7 @@ impl Calls {
                 has_events && grant.may_publish(channel) && grant.may_serve(channel)
             }
             CallBody::Resolve(_) => grant.may_serve(channel) || grant.may_command(channel),
-            // A child hears of its parent's Cancels.
+            // A child receives its parent's Cancels.
             CallBody::Adopt(parent) => {
                 let parent = Channel::agent(&parent.agent_id);
                 let may = |at: &Channel| grant.may_serve(at) || grant.may_command(at);
@@ -296,7 +296,7 @@ impl Calls {
 }
 
 impl CallsState {
-    /// Room for a call of so many bytes. While there is none the connection is not read, and its silence does
+    /// Room for a call of so many bytes. Until there is room the connection is not read, and its silence does
     /// not count.
     async fn room(&self, bytes: usize) -> Room {
         let cost = bytes.min(AGENT_CALLS_BYTES_MAX) as u32;

@@ -369,7 +369,7 @@ impl AgentListener {
         true
     }
 
-    /// In order; it stops where there is no room.
+    /// In order, until the connection has no room.
     fn offer_all(&mut self, name: &Channel, entries: &[Arc<Entry>]) {
         for entry in entries {
             if !matches!(self.phase, ListenerPhase::Live) {

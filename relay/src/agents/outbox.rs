@@ -45,7 +45,7 @@ impl Outbox {
         self.bytes.available_permits() < BYTES_MAX
     }
 
-    /// Never waits; false where there is no room.
+    /// Never waits; false if the agent must read first.
     pub(super) fn try_say(&self, message: &AgentMessage) -> bool {
         let text = message.to_text();
         let room = Arc::clone(&self.bytes).try_acquire_many_owned(cost(&text));

@@ -40,7 +40,7 @@ pub(super) struct AgentSession {
 struct Held {
     /// Who the agent is, once it has taken the lease of its own channel.
     holder: Option<Holder>,
-    /// It is no longer who it was.
+    /// A newer incarnation has taken over, or this one was declared lost.
     is_fenced: bool,
     leases: HashMap<Channel, WatchedLease>,
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// What a leaving replica gives a viewer to go by itself, after the moment it was told.
 const GRACE: Duration = Duration::from_secs(1);
-/// A session's page that heard nothing for this many ping intervals, 60 s, hears a `ping`.
+/// A session's page that received nothing for this many ping intervals, 60 s, receives a `ping`.
 const SILENT_INTERVALS: u32 = 4;
 
 /// What the transport has seen of its peer.
@@ -49,7 +49,7 @@ pub(super) struct Lifecycle {
     silent_intervals: u32,
 }
 
-/// When a page hears a `ping` that its script can see.
+/// When a page receives a `ping` that its script can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heartbeat {
     Always,
