@@ -382,10 +382,10 @@ impl Journal {
         }
     }
 
-    async fn due(&self) -> Result<Vec<(Deadline, Record)>, Unavailable> {
+    async fn due(&self, most: usize) -> Result<Vec<(Deadline, Record)>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.due()),
-            Backend::Redis(redis) => redis.due().await,
+            Backend::Memory(memory) => Ok(memory.due(most)),
+            Backend::Redis(redis) => redis.due(most).await,
         }
     }
 

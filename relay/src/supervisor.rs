@@ -111,6 +111,8 @@ impl Supervisor {
         task: impl Future<Output = ()> + Send + 'static,
     ) {
         let supervisor = self.clone();
+        // Boxed: each future around it would hold its thousands of bytes once more, for every connection.
+        let task = Box::pin(task);
         peers.spawn(async move { supervisor.unless_stopped(task).await });
     }
 

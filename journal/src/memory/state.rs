@@ -144,11 +144,11 @@ impl Memory {
         self.state().records.index(channel, index)
     }
 
-    pub(crate) fn due(&self) -> Vec<(Deadline, Record)> {
+    pub(crate) fn due(&self, most: usize) -> Vec<(Deadline, Record)> {
         let mut state = self.state();
         let now = state.now_us();
         let due = state.records.deadlines.iter().filter(|(_, at)| **at <= now);
-        due.map(|(due, _)| due.clone()).collect()
+        due.map(|(due, _)| due.clone()).take(most).collect()
     }
 
     pub(crate) fn forget_deadline(&self, record: &Record, deadline: Deadline) {

@@ -90,7 +90,10 @@ local function find_place(list, entries, counts, member, mine)
     string.match(call('HGET', key(entries), member) or '', '^(%a) (%d+) (%d+) %S+ (.*)$')
   place = {list = key(list), entries = key(entries), counts = key(counts), member = member, sums = {}}
   if class then place.held, place.bytes = class .. ' ' .. sub(rest, 1, tonumber(length)), tonumber(bytes) end
-  if not (class or mine) then return end
+  if not (class or mine) then
+    call('ZCARD', place.list)
+    return
+  end
   place.newest = call('ZREVRANGE', place.list, '0', '0', 'WITHSCORES')[2] or '0'
   local fields = {'all', 'bytes', place.held or mine, mine}
   local found = call('HMGET', place.counts, unpack(fields))
@@ -182,6 +185,8 @@ local function act(part, a, b, c, d, e, f, list, entries, counts, member, class,
     call('PEXPIRE', place.entries, '172800000')
     call('PEXPIRE', place.counts, '172800000')
   elseif part == 'wait-no-more' then
+    -- Also where its entry is missing or cannot be read.
+    if not place.held then call('ZREM', place.list, place.member) end
     leave_place()
     write_counts()
   elseif part == 'put' then

@@ -113,7 +113,6 @@ impl Redis {
         pipe.query_async(&mut connection).await.map_err(unavailable)
     }
 
-    /// How many members each index has, and about a hundred of them.
     /// Any members of an index, at most so many; none only where it has none. It costs the same however many there are.
     pub(crate) async fn some_of(
         &self,
@@ -130,6 +129,7 @@ impl Redis {
         Ok(Sample { members: members.into_iter().map(Into::into).collect(), total })
     }
 
+    /// How many members each index has, and about a hundred of them.
     pub(crate) async fn samples(
         &self,
         indexes: &[(Channel, Index)],

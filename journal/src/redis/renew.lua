@@ -8,10 +8,9 @@ local ends = string.format('%.0f', math.floor(now[1] * 1000 + now[2] / 1000) + t
 local missing = {}
 for i = 2, #KEYS do
   local member, agent, version = ARGV[3 * i - 4], ARGV[3 * i - 3], ARGV[3 * i - 2]
-  if redis.call('HGET', KEYS[i], agent) == version and redis.call('ZSCORE', KEYS[1], member) then
-    redis.call('ZADD', KEYS[1], 'XX', ends, member)
-  else
-    missing[#missing + 1] = i - 1
-  end
+  local is_there = redis.call('HGET', KEYS[i], agent) == version
+    -- Not changed: it is not there, or was renewed in this very millisecond.
+    and (redis.call('ZADD', KEYS[1], 'XX', 'CH', ends, member) == 1 or redis.call('ZSCORE', KEYS[1], member))
+  if not is_there then missing[#missing + 1] = i - 1 end
 end
 return missing

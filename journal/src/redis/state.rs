@@ -23,8 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) const FENCE_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// About how many bytes of what waits are read in one step: others use that Redis meanwhile.
 const WAITING_PAGE_BYTES: usize = 256 * 1024;
-/// How many deadlines of one partition are taken up at a time.
-const DUE_MAX: usize = 200;
 
 /// The scripts.
 #[derive(Debug)]
@@ -218,8 +216,8 @@ impl Redis {
         Ok(listed.into_iter().map(|(id, value)| (id.into(), value.into())).collect())
     }
 
-    /// What has fallen due.
-    pub(crate) async fn due(&self) -> Result<Vec<(Deadline, Record)>, Unavailable> {
+    /// What has fallen due, so much of each partition.
+    pub(crate) async fn due(&self, most: usize) -> Result<Vec<(Deadline, Record)>, Unavailable> {
         let mut connection = self.connection().await?;
         let (seconds, us): (u64, u64) =
             redis::cmd("TIME").query_async(&mut connection).await.map_err(unavailable)?;
@@ -227,7 +225,7 @@ impl Redis {
         let mut pipe = redis::pipe();
         for partition in 0..=u8::MAX {
             let key = self.keys.deadlines(partition);
-            pipe.zrangebyscore_limit(key, 0, now, 0, DUE_MAX as isize);
+            pipe.zrangebyscore_limit(key, 0, now, 0, most as isize);
         }
         let due: Vec<Vec<String>> = pipe.query_async(&mut connection).await.map_err(unavailable)?;
         Ok(due.iter().flatten().filter_map(|member| deadline(member)).collect())

@@ -50,13 +50,17 @@ pub(super) enum LeasePhase {
 pub(super) struct LeaseState {
     pub(super) phase: LeasePhase,
     pub(super) incarnation: u64,
-    /// Which taking of the lease it is: no two are the same state, and who holds an older one leaves it alone.
+    /// Which taking of the lease it is: who holds an older one leaves it alone.
     #[serde(default)]
     pub(super) taking: Uuid,
-    /// Rises with each note and each taking: a step that names the open runs is made only while they are these, and
-    /// an older version is one with which Redis has come back.
+    /// Rises with each note, and with each taking to the time of the taking, Unix milliseconds. So a later one is always
+    /// higher, also where Redis has lost the lease meanwhile. A step that names the open runs is made only while they
+    /// are these.
     #[serde(default)]
     pub(super) version: u64,
+    /// Which step wrote it: no two steps write the same state, so none is taken for another one's repetition.
+    #[serde(default)]
+    pub(super) step: Uuid,
     /// Since when, Unix milliseconds.
     pub(super) since: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,7 +161,8 @@ fn taken(
         phase: LeasePhase::Alive,
         incarnation,
         taking,
-        version: 0,
+        version: now_ms,
+        step: taking,
         since: now_ms,
         parent: parent.cloned(),
     };
@@ -166,7 +171,8 @@ fn taken(
         // Taken back over a new connection it is the same incarnation.
         Standing::Own(same) => {
             let parent = parent.cloned().or_else(|| same.parent.clone());
-            (LeaseState { taking, parent, version: same.version + 1, ..same }, None)
+            let version = now_ms.max(same.version + 1);
+            (LeaseState { taking, parent, version, ..same }, None)
         }
         Standing::Missing | Standing::Released => (new, None),
         Standing::Older(older) => (new, Some(older)),
@@ -219,7 +225,8 @@ impl LeaseState {
             phase: LeasePhase::Alive,
             incarnation: holder.incarnation,
             taking: Uuid::nil(),
-            version: 0,
+            version: now_ms,
+            step: Uuid::nil(),
             since: now_ms,
             parent: None,
         }

@@ -105,19 +105,20 @@ pub(super) fn kept(
     held: &Held,
     written: &Written,
     note: &NoteCall,
-    lasts: Duration,
+    (step, lasts): (Uuid, Duration),
 ) -> Result<Keeping, NotHeld> {
     let holder = &held.holder;
     let found_version = found.as_ref().map_or(0, |state| state.version);
     let (state, older, is_restored) = match standing::of(found, holder) {
         Standing::Own(state) => {
-            let is_older = state.version < written.state.version;
-            let is_ours = state.taking == held.taking || is_older;
-            if !is_ours && note.is_empty() {
-                return Err(NotHeld::TakenAnew);
+            let is_newer = state.version > written.state.version;
+            match is_newer && state.taking != held.taking {
+                true if note.is_empty() => return Err(NotHeld::TakenAnew),
+                true => (state, None, false),
+                false if state.version == written.state.version => (state, None, false),
+                // Redis came back with an older one, or the answer to a step was lost.
+                false => (written.state.clone(), None, true),
             }
-            let is_known = !is_ours || state.version == written.state.version;
-            (if is_known { state } else { written.state.clone() }, None, !is_known)
         }
         Standing::Missing => (written.state.clone(), None, true),
         Standing::Older(older) => (written.state.clone(), Some(older), true),
@@ -125,7 +126,7 @@ pub(super) fn kept(
         Standing::Fenced => return Err(NotHeld::Fenced),
     };
     let version = found_version.max(written.state.version) + 1;
-    let state = LeaseState { version, ..state };
+    let state = LeaseState { version, step, ..state };
     let mut change = Change::new(&state);
     change.effects = standing::alive(holder, version, lasts);
     if is_restored {
@@ -198,8 +199,14 @@ impl Journal {
         told: Option<Told<'_>>,
     ) -> Result<(), LeaseError> {
         let mut written = held.written.lock().await;
+        let step = Uuid::new_v4();
         let rule = |found: Option<LeaseState>, open: &OpenRuns, _| match kept(
-            found, open, held, &written, note, self.lease,
+            found,
+            open,
+            held,
+            &written,
+            note,
+            (step, self.lease),
         ) {
             Ok(Keeping { mut change, state, is_restored }) => {
                 if let Some(told) = &told {

@@ -1,7 +1,7 @@
 //! ◆ What falls due while nobody acts: commands expire, approvals time out, leases are lost. The first
 //! replica to come does it, in one step; the others find it done.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
@@ -16,6 +16,8 @@ use crate::{Backend, Journal, Unavailable};
 
 /// A poll begins nothing more after this time: the next one is a sign of life of Redis again.
 const WORK_MAX: Duration = Duration::from_secs(1);
+/// How many deadlines of one partition are taken up at a time, beside those that failed.
+const DUE_MAX: usize = 200;
 /// The pauses before a deadline that could not be handled is tried again.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
@@ -56,8 +58,12 @@ impl Reaper {
         let began = Instant::now();
         self.continuity.answered(probe, sent, began);
         let may_judge = self.continuity.has_lasted(began, self.journal.lease);
-        let due = self.journal.due().await?;
-        self.failed.retain(|failed, _| due.contains(failed));
+        // Those that failed must not hide the others.
+        let due = self.journal.due(DUE_MAX + self.failed.len()).await?;
+        if !self.failed.is_empty() {
+            let still: HashSet<_> = due.iter().collect();
+            self.failed.retain(|failed, _| still.contains(failed));
+        }
         let waits =
             |due: &(Deadline, Record)| self.failed.get(due).is_some_and(|(next, _)| *next > began);
         let due: Vec<_> = due

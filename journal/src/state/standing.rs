@@ -98,6 +98,7 @@ mod tests {
             incarnation,
             taking: uuid::Uuid::nil(),
             version: 0,
+            step: uuid::Uuid::nil(),
             since: 0,
             parent: None,
         };

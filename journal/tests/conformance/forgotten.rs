@@ -308,6 +308,34 @@ async fn runs_end_once_where_redis_came_back_with_an_older_state() {
     assert_eq!(told, ["new", "old"], "the end of `ended` was lost with the journal, and was told");
 }
 
+/// The agent's old connection still stands on one replica when it comes back on another, and Redis has lost all in
+/// between: the later taking is the one that lasts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_taken_anew_after_a_flush_is_not_taken_back_by_the_old_connection() {
+    let server = Server::start().await;
+    let (old, new) = (open(&server), open(&server));
+    let before = agent(&old, "a").await;
+    let own = before.channel().clone();
+    for _ in 0..5 {
+        before.note(&NoteCall::begun(runs(&["r1"]))).await.unwrap();
+    }
+    flush(&server).await;
+    let incarnation = Some(before.holder().incarnation);
+    let lease = new.lease(&own, "a", incarnation, None).await.unwrap();
+    lease.note(&NoteCall::begun(runs(&["r2"]))).await.unwrap();
+    let mut reaper = Reaper::new(new.clone());
+    poll_for(&mut reaper, LEASE).await;
+    drop(before);
+
+    poll_for(&mut reaper, 2 * LEASE).await;
+
+    assert!(!lease.lost().is_cancelled());
+    assert!(losses(&new, &own).await.is_empty());
+    drop(lease);
+    poll_for(&mut reaper, 2 * LEASE).await;
+    assert_eq!(ends(&new, &own).await, ["r2"]);
+}
+
 type Dump = Vec<(String, Vec<u8>)>;
 
 async fn dumped(redis: &mut redis::aio::MultiplexedConnection) -> Dump {

@@ -47,6 +47,8 @@ struct ConsumerState {
     seen: Seen,
     /// There was no room for a command: it and all that come after it are read later, in their order.
     is_behind: bool,
+    /// What waits was asked for since then.
+    has_asked: bool,
 }
 
 /// The newest command when following began.
@@ -157,15 +159,20 @@ impl Consumer {
         self.state().pending.pop_front()
     }
 
-    /// What waits is about to be read, and comes in.
+    /// The channel is followed. If what waits was asked for, it comes in now.
     pub(super) fn reads_on(&self) {
-        self.state().is_behind = false;
+        let mut state = self.state();
+        if std::mem::take(&mut state.has_asked) {
+            state.is_behind = false;
+        }
     }
 
-    /// With nothing pending, where commands were passed over.
+    /// Whether what waits must be asked for: nothing is pending, and commands were passed over.
     fn has_room_again(&self) -> bool {
-        let state = self.state();
-        state.pending.is_empty() && state.is_behind
+        let mut state = self.state();
+        let is_due = state.pending.is_empty() && state.is_behind && !state.has_asked;
+        state.has_asked |= is_due;
+        is_due
     }
 
     fn state(&self) -> MutexGuard<'_, ConsumerState> {

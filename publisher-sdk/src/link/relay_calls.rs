@@ -122,12 +122,14 @@ impl WaitingCalls {
         Some(waiting)
     }
 
-    /// The caller does not wait any more. Returns the channel of a call that was sent: it must be withdrawn.
-    pub(super) fn give_up(&mut self, id: u64) -> Option<Channel> {
+    /// The caller does not wait any more. Returns the channel of a call that was sent, which must be withdrawn, and
+    /// whether it takes a lease.
+    pub(super) fn give_up(&mut self, id: u64) -> Option<(Channel, bool)> {
         let waiting = self.calls.get_mut(&id)?;
         waiting.is_given_up = true;
         if waiting.is_sent {
-            return Some(waiting.channel.clone());
+            let is_lease = matches!(waiting.kind, CallKind::Lease(_));
+            return Some((waiting.channel.clone(), is_lease));
         }
         self.calls.remove(&id);
         None
@@ -231,7 +233,8 @@ mod tests {
         assert_eq!(calls.give_up(unsent), None);
         let (second, _) = add(&mut calls, take());
         assert_eq!(sent(&mut calls), [1, 3], "given up before it was sent");
-        assert_eq!(calls.give_up(second), Channel::session("42").ok(), "it must be withdrawn");
+        let channel = Channel::session("42").unwrap();
+        assert_eq!(calls.give_up(second), Some((channel, false)), "it must be withdrawn");
         let _third = add(&mut calls, publish(1));
 
         calls.begin_anew();

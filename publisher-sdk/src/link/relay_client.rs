@@ -124,7 +124,14 @@ impl RelayClient {
         tokio::select! {
             why = self.read(stream) => Ended::Lost(why),
             ended = self.write(sink) => ended,
+            // The relay takes no last words.
+            () = self.unwanted_for(CONNECT_TIMEOUT) => Ended::Unwanted,
         }
+    }
+
+    async fn unwanted_for(&self, time: Duration) {
+        self.shared.unwanted.cancelled().await;
+        sleep(time).await;
     }
 
     /// Returns why the connection is of no use any more.

@@ -6,7 +6,7 @@
 //! It is one state behind one lock, which is never held while waiting. Frames and the agent change it one after
 //! the other, so a loss cannot fall between the reply that gives a lease and the moment when it counts as held.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +36,10 @@ pub(super) struct RelayState {
     /// Taken back on every connection.
     leases: HashMap<Channel, HeldLease>,
     /// Whose commands are followed, and where to go on after the next reconnect.
-    followed: HashMap<Channel, Since>,
+    followed: HashMap<Channel, Followed>,
+    /// Leases that the relay may have given and that nobody wants: released on every connection until it says so. One
+    /// that ran out instead would fence the agent.
+    owed_releases: HashSet<Channel>,
     /// Frames that go before the calls.
     first: VecDeque<Utf8Bytes>,
     /// Those of them whose replies mean something, by their ids.
@@ -55,6 +58,13 @@ pub(super) struct RelayState {
 }
 
 #[derive(Debug)]
+struct Followed {
+    since: Since,
+    /// How many `follow`s have not been answered with `live`: until then what arrives belongs to an earlier one.
+    unanswered: u32,
+}
+
+#[derive(Debug)]
 struct HeldLease {
     incarnation: u64,
     lost: CancellationToken,
@@ -65,6 +75,8 @@ struct HeldLease {
 enum FirstReply {
     /// Whether the lease is still held.
     Lease(Channel),
+    /// Whether the release is still owed.
+    Release(Channel),
     /// Whether the call gets a reply of its own.
     Withdraw(u64),
 }
@@ -80,6 +92,7 @@ impl RelayState {
             calls: WaitingCalls::default(),
             leases: HashMap::new(),
             followed: HashMap::new(),
+            owed_releases: HashSet::new(),
             first: VecDeque::new(),
             replies: HashMap::new(),
             is_up: false,
@@ -111,7 +124,10 @@ impl RelayState {
 
     /// The caller of a call does not wait any more: the call is not sent, or it is withdrawn.
     pub(super) fn give_up(&mut self, call: u64) {
-        if let Some(channel) = self.calls.give_up(call) {
+        if let Some((channel, is_lease)) = self.calls.give_up(call) {
+            if is_lease {
+                self.owed_releases.insert(channel.clone());
+            }
             let id = self.say_first(&channel, CallBody::Withdraw(WithdrawCall { call }));
             self.replies.insert(id, FirstReply::Withdraw(call));
         }
@@ -121,8 +137,9 @@ impl RelayState {
     pub(super) fn give_back(&mut self, channel: &Channel) {
         if !self.calls.has_lease(channel) {
             self.forget(channel);
+            self.owed_releases.insert(channel.clone());
             if self.is_up {
-                self.say_first(channel, CallBody::Release);
+                self.say_release(channel.clone());
             }
         }
     }
@@ -133,7 +150,9 @@ impl RelayState {
     }
 
     pub(super) fn follow(&mut self, channel: &Channel, since: Since) {
-        self.followed.insert(channel.clone(), since);
+        let before = self.followed.get(channel).map_or(0, |followed| followed.unanswered);
+        let unanswered = before + u32::from(self.is_up);
+        self.followed.insert(channel.clone(), Followed { since, unanswered });
         if self.is_up {
             self.say_first(channel, CallBody::Follow(since));
         }
@@ -152,6 +171,11 @@ impl RelayState {
     /// Why no reply has come in time.
     pub(super) fn no_reply(&self) -> LinkError {
         LinkError::unavailable(self.trouble.as_deref().unwrap_or("the relay does not answer"))
+    }
+
+    fn say_release(&mut self, channel: Channel) {
+        let id = self.say_first(&channel, CallBody::Release);
+        self.replies.insert(id, FirstReply::Release(channel));
     }
 
     /// Before every call that waits.
@@ -247,16 +271,23 @@ impl RelayState {
                 None
             }
             AgentMessage::Live { channel, offset } => {
+                if let Some(followed) = self.followed.get_mut(&channel) {
+                    followed.unanswered = followed.unanswered.saturating_sub(1);
+                }
                 Some(Update::Live { name: Name::commands(channel), head: offset })
             }
             AgentMessage::Reset { channel } => {
-                self.followed.insert(channel.clone(), Since::Start);
+                if let Some(followed) = self.followed.get_mut(&channel) {
+                    followed.since = Since::Start;
+                }
                 let (name, reason) = (Name::commands(channel), Reason::HistoryChanged);
                 Some(Update::Reset { name, reason, head: None })
             }
             AgentMessage::Command { channel, offset, name, time_us, data } => {
-                let Some(since) = self.followed.get_mut(&channel) else { return Ok(None) };
-                *since = Since::Offset(offset);
+                let Some(followed) = self.followed.get_mut(&channel) else { return Ok(None) };
+                if followed.unanswered == 0 {
+                    followed.since = Since::Offset(offset);
+                }
                 let entry = Entry { offset, time_us, name, data: data.get().into() };
                 let (name, entries) = (Name::commands(channel), vec![Arc::new(entry)]);
                 Some(Update::Entries { name, entries })
@@ -273,13 +304,24 @@ impl RelayState {
         let mut held: Vec<(Channel, u64)> = held.collect();
         held.sort_by_key(|(channel, _)| *channel != self.own);
         for (channel, incarnation) in held {
-            let call = LeaseCall { incarnation: Some(incarnation), parent: None };
-            let id = self.say_first(&channel, CallBody::Lease(call));
-            self.replies.insert(id, FirstReply::Lease(channel));
+            self.say_lease(channel, incarnation);
         }
-        for (channel, since) in self.followed.clone() {
+        for channel in self.owed_releases.clone() {
+            self.say_release(channel);
+        }
+        let followed = self.followed.iter_mut().map(|(channel, followed)| {
+            followed.unanswered = 1;
+            (channel.clone(), followed.since)
+        });
+        for (channel, since) in followed.collect::<Vec<_>>() {
             self.say_first(&channel, CallBody::Follow(since));
         }
+    }
+
+    fn say_lease(&mut self, channel: Channel, incarnation: u64) {
+        let call = LeaseCall { incarnation: Some(incarnation), parent: None };
+        let id = self.say_first(&channel, CallBody::Lease(call));
+        self.replies.insert(id, FirstReply::Lease(channel));
     }
 
     fn on_reply(&mut self, id: u64, reply: Result<CallReply, LinkError>) -> Result<(), String> {
@@ -287,13 +329,26 @@ impl RelayState {
             (None, reply) => self.on_reply_to_call(id, reply),
             (Some(FirstReply::Withdraw(call)), Ok(reply)) => {
                 // Otherwise the call's own reply comes, or has come.
-                if read(&reply).is_ok_and(|Withdrawn { withdrawn }| withdrawn) {
-                    self.calls.remove(call);
+                if read(&reply).is_ok_and(|Withdrawn { withdrawn }| withdrawn)
+                    && let Some(withdrawn) = self.calls.remove(call)
+                    && matches!(withdrawn.kind, CallKind::Lease(_))
+                {
+                    self.owed_releases.remove(&withdrawn.channel);
                 }
             }
-            // Without the lease all that follows would fail: connect again, and repeat everything.
-            (Some(FirstReply::Lease(_)), Err(LinkError::Unavailable(why))) => {
+            // Without its own lease nothing else can be done: connect again, and repeat everything.
+            (Some(FirstReply::Lease(channel)), Err(LinkError::Unavailable(why)))
+                if channel == self.own =>
+            {
                 return Err(why.to_string());
+            }
+            (Some(FirstReply::Lease(channel)), Err(LinkError::Unavailable(_))) => {
+                if let Some(held) = self.leases.get(&channel) {
+                    self.say_lease(channel, held.incarnation);
+                }
+            }
+            (Some(FirstReply::Release(channel)), Ok(_) | Err(LinkError::Refused(_))) => {
+                self.owed_releases.remove(&channel);
             }
             (Some(FirstReply::Lease(channel)), Err(why)) => {
                 tracing::warn!(%channel, %why, "a lease is lost");
@@ -313,6 +368,7 @@ impl RelayState {
             // It is held from its reply on: a loss can only come after it.
             let held = HeldLease { incarnation, lost: lost.clone() };
             self.leases.insert(call.channel.clone(), held);
+            self.owed_releases.remove(&call.channel);
             is_held = true;
         }
         if call.reply.send(reply).is_err() && is_held {
@@ -331,4 +387,113 @@ impl RelayState {
 pub(super) fn read<A: serde::de::DeserializeOwned>(reply: &CallReply) -> Result<A, LinkError> {
     let data = reply.data.as_deref().map_or("null", RawValue::get);
     serde_json::from_str(data).map_err(|error| LinkError::unavailable(&error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::Offset;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn state() -> RelayState {
+        let mut state = RelayState::new(Channel::agent("a").unwrap());
+        connect(&mut state);
+        state
+    }
+
+    fn connect(state: &mut RelayState) {
+        state.on_connection();
+        state.on_heard(Some(AgentMessage::Connected { lease_ms: Some(15_000) })).unwrap();
+    }
+
+    fn sent(state: &mut RelayState) -> Vec<AgentCall> {
+        let frames = std::iter::from_fn(|| state.next_frame());
+        frames.map(|text| AgentCall::parse(&text).unwrap()).collect()
+    }
+
+    /// What is said, without ids.
+    fn said(state: &mut RelayState) -> Vec<String> {
+        let about = |call: &AgentCall| match &call.body {
+            CallBody::Follow(Since::Offset(offset)) => format!("follow {} {offset}", call.channel),
+            body => format!("{} {}", body_kind(body), call.channel),
+        };
+        sent(state).iter().map(about).collect()
+    }
+
+    fn body_kind(body: &CallBody) -> &'static str {
+        match body {
+            CallBody::Lease(_) => "lease",
+            CallBody::Release => "release",
+            CallBody::Follow(_) => "follow",
+            _ => "another",
+        }
+    }
+
+    fn session() -> Channel {
+        Channel::session("1").unwrap()
+    }
+
+    fn command(n: u64) -> Option<AgentMessage> {
+        let offset = Offset { epoch: 1, n, check: 1 };
+        let data = RawValue::from_string("{}".to_owned()).unwrap();
+        let (channel, name) = (session(), "go".into());
+        Some(AgentMessage::Command { channel, offset, name, time_us: 1, data })
+    }
+
+    /// A relay may have given the lease before the connection broke: not released, it would run out, and fence the
+    /// agent.
+    #[test]
+    fn a_lease_that_was_given_up_is_released_on_the_next_connection_until_the_relay_says_so() {
+        let mut state = state();
+        let room = Arc::new(Semaphore::new(1 << 20)).try_acquire_many_owned(1 << 20).unwrap();
+        let kind = CallKind::Lease(CancellationToken::new());
+        let lease = CallBody::Lease(LeaseCall { incarnation: None, parent: None });
+        let (call, _) = state.call(&session(), lease, kind, room).unwrap();
+        sent(&mut state);
+        state.give_up(call);
+        for _ in 0..2 {
+            state.on_break("gone".to_owned());
+            connect(&mut state);
+            assert_eq!(said(&mut state), ["release session:1"]);
+        }
+        let id = state.replies.keys().copied().next().unwrap();
+        state.on_heard(Some(AgentMessage::Ack { id, offset: None, data: None })).unwrap();
+        state.on_break("gone".to_owned());
+        connect(&mut state);
+        assert!(said(&mut state).is_empty());
+    }
+
+    /// What is still on its way for an earlier `follow` says nothing about where the newest one is.
+    #[test]
+    fn a_command_moves_the_position_once_its_follow_is_answered() {
+        let mut state = state();
+        state.follow(&session(), Since::Start);
+        state.on_heard(command(7)).unwrap();
+        state.on_break("gone".to_owned());
+        sent(&mut state);
+        connect(&mut state);
+        assert_eq!(said(&mut state), ["follow session:1"], "from the start");
+
+        let live = AgentMessage::Live { channel: session(), offset: None };
+        state.on_heard(Some(live)).unwrap();
+        state.on_heard(command(8)).unwrap();
+        state.on_break("gone".to_owned());
+        connect(&mut state);
+        assert_eq!(said(&mut state), ["follow session:1 1-8-1"]);
+    }
+
+    /// One lease that Redis does not give now does not begin the whole connection anew.
+    #[test]
+    fn a_lease_that_is_unavailable_is_asked_for_again() {
+        let mut state = state();
+        let held = HeldLease { incarnation: 5, lost: CancellationToken::new() };
+        state.leases.insert(session(), held);
+        state.on_break("gone".to_owned());
+        connect(&mut state);
+        let id = sent(&mut state).pop().unwrap().id;
+        let error = protocol::AgentError::new(protocol::ErrorCode::Unavailable, "not now");
+        state.on_heard(Some(AgentMessage::Error { id: Some(id), error })).unwrap();
+        assert_eq!(said(&mut state), ["lease session:1"]);
+    }
 }

@@ -7,10 +7,10 @@
 //! connection had no room, and when the follower itself has missed something; what comes meanwhile is kept for it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use journal::{Backoff, Follower, Journal, Name, Since, Unavailable, Update, Updates};
+use journal::{Backoff, Follower, Journal, Name, Since, Unavailable, Update, Updates, Waiting};
 use protocol::{AgentMessage, Channel, Entry, Offset};
 use serde_json::value::RawValue;
 
@@ -41,6 +41,8 @@ struct OfferedChannel {
 #[derive(Debug)]
 struct AgentListener {
     connection: u64,
+    /// Which `follow` of all it is.
+    number: u64,
     outbox: Outbox,
     position: ListenerPosition,
     /// It was told that commands come.
@@ -56,6 +58,11 @@ enum ListenerPosition {
     Unknown,
     /// The beginning: there was no command yet.
     Empty,
+    /// In the list of what waits, up to `at`; the newest command was `head` when it began with the list.
+    InList {
+        at: Offset,
+        head: Offset,
+    },
     At(Offset),
 }
 
@@ -82,6 +89,10 @@ struct Missed {
     /// It may not go on where it was.
     is_reset: bool,
     entries: Vec<Arc<Entry>>,
+    /// The entries are from the list of what waits.
+    is_list: bool,
+    /// The newest command of all.
+    newest: Option<Offset>,
     /// Where it stands afterwards.
     position: ListenerPosition,
     has_more: bool,
@@ -96,6 +107,8 @@ pub(super) struct Offer {
     followed: Arc<Mutex<HashSet<Channel>>>,
     /// One of its listeners is behind.
     lags: Arc<AtomicBool>,
+    /// What those have missed is being read.
+    is_catching_up: Arc<AtomicBool>,
 }
 
 impl Offers {
@@ -109,8 +122,14 @@ impl Offers {
 
     /// For a connection that receives its commands through `outbox`.
     pub(super) fn open(self: &Arc<Self>, connection: u64, outbox: Outbox) -> Offer {
-        let (followed, lags) = (Arc::default(), Arc::default());
-        Offer { offers: Arc::clone(self), connection, outbox, followed, lags }
+        Offer {
+            offers: Arc::clone(self),
+            connection,
+            outbox,
+            followed: Arc::default(),
+            lags: Arc::default(),
+            is_catching_up: Arc::default(),
+        }
     }
 
     async fn run(self: Arc<Self>, mut updates: Updates) {
@@ -162,18 +181,18 @@ impl Offers {
                 ListenerPhase::Waiting | ListenerPhase::Live => {
                     listener.phase = ListenerPhase::Reading { came: Vec::new(), is_cut: false };
                     let (offers, name) = (Arc::clone(self), name.clone());
-                    let connection = listener.connection;
-                    self.supervisor.run_once(async move { offers.read(&name, connection).await });
+                    let number = listener.number;
+                    self.supervisor.run_once(async move { offers.read(&name, number).await });
                 }
             }
         }
     }
 
     /// Until the listener has all, or has no room, or is gone.
-    async fn read(&self, name: &Channel, connection: u64) {
+    async fn read(&self, name: &Channel, number: u64) {
         let mut backoff = Backoff::default();
         loop {
-            let position = match self.channels().get_mut(name).and_then(|c| c.of(connection)) {
+            let position = match self.channels().get_mut(name).and_then(|c| c.of(number)) {
                 Some(AgentListener { phase: ListenerPhase::Reading { .. }, position, .. }) => {
                     *position
                 }
@@ -182,10 +201,8 @@ impl Offers {
             match self.missed(name, position).await {
                 Ok(missed) => {
                     let mut channels = self.channels();
-                    let listener = channels.get_mut(name).and_then(|c| c.of(connection));
-                    let Some(listener) = listener else { return };
-                    // Else it was reset meanwhile, or followed anew.
-                    if listener.position == position && listener.catch_up(name, missed) {
+                    let listener = channels.get_mut(name).and_then(|c| c.of(number));
+                    if listener.is_none_or(|listener| listener.catch_up(name, missed)) {
                         return;
                     }
                     backoff.reset();
@@ -198,13 +215,37 @@ impl Offers {
         }
     }
 
+    /// One channel after the other, as long as there is room.
+    async fn catch_up(&self, connection: u64, followed: HashSet<Channel>) {
+        for name in followed {
+            let behind = self.channels().get_mut(&name).and_then(|channel| {
+                let mut listeners = channel.listeners.iter_mut();
+                let mine = listeners.find(|listener| listener.connection == connection);
+                let behind = mine.filter(|l| matches!(l.phase, ListenerPhase::Behind))?;
+                behind.phase = ListenerPhase::Reading { came: Vec::new(), is_cut: false };
+                Some(behind.number)
+            });
+            let Some(number) = behind else { continue };
+            self.read(&name, number).await;
+            if self.is_behind(&name, number) {
+                return;
+            }
+        }
+    }
+
+    fn is_behind(&self, name: &Channel, number: u64) -> bool {
+        let mut channels = self.channels();
+        let listener = channels.get_mut(name).and_then(|channel| channel.of(number));
+        listener.is_some_and(|listener| matches!(listener.phase, ListenerPhase::Behind))
+    }
+
     async fn missed(
         &self,
         name: &Channel,
         position: ListenerPosition,
     ) -> Result<Missed, Unavailable> {
         let since = match position {
-            ListenerPosition::Unknown => None,
+            ListenerPosition::Unknown | ListenerPosition::InList { .. } => None,
             ListenerPosition::Empty => Some(Since::Start),
             ListenerPosition::At(offset) => Some(Since::Offset(offset)),
         };
@@ -216,13 +257,32 @@ impl Offers {
             if page.reset.is_none() && is_whole {
                 let position = page.end().map_or(position, ListenerPosition::At);
                 let has_more = page.has_more();
-                return Ok(Missed { is_reset, entries: page.entries, position, has_more });
+                let (newest, entries) = (page.head, page.entries);
+                return Ok(Missed {
+                    is_reset,
+                    is_list: false,
+                    entries,
+                    newest,
+                    position,
+                    has_more,
+                });
             }
             is_reset = true;
         }
-        let waiting = self.journal.waiting(name).await?;
-        let position = waiting.head.map_or(ListenerPosition::Empty, ListenerPosition::At);
-        Ok(Missed { is_reset, entries: waiting.entries, position, has_more: false })
+        let Waiting { head: newest, mut entries } = self.journal.waiting(name).await?;
+        let head = match position {
+            // What was sent since then is read behind the list: an answer stands in no list.
+            ListenerPosition::InList { head, .. } => Some(head),
+            _ => newest,
+        };
+        let has_more = head != newest;
+        if let Some(head) = head.filter(|_| has_more) {
+            let is_before =
+                |entry: &Arc<Entry>| entry.offset.epoch == head.epoch && entry.offset.n <= head.n;
+            entries.retain(is_before);
+        }
+        let position = head.map_or(ListenerPosition::Empty, ListenerPosition::At);
+        Ok(Missed { is_reset, is_list: true, entries, newest, position, has_more })
     }
 
     fn channels(&self) -> MutexGuard<'_, HashMap<Channel, OfferedChannel>> {
@@ -242,14 +302,16 @@ impl Offers {
 }
 
 impl OfferedChannel {
-    fn of(&mut self, connection: u64) -> Option<&mut AgentListener> {
-        self.listeners.iter_mut().find(|listener| listener.connection == connection)
+    fn of(&mut self, number: u64) -> Option<&mut AgentListener> {
+        self.listeners.iter_mut().find(|listener| listener.number == number)
     }
 }
 
 impl Offer {
     /// The channel's commands after `since` come, as long as this is held.
     pub(crate) fn follow(&self, name: &Channel, since: Since) {
+        static FOLLOWS: AtomicU64 = AtomicU64::new(0);
+        let number = FOLLOWS.fetch_add(1, Ordering::Relaxed);
         let position = match since {
             Since::Start => ListenerPosition::Unknown,
             Since::Offset(offset) => ListenerPosition::At(offset),
@@ -264,6 +326,7 @@ impl Offer {
             channel.listeners.retain(|listener| listener.connection != self.connection);
             channel.listeners.push(AgentListener {
                 connection: self.connection,
+                number,
                 outbox: self.outbox.clone(),
                 position,
                 is_announced: false,
@@ -273,7 +336,7 @@ impl Offer {
             channel.is_live
         };
         if is_live {
-            self.offers.read_for(name, |listener| listener.connection == self.connection);
+            self.offers.read_for(name, |listener| listener.number == number);
         }
     }
 
@@ -281,21 +344,32 @@ impl Offer {
     pub(crate) fn catch_up(&self) -> impl Fn() + use<> {
         let (offers, lags) = (Arc::clone(&self.offers), Arc::clone(&self.lags));
         let (connection, followed) = (self.connection, Arc::clone(&self.followed));
+        let (is_catching_up, outbox) = (Arc::clone(&self.is_catching_up), self.outbox.clone());
         move || {
-            if !lags.swap(false, Ordering::SeqCst) {
+            if !lags.load(Ordering::SeqCst) || is_catching_up.swap(true, Ordering::SeqCst) {
                 return;
             }
-            let followed = followed.lock().expect("no code panics with this lock held").clone();
-            for name in followed {
-                offers.read_for(&name, |listener| {
-                    let is_it = listener.connection == connection
-                        && matches!(listener.phase, ListenerPhase::Behind);
-                    if is_it {
-                        listener.phase = ListenerPhase::Waiting;
+            let (offers, lags, followed, is_catching_up, outbox) = (
+                offers.clone(),
+                lags.clone(),
+                followed.clone(),
+                is_catching_up.clone(),
+                outbox.clone(),
+            );
+            offers.supervisor.clone().run_once(async move {
+                loop {
+                    lags.store(false, Ordering::SeqCst);
+                    let names =
+                        followed.lock().expect("no code panics with this lock held").clone();
+                    offers.catch_up(connection, names).await;
+                    is_catching_up.store(false, Ordering::SeqCst);
+                    // What waits to be said calls again. With nothing waiting, nobody would.
+                    let is_called_again = !lags.load(Ordering::SeqCst) || outbox.is_waiting();
+                    if is_called_again || is_catching_up.swap(true, Ordering::SeqCst) {
+                        return;
                     }
-                    is_it
-                });
-            }
+                }
+            });
         }
     }
 
@@ -322,13 +396,17 @@ impl Drop for Offer {
 impl AgentListener {
     /// Whether it has received what stands at `offset`.
     fn has(&self, offset: &Offset) -> bool {
-        matches!(self.position, ListenerPosition::At(at) if at.epoch == offset.epoch && offset.n <= at.n)
+        let at = match &self.position {
+            ListenerPosition::At(at) | ListenerPosition::InList { at, .. } => at,
+            ListenerPosition::Unknown | ListenerPosition::Empty => return false,
+        };
+        at.epoch == offset.epoch && offset.n <= at.n
     }
 
     /// What the follower brings.
     fn receive(&mut self, name: &Channel, entries: &[Arc<Entry>]) {
         match &mut self.phase {
-            ListenerPhase::Live => self.offer_all(name, entries),
+            ListenerPhase::Live => self.offer_all(name, entries, None),
             ListenerPhase::Reading { came, is_cut } => {
                 *is_cut |= came.len() + entries.len() > CAME_MAX;
                 if !*is_cut {
@@ -341,22 +419,29 @@ impl AgentListener {
 
     /// What was read. False where it must be read on.
     fn catch_up(&mut self, name: &Channel, missed: Missed) -> bool {
-        let reading = std::mem::replace(&mut self.phase, ListenerPhase::Live);
-        let ListenerPhase::Reading { came, is_cut } = reading else { return true };
+        let ListenerPhase::Reading { came, is_cut } = &mut self.phase else { return true };
+        let (came, is_cut) = (std::mem::take(came), *is_cut);
+        self.phase = ListenerPhase::Live;
         if missed.is_reset {
+            // Where there is no room for it, it is found once more.
+            if !self.say(&AgentMessage::Reset { channel: name.clone() }) {
+                return true;
+            }
             self.position = ListenerPosition::Unknown;
-            self.say(&AgentMessage::Reset { channel: name.clone() });
         }
         if !self.is_announced {
             // Once for each `follow` of the agent: it begins to read there.
-            let offset = match missed.position {
-                ListenerPosition::At(offset) => Some(offset),
-                ListenerPosition::Unknown | ListenerPosition::Empty => None,
-            };
-            let channel = name.clone();
+            let (channel, offset) = (name.clone(), missed.newest);
             self.is_announced = self.say(&AgentMessage::Live { channel, offset });
+            if !self.is_announced {
+                return true;
+            }
         }
-        self.offer_all(name, &missed.entries);
+        let list_head = match missed.position {
+            ListenerPosition::At(head) if missed.is_list => Some(head),
+            _ => None,
+        };
+        self.offer_all(name, &missed.entries, list_head);
         if !matches!(self.phase, ListenerPhase::Live) {
             return true;
         }
@@ -365,12 +450,12 @@ impl AgentListener {
             self.phase = ListenerPhase::Reading { came: Vec::new(), is_cut: false };
             return false;
         }
-        self.offer_all(name, &came);
+        self.offer_all(name, &came, None);
         true
     }
 
-    /// In order, until the connection has no room.
-    fn offer_all(&mut self, name: &Channel, entries: &[Arc<Entry>]) {
+    /// In order, until the connection has no room. `list_head`: they are from the list of what waits, up to there.
+    fn offer_all(&mut self, name: &Channel, entries: &[Arc<Entry>], list_head: Option<Offset>) {
         for entry in entries {
             if !matches!(self.phase, ListenerPhase::Live) {
                 return;
@@ -387,18 +472,26 @@ impl AgentListener {
                 data,
             });
             if is_said {
-                self.position = ListenerPosition::At(entry.offset);
+                let at = entry.offset;
+                self.position = match list_head {
+                    Some(head) => ListenerPosition::InList { at, head },
+                    None => ListenerPosition::At(at),
+                };
             }
         }
     }
 
     /// Never waits: one agent that does not read must not hold up the others.
     fn say(&mut self, message: &AgentMessage) -> bool {
-        let is_said = self.outbox.try_say(message);
-        if !is_said {
-            self.phase = ListenerPhase::Behind;
-            self.lags.store(true, Ordering::SeqCst);
+        if self.outbox.try_say(message) {
+            return true;
         }
-        is_said
+        self.lags.store(true, Ordering::SeqCst);
+        // All that waited may have been said just before that: then nobody would look.
+        if self.outbox.try_say(message) {
+            return true;
+        }
+        self.phase = ListenerPhase::Behind;
+        false
     }
 }

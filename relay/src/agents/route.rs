@@ -67,7 +67,7 @@ pub(crate) async fn agent(
     let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
         if let Some(socket) = socket.await {
-            Box::pin(serve(served, socket, principal, id, traffic)).await;
+            serve(served, socket, principal, id, traffic).await;
         }
     });
     response
@@ -81,7 +81,8 @@ async fn serve(
     traffic: Arc<Traffic>,
 ) {
     tracing::info!(agent = id, "an agent has connected");
-    let end = end_of(converse(&app, &mut socket, &principal, &id, &traffic)).await;
+    let conversation = Box::pin(converse(&app, &mut socket, &principal, &id, &traffic));
+    let end = end_of(conversation).await;
     tracing::info!(agent = id, ?end, "an agent's connection has ended");
     farewell(end, &mut socket).await;
 }
