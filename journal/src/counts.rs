@@ -9,7 +9,7 @@ use std::time::Duration;
 use protocol::Channel;
 use serde::Serialize;
 
-use crate::{Backend, Journal, Unavailable};
+use crate::{Backend, Journal, Unavailable, ask};
 
 /// How long a replica's figures hold without being renewed.
 pub const COUNTS_LIFETIME: Duration = Duration::from_secs(5);
@@ -35,11 +35,7 @@ impl Journal {
         connections: u64,
         changed: &[(Channel, u64)],
     ) -> Result<(), Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => memory.report_counts(replica, connections, changed),
-            Backend::Redis(redis) => redis.report_counts(replica, connections, changed).await?,
-        }
-        Ok(())
+        ask!(self.report_counts(replica, connections, changed))
     }
 
     /// The replicas that are there.
@@ -47,10 +43,7 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn replicas(&self) -> Result<Vec<ReplicaCounts>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.replicas()),
-            Backend::Redis(redis) => redis.replicas().await,
-        }
+        ask!(self.replicas())
     }
 
     /// How many subscribe to `channel`, on all replicas.
@@ -58,9 +51,6 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn subscribers(&self, channel: &Channel) -> Result<u64, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.subscribers(channel)),
-            Backend::Redis(redis) => redis.subscribers(channel).await,
-        }
+        ask!(self.subscribers(channel))
     }
 }

@@ -105,6 +105,17 @@ enum Backend {
     Redis(Arc<Redis>),
 }
 
+/// Asks the backend. Memory answers at once, Redis may fail.
+macro_rules! ask {
+    ($journal:ident.$question:ident($($argument:expr),*)) => {
+        match &$journal.backend {
+            Backend::Memory(memory) => Ok(memory.$question($($argument),*)),
+            Backend::Redis(redis) => redis.$question($($argument),*).await,
+        }
+    };
+}
+pub(crate) use ask;
+
 impl Journal {
     /// Journals in this process' memory: all clones share them, and they are gone when the process exits.
     pub fn in_memory() -> Self {
@@ -292,10 +303,7 @@ impl Journal {
         since: Since,
         entries_max: usize,
     ) -> Result<Page, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.read(name, since, entries_max)),
-            Backend::Redis(redis) => redis.read(name, since, entries_max).await,
-        }
+        ask!(self.read(name, since, entries_max))
     }
 
     /// The newest command of `channel`, and what waits to be taken up to there, oldest first. An agent
@@ -304,10 +312,7 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`] where Redis does not answer.
     pub async fn waiting(&self, channel: &Channel) -> Result<Waiting, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.waiting(channel)),
-            Backend::Redis(redis) => redis.waiting(channel).await,
-        }
+        ask!(self.waiting(channel))
     }
 
     /// The newest position of each journal in `names`; `None` if the journal does not exist.
@@ -315,10 +320,7 @@ impl Journal {
         &self,
         names: &[Name],
     ) -> Result<Vec<Option<protocol::Offset>>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.heads(names)),
-            Backend::Redis(redis) => redis.heads(names).await,
-        }
+        ask!(self.heads(names))
     }
 
     /// Follows journals over a live link of its own. Must be called within a tokio runtime; dropping
@@ -333,10 +335,7 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn notify(&self, address: &str, text: &str) -> Result<bool, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.notify(address, text)),
-            Backend::Redis(redis) => redis.notify(address, text).await,
-        }
+        ask!(self.notify(address, text))
     }
 
     fn producer_name(&self) -> Option<&Arc<str>> {
@@ -348,18 +347,12 @@ impl Journal {
     }
 
     async fn snapshot(&self, record: &Record) -> Result<Snapshot, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.snapshot(record)),
-            Backend::Redis(redis) => redis.snapshot(record).await,
-        }
+        ask!(self.snapshot(record))
     }
 
     /// Which agents' leases on the channel last.
     async fn live(&self, channel: &Channel) -> Result<Live, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.live(channel)),
-            Backend::Redis(redis) => redis.live(channel).await,
-        }
+        ask!(self.live(channel))
     }
 
     /// `expected`: the record's state as it was read.
@@ -369,24 +362,15 @@ impl Journal {
         expected: Option<&str>,
         change: &Change,
     ) -> Result<Committed, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.commit(record, expected, change)),
-            Backend::Redis(redis) => redis.commit(record, expected, change).await,
-        }
+        ask!(self.commit(record, expected, change))
     }
 
     async fn list(&self, channel: &Channel, index: &Index) -> Result<Members, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.list(channel, index)),
-            Backend::Redis(redis) => redis.list(channel, index).await,
-        }
+        ask!(self.list(channel, index))
     }
 
     async fn due(&self, most: usize) -> Result<Vec<(Deadline, Record)>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.due(most)),
-            Backend::Redis(redis) => redis.due(most).await,
-        }
+        ask!(self.due(most))
     }
 
     async fn forget_deadline(
@@ -394,11 +378,7 @@ impl Journal {
         record: &Record,
         deadline: Deadline,
     ) -> Result<(), Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => memory.forget_deadline(record, deadline),
-            Backend::Redis(redis) => redis.forget_deadline(record, deadline).await?,
-        }
-        Ok(())
+        ask!(self.forget_deadline(record, deadline))
     }
 
     async fn renew(
@@ -406,10 +386,7 @@ impl Journal {
         leases: &[(Record, Box<str>)],
         lasts: Duration,
     ) -> Result<Vec<usize>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.renew(leases, lasts)),
-            Backend::Redis(redis) => redis.renew(leases, lasts).await,
-        }
+        ask!(self.renew(leases, lasts))
     }
 
     async fn leased(
@@ -417,17 +394,11 @@ impl Journal {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Box<str>>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.leased(after, limit)),
-            Backend::Redis(redis) => redis.leased(after, limit).await,
-        }
+        ask!(self.leased(after, limit))
     }
 
     async fn states(&self, records: &[Record]) -> Result<Vec<Option<String>>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.states(records)),
-            Backend::Redis(redis) => redis.states(records).await,
-        }
+        ask!(self.states(records))
     }
 
     async fn some_of(
@@ -436,17 +407,11 @@ impl Journal {
         index: &Index,
         most: usize,
     ) -> Result<Sample, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.some_of(channel, index, most)),
-            Backend::Redis(redis) => redis.some_of(channel, index, most).await,
-        }
+        ask!(self.some_of(channel, index, most))
     }
 
     async fn samples(&self, indexes: &[(Channel, Index)]) -> Result<Vec<Sample>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.samples(indexes)),
-            Backend::Redis(redis) => redis.samples(indexes).await,
-        }
+        ask!(self.samples(indexes))
     }
 
     async fn place_approval(
@@ -455,17 +420,11 @@ impl Journal {
         channel: &Channel,
         lifetime: Duration,
     ) -> Result<Channel, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.place_approval(request_id, channel, lifetime)),
-            Backend::Redis(redis) => redis.place_approval(request_id, channel, lifetime).await,
-        }
+        ask!(self.place_approval(request_id, channel, lifetime))
     }
 
     async fn approval_place(&self, request_id: &str) -> Result<Option<Channel>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.approval_place(request_id)),
-            Backend::Redis(redis) => redis.approval_place(request_id).await,
-        }
+        ask!(self.approval_place(request_id))
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.
@@ -473,10 +432,7 @@ impl Journal {
         &self,
         channel: &Channel,
     ) -> Result<(Option<protocol::Offset>, Members), Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory) => Ok(memory.approvals(channel)),
-            Backend::Redis(redis) => redis.approvals(channel).await,
-        }
+        ask!(self.approvals(channel))
     }
 
     fn link(&self) -> link::Link {

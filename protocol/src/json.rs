@@ -6,6 +6,7 @@
 use serde::de::IgnoredAny;
 use thiserror::Error;
 
+use crate::ErrorCode;
 use crate::limits::{EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX};
 
 /// Why data is refused.
@@ -22,6 +23,16 @@ pub enum DataError {
         "the data has {0} bytes, the limit is {EVENT_DATA_BYTES_MAX}: store it elsewhere and send a link"
     )]
     Large(usize),
+}
+
+impl DataError {
+    /// With which code it is refused.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Large(_) => ErrorCode::TooLarge,
+            Self::Malformed(_) | Self::Deep => ErrorCode::BadRequest,
+        }
+    }
 }
 
 /// Whether `data` may be an event's data.

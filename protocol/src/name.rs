@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::ErrorCode;
 use crate::channel::shortened;
 use crate::limits::{IDEMPOTENCY_KEY_BYTES_MAX, NAME_BYTES_MAX};
 
@@ -19,6 +20,16 @@ pub enum NameError {
         "the id `{0}` must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} characters of A-Z a-z 0-9 . _ : -"
     )]
     IdempotencyKey(String),
+}
+
+impl NameError {
+    /// With which code it is refused.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Reserved(_) => ErrorCode::ReservedName,
+            Self::Grammar(_) | Self::IdempotencyKey(_) => ErrorCode::BadRequest,
+        }
+    }
 }
 
 /// Types of the relay's own frames. A flat event carries its name as `type`, so a publisher that

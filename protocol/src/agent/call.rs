@@ -298,13 +298,7 @@ fn required(name: &str, field: Option<&RawValue>) -> Result<String, Refused> {
 }
 
 fn check_event(event: &str, data: &str) -> Result<(), Refused> {
-    check_event_name(event).map_err(|error| {
-        let code = match error {
-            NameError::Reserved(_) => ErrorCode::ReservedName,
-            _ => ErrorCode::BadRequest,
-        };
-        (code, format!("`event`: {error}"))
-    })?;
+    check_event_name(event).map_err(|error| (error.code(), format!("`event`: {error}")))?;
     check_data(data).map_err(refused_data)
 }
 
@@ -326,11 +320,7 @@ fn check_id(request_id: &str) -> Result<(), Refused> {
 }
 
 fn refused_data(error: DataError) -> Refused {
-    let code = match error {
-        DataError::Large(_) => ErrorCode::TooLarge,
-        _ => ErrorCode::BadRequest,
-    };
-    (code, format!("`data`: {error}"))
+    (error.code(), format!("`data`: {error}"))
 }
 
 fn bad(message: impl fmt::Display) -> Refused {

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use protocol::{AgentMessage, Channel, CloseCode, ErrorCode};
+use protocol::{AgentMessage, Channel, CloseCode};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
@@ -26,7 +26,7 @@ use crate::conversation::{Activity, Due, GrantEnd, Silence};
 use crate::routes::refuse::Refused;
 use crate::routes::traffic::Traffic;
 use crate::routes::upgrade::{End, FAREWELL, Handshake, Socket, end_of, farewell};
-use crate::routes::{AppState, Query, authenticate};
+use crate::routes::{AppState, Caller};
 
 /// How many pings go in a lease: an agent that has died must not seem alive for long.
 const PINGS_IN_A_LEASE: u32 = 3;
@@ -41,24 +41,15 @@ const READ_BUFFER: usize = 16 * 1024;
 pub(crate) async fn agent(
     State(app): State<Arc<AppState>>,
     Path(id): Path<String>,
+    caller: Caller,
     mut request: Request,
-) -> Response {
-    let admitted = Query::of(request.uri()).and_then(|query| {
-        let principal = authenticate(&app, request.headers(), &query)?;
-        let own = Channel::agent(&id);
-        let own = own.map_err(|error| Refused::new(ErrorCode::BadRequest, error.to_string()))?;
-        if !principal.grant.may_serve(&own) {
-            return Err(Refused::new(
-                ErrorCode::NotFound,
-                format!("`{own}` not found or not permitted"),
-            ));
-        }
-        Ok((principal, Handshake::of(&mut request)?))
-    });
-    let (principal, handshake) = match admitted {
-        Ok(admitted) => admitted,
-        Err(refused) => return refused.into_response(),
-    };
+) -> Result<Response, Refused> {
+    let own = Channel::agent(&id)?;
+    if !caller.principal.grant.may_serve(&own) {
+        return Err(Refused::not_found(format_args!("`{own}`")));
+    }
+    let handshake = Handshake::of(&mut request)?;
+    let principal = caller.principal;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .max_message_size(Some(FRAME_BYTES_HARD))
@@ -70,7 +61,7 @@ pub(crate) async fn agent(
             serve(served, socket, principal, id, traffic).await;
         }
     });
-    response
+    Ok(response)
 }
 
 async fn serve(

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, Uri};
+use axum::body::Body;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use journal::{AppendError, Name, NewEntry, Since};
 use protocol::frame::{ErrorBody, parse_since};
@@ -13,14 +13,14 @@ use protocol::limits::{
     PUBLISH_BODY_BYTES_MAX, PUBLISH_EVENTS_MAX, READ_EVENTS_DEFAULT, READ_EVENTS_MAX,
 };
 use protocol::{
-    Channel, DataError, ErrorCode, Format, Kind, NameError, Offset, check_data, check_event_name,
-    check_idempotency_key, encode,
+    Channel, ErrorCode, Format, Kind, Offset, check_data, check_event_name, check_idempotency_key,
+    encode,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::refuse::Refused;
-use super::{AppState, Query, authenticate, body};
+use super::{AppState, Caller, body};
 use crate::auth::Principal;
 
 /// How long a publisher waits while Redis is away or refuses. What was not sent by then is taken back; where the
@@ -49,38 +49,35 @@ enum Published<'a> {
 }
 
 /// `POST /api/v1/publish`
-pub(super) async fn publish(State(app): State<Arc<AppState>>, request: Request) -> Response {
-    match publish_body(&app, request).await {
-        Ok(response) => response,
-        Err(refused) => refused.into_response(),
-    }
-}
-
-async fn publish_body(app: &AppState, request: Request) -> Result<Response, Refused> {
+pub(super) async fn publish(
+    State(app): State<Arc<AppState>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, Refused> {
     #[derive(Serialize)]
     struct Results<'a> {
         results: Vec<Published<'a>>,
     }
-    let query = Query::of(request.uri())?;
-    let principal = authenticate(app, request.headers(), &query)?;
-    let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
-    let body = body::read(request.into_body(), PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT).await?;
+    let principal = &caller.principal;
+    let body = body::read(body, PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT).await?;
     if !body.trim_start().starts_with('[') {
         let event = serde_json::from_str::<Publish<'_>>(&body).map_err(|error| {
-            bad(format!("the body is not an event {{channel, event, data, id?}}: {error}"))
+            Refused::bad(format_args!(
+                "the body is not an event {{channel, event, data, id?}}: {error}"
+            ))
         })?;
-        let outcome = append(app, &principal, vec![event]).await.pop();
-        let offset = outcome.unwrap_or_else(|| Err(bad("nothing to publish".to_owned())))?;
+        let outcome = append(&app, principal, vec![event]).await.pop();
+        let offset = outcome.unwrap_or_else(|| Err(Refused::bad("nothing to publish")))?;
         return Ok(Json(Published::Offset(offset.to_string())).into_response());
     }
     let events: Vec<&RawValue> = serde_json::from_str(&body)
-        .map_err(|error| bad(format!("the body is not a list of events: {error}")))?;
+        .map_err(|error| Refused::bad(format_args!("the body is not a list of events: {error}")))?;
     if events.len() > PUBLISH_EVENTS_MAX {
         let message =
             format!("{} events in one call, the limit is {PUBLISH_EVENTS_MAX}", events.len());
         return Err(Refused::new(ErrorCode::TooLarge, message));
     }
-    let outcomes = append_each(app, &principal, &events).await;
+    let outcomes = append_each(&app, principal, &events).await;
     let results = outcomes.iter().map(|outcome| match outcome {
         Ok(offset) => Published::Offset(offset.to_string()),
         Err(refused) => Published::Error(refused.body()),
@@ -103,10 +100,9 @@ async fn append_each(
                 events.push(event);
                 errors.push(None);
             }
-            Err(error) => errors.push(Some(Refused::new(
-                ErrorCode::BadRequest,
-                format!("this is not an event {{channel, event, data, id?}}: {error}"),
-            ))),
+            Err(error) => errors.push(Some(Refused::bad(format_args!(
+                "this is not an event {{channel, event, data, id?}}: {error}"
+            )))),
         }
     }
     let mut outcomes = append(app, principal, events).await.into_iter();
@@ -155,29 +151,18 @@ async fn append(
 }
 
 fn check(principal: &Principal, event: Publish<'_>) -> Result<(Name, NewEntry), Refused> {
-    let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
-    let channel: Channel =
-        event.channel.parse().map_err(|e: protocol::ChannelError| bad(e.to_string()))?;
+    let channel: Channel = event.channel.parse()?;
     if !principal.grant.may_publish(&channel) {
-        return Err(Refused::new(
-            ErrorCode::NotFound,
-            format!("`{channel}` not found or not permitted"),
-        ));
+        return Err(Refused::not_found(format_args!("`{channel}`")));
     }
     if channel.kind() == Kind::Service {
-        return Err(bad("a service carries no events".to_owned()));
+        return Err(Refused::bad("a service carries no events"));
     }
-    check_event_name(&event.event).map_err(|error| match error {
-        NameError::Reserved(_) => Refused::new(ErrorCode::ReservedName, error.to_string()),
-        _ => bad(format!("`event`: {error}")),
-    })?;
-    check_data(event.data.get()).map_err(|error| match error {
-        DataError::Large(_) => Refused::new(ErrorCode::TooLarge, error.to_string()),
-        _ => bad(error.to_string()),
-    })?;
+    check_event_name(&event.event)?;
+    check_data(event.data.get())?;
     let mut entry = NewEntry::new(event.event, event.data.get());
     if let Some(id) = event.id {
-        check_idempotency_key(&id).map_err(|error| bad(error.to_string()))?;
+        check_idempotency_key(&id)?;
         entry = entry.with_key(id);
     }
     Ok((Name::events(channel), entry))
@@ -188,67 +173,33 @@ fn refuse(error: &AppendError) -> Refused {
     Refused::new(code, error.to_string())
 }
 
+#[derive(Serialize)]
+pub(super) struct EventsPage {
+    events: Vec<Box<RawValue>>,
+    offset: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reset: Option<&'static str>,
+    more: bool,
+}
+
 /// `GET /api/v1/channels/{channel}/events?since=&limit=`
 pub(super) async fn read(
     State(app): State<Arc<AppState>>,
     Path(channel): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response {
-    match read_page(&app, &channel, &uri, &headers).await {
-        Ok(response) => response,
-        Err(refused) => refused.into_response(),
-    }
-}
-
-async fn read_page(
-    app: &AppState,
-    channel: &str,
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Result<Response, Refused> {
-    #[derive(Serialize)]
-    struct Read {
-        events: Vec<Box<RawValue>>,
-        offset: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        reset: Option<&'static str>,
-        more: bool,
-    }
-    let query = Query::of(uri)?;
-    let principal = authenticate(app, headers, &query)?;
-    let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
-    let channel: Channel =
-        channel.parse().map_err(|e: protocol::ChannelError| bad(e.to_string()))?;
-    if !principal.grant.may_subscribe(&channel) {
-        return Err(Refused::new(
-            ErrorCode::NotFound,
-            format!("`{channel}` not found or not permitted"),
-        ));
-    }
-    let since = query.get("since").map_or(Ok(Since::Start), parse_since)?;
-    let limit = match query.get("limit") {
-        None => READ_EVENTS_DEFAULT,
-        Some(text) => {
-            text.parse().ok().filter(|limit| (1..=READ_EVENTS_MAX).contains(limit)).ok_or_else(
-                || bad(format!("`limit` must be a whole number from 1 to {READ_EVENTS_MAX}")),
-            )?
-        }
-    };
-    let page = app
-        .journal
-        .read(&Name::events(channel.clone()), since, limit)
-        .await
-        .map_err(|error| Refused::new(ErrorCode::Unavailable, error.to_string()))?;
+    caller: Caller,
+) -> Result<Json<EventsPage>, Refused> {
+    let channel = caller.readable(&channel)?;
+    let since = caller.query.get("since").map_or(Ok(Since::Start), parse_since)?;
+    let limit = caller.limit(READ_EVENTS_DEFAULT, READ_EVENTS_MAX)?;
+    let page = app.journal.read(&Name::events(channel.clone()), since, limit).await?;
     let events = page.entries.iter().map(|entry| {
         RawValue::from_string(encode(Format::Envelope, &channel, entry, 1))
             .map_err(|error| Refused::new(ErrorCode::Unavailable, error.to_string()))
     });
-    let read = Read {
+    Ok(Json(EventsPage {
         events: events.collect::<Result<_, _>>()?,
         offset: page.end().map(|offset| offset.to_string()),
         reset: page.reset.map(journal::Reason::as_str),
         more: page.has_more(),
-    };
-    Ok(Json(read).into_response())
+    }))
 }

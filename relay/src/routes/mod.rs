@@ -18,13 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri};
 use axum::response::{Html, IntoResponse};
 use axum::routing::{get, post};
 use journal::Journal;
-use protocol::ErrorCode;
+use protocol::{Channel, ErrorCode};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -117,8 +118,54 @@ async fn wrong_method(request: Request) -> Refused {
     Refused::new(ErrorCode::BadRequest, format!("`{path}` does not take {method}"))
 }
 
-/// Who makes the call: from `Authorization`, the WebSocket subprotocol, or `?token=`.
-pub(crate) fn authenticate(
+/// Who makes a call, and the fields of its query string.
+pub(crate) struct Caller {
+    pub(crate) principal: Arc<Principal>,
+    pub(crate) query: Query,
+    path: String,
+}
+
+impl Caller {
+    fn must_administer(&self) -> Result<(), Refused> {
+        match self.principal.grant.may_administer() {
+            true => Ok(()),
+            false => Err(Refused::not_found(format_args!("`{}`", self.path))),
+        }
+    }
+
+    /// The channel of this name, if the caller may subscribe to it.
+    fn readable(&self, channel: &str) -> Result<Channel, Refused> {
+        let channel: Channel = channel.parse()?;
+        match self.principal.grant.may_subscribe(&channel) {
+            true => Ok(channel),
+            false => Err(Refused::not_found(format_args!("`{channel}`"))),
+        }
+    }
+
+    /// A number from 1 to `most` in the query string.
+    fn limit(&self, default: usize, most: usize) -> Result<usize, Refused> {
+        let Some(text) = self.query.get("limit") else { return Ok(default) };
+        let limit = text.parse().ok().filter(|limit| (1..=most).contains(limit));
+        let why = || Refused::bad(format_args!("`limit` must be a whole number from 1 to {most}"));
+        limit.ok_or_else(why)
+    }
+}
+
+impl FromRequestParts<Arc<AppState>> for Caller {
+    type Rejection = Refused;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        app: &Arc<AppState>,
+    ) -> Result<Self, Self::Rejection> {
+        let query = Query::of(&parts.uri)?;
+        let principal = authenticate(app, &parts.headers, &query)?;
+        Ok(Self { principal, query, path: parts.uri.path().to_owned() })
+    }
+}
+
+/// From `Authorization`, the WebSocket subprotocol, or `?token=`.
+fn authenticate(
     app: &AppState,
     headers: &HeaderMap,
     query: &Query,

@@ -1,11 +1,14 @@
 //! How a route refuses: one form for every call.
 
+use std::fmt::Display;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
-use protocol::ErrorCode;
+use journal::Unavailable;
 use protocol::frame::{ErrorBody, Refusal};
+use protocol::{ChannelError, DataError, ErrorCode, NameError};
 use serde::Serialize;
 
 /// `{"error":{"code","message","retryable"}}` with the code's status.
@@ -17,6 +20,15 @@ impl Refused {
         Self(Refusal::new(code, message))
     }
 
+    /// What the caller may not know of is not there.
+    pub(crate) fn not_found(what: impl Display) -> Self {
+        Self::new(ErrorCode::NotFound, format!("{what} not found or not permitted"))
+    }
+
+    pub(super) fn bad(message: impl Display) -> Self {
+        Self::new(ErrorCode::BadRequest, message.to_string())
+    }
+
     pub(super) fn body(&self) -> ErrorBody<'_> {
         self.0.body()
     }
@@ -25,6 +37,30 @@ impl Refused {
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         Self(refusal)
+    }
+}
+
+impl From<Unavailable> for Refused {
+    fn from(error: Unavailable) -> Self {
+        Self::new(ErrorCode::Unavailable, error.to_string())
+    }
+}
+
+impl From<NameError> for Refused {
+    fn from(error: NameError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<DataError> for Refused {
+    fn from(error: DataError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<ChannelError> for Refused {
+    fn from(error: ChannelError) -> Self {
+        Self::bad(error)
     }
 }
 

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::extract::{Path, Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use protocol::frame::{self, Addressing, Subscribe, Target};
 use protocol::limits::FRAME_UP_BYTES_MAX;
-use protocol::{Channel, CloseCode, ErrorCode, Format};
+use protocol::{Channel, CloseCode, Format};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use super::refuse::Refused;
 use super::traffic::Traffic;
 use super::upgrade::{End, Handshake, Socket, end_of, farewell};
-use super::{AppState, Query, authenticate};
+use super::{AppState, Caller, Query};
 use crate::auth::Principal;
 use crate::connections::Connection;
 use crate::conversation::{Activity, Heartbeat, Opening};
@@ -36,61 +36,60 @@ const WRITE_BUFFER: usize = 16 * 1024;
 /// do not fit are replaced by later ones.
 const FRAGMENT: usize = 128 * 1024;
 /// `GET /ws`: subscribed to nothing.
-pub(super) async fn any(State(app): State<Arc<AppState>>, request: Request) -> Response {
-    upgrade(app, request, None, Heartbeat::Never)
+pub(super) async fn any(
+    State(app): State<Arc<AppState>>,
+    caller: Caller,
+    request: Request,
+) -> Result<Response, Refused> {
+    upgrade(&app, &caller, request, None, Heartbeat::Never)
 }
 
 /// `GET /ws/events`: subscribed to the firehose of every agent's lifecycle.
-pub(super) async fn firehose(State(app): State<Arc<AppState>>, request: Request) -> Response {
+pub(super) async fn firehose(
+    State(app): State<Arc<AppState>>,
+    caller: Caller,
+    request: Request,
+) -> Result<Response, Refused> {
     let target = Target { channel: Channel::global_events(), addressing: Addressing::Channel };
-    upgrade(app, request, Some(target), Heartbeat::Never)
+    upgrade(&app, &caller, request, Some(target), Heartbeat::Never)
 }
 
 /// `GET /ws/{session_id}`: subscribed to that session.
 pub(super) async fn session(
     State(app): State<Arc<AppState>>,
     Path(id): Path<String>,
+    caller: Caller,
     request: Request,
-) -> Response {
-    match Channel::session(&id) {
-        Ok(channel) => {
-            let target = Target { channel, addressing: Addressing::SessionId };
-            upgrade(app, request, Some(target), Heartbeat::WhenSilent)
-        }
-        Err(error) => Refused::new(ErrorCode::BadRequest, error.to_string()).into_response(),
-    }
+) -> Result<Response, Refused> {
+    let target = Target { channel: Channel::session(&id)?, addressing: Addressing::SessionId };
+    upgrade(&app, &caller, request, Some(target), Heartbeat::WhenSilent)
 }
 
 /// `heartbeat` holds where the URL asks for none.
 fn upgrade(
-    app: Arc<AppState>,
+    app: &Arc<AppState>,
+    caller: &Caller,
     mut request: Request,
     target: Option<Target>,
     heartbeat: Heartbeat,
-) -> Response {
-    let admitted = Query::of(request.uri()).and_then(|query| {
-        let principal = authenticate(&app, request.headers(), &query)?;
-        let opening = opening(&query, target, heartbeat)?;
-        Ok((principal, opening, Handshake::of(&mut request)?))
-    });
-    let (principal, opening, handshake) = match admitted {
-        Ok(admitted) => admitted,
-        Err(refused) => return refused.into_response(),
-    };
+) -> Result<Response, Refused> {
+    let opening = opening(&caller.query, target, heartbeat)?;
+    let handshake = Handshake::of(&mut request)?;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
         .max_write_buffer_size(2 * WRITE_BUFFER + FRAGMENT)
         .max_message_size(Some(FRAME_UP_BYTES_MAX))
         .max_frame_size(Some(FRAME_UP_BYTES_MAX));
-    let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(&app));
+    let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(app));
+    let principal = Arc::clone(&caller.principal);
     let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
         if let Some(socket) = socket.await {
             serve(served, socket, principal, opening, traffic).await;
         }
     });
-    response
+    Ok(response)
 }
 
 fn opening(
