@@ -17,9 +17,7 @@ use crate::limits::{
     AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, REASON_BYTES_MAX,
     RUN_ID_BYTES_MAX,
 };
-use crate::{
-    Channel, DataError, ErrorCode, NameError, check_data, check_event_name, check_idempotency_key,
-};
+use crate::{Channel, DataError, ErrorCode, check_data, check_event_name, check_idempotency_key};
 
 /// A call.
 #[derive(Clone, Debug)]
