@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::alive::SHOWN_MAX;
 use super::loss::OpenRuns;
 use super::renewal::{Held, Written};
 use super::standing::{self, Standing};
@@ -337,7 +338,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Agents that hold a lease on `channel`.
+    /// Agents that hold a lease on `channel`, at most 100 of them; [`listeners`](Self::listeners) says how many there
+    /// are.
     ///
     /// # Errors
     /// [`Unavailable`].
@@ -346,8 +348,9 @@ impl Journal {
         if live.agents.len() as u64 == live.count {
             return Ok(live.agents);
         }
-        let agents = self.list(channel, &Index::Agents).await?;
-        Ok(agents.into_iter().map(|(agent, _)| agent).collect())
+        let mut agents = self.some_of(channel, &Index::Agents, SHOWN_MAX).await?.members;
+        agents.sort_unstable();
+        Ok(agents)
     }
 
     /// How many agents there are to receive what is sent to `channel`: exact up to 64; of more, also those count

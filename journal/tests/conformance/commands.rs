@@ -293,6 +293,9 @@ async fn a_command_does_not_look_at_each_of_many_workers() {
     assert_eq!(sent.listeners, 65);
     assert_eq!(calls(&mut redis, "zscore").await, before, "no deadline was looked up");
     assert_eq!(journal.agents_on(&service).await.unwrap().len(), 65);
+    workers.extend(futures_util::future::join_all((65..130).map(lease)).await);
+    assert_eq!(journal.agents_on(&service).await.unwrap().len(), 100, "no more are named");
+    assert_eq!(journal.listeners(&service).await.unwrap(), 130);
     drop(workers);
 }
 

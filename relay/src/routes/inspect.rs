@@ -49,6 +49,7 @@ pub(super) struct ChannelInfo {
     head: Option<String>,
     pending: Vec<Box<RawValue>>,
     agents: Vec<Box<str>>,
+    agents_total: u64,
     subscribers: u64,
 }
 
@@ -67,6 +68,7 @@ pub(super) async fn channel(
             .filter_map(|one| RawValue::from_string(one.question.into()).ok())
             .collect(),
         agents: app.journal.agents_on(&channel).await?,
+        agents_total: app.journal.listeners(&channel).await?,
         subscribers: app.journal.subscribers(&channel).await?,
         channel,
     }))
