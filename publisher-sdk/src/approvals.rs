@@ -18,7 +18,7 @@ use protocol::limits::APPROVAL_WAIT_MAX;
 use protocol::{ApprovalAnswer, Asks};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -342,8 +342,11 @@ impl Inner {
                 Err(LinkError::Unavailable(_)) => break,
             }
             let patience = ASK_AGAIN.min(remaining() + GRACE);
-            if let Some(answer) = told(answers, patience).await {
-                return Ok(answer);
+            tokio::select! {
+                answer = told(answers, patience) => if let Some(answer) = answer {
+                    return Ok(answer);
+                },
+                () = self.inbox.approvals.lost.notified() => {}
             }
         }
         if let Some(answer) = told(answers, GRACE).await {
@@ -392,6 +395,8 @@ async fn told(
 #[derive(Debug, Default)]
 pub(crate) struct Approvals {
     expected: Arc<Mutex<Expected>>,
+    /// Wakes the askers when answers may have been lost.
+    lost: Notify,
 }
 
 type Expected = HashMap<Box<str>, watch::Sender<Option<ApprovalAnswer>>>;
@@ -404,6 +409,11 @@ impl Approvals {
         let mut expected = lock(&self.expected);
         let answers = expected.entry(request_id.into()).or_default().subscribe();
         WaitingAsker(answers, Arc::clone(&self.expected), request_id.into())
+    }
+
+    /// Answers may have been lost: what waits for one is asked again at once.
+    pub(crate) fn ask_again(&self) {
+        self.lost.notify_waiters();
     }
 
     /// An answer has come.

@@ -24,12 +24,15 @@ pub(crate) async fn listen(mut updates: LinkUpdates, inbox: Arc<Inbox>) {
             }
             // Agents wait for no answers.
             Update::Notified { .. } => {}
-            // What waits follows. Answers may have been lost; a caller that waits for one asks again.
-            Update::Reset { name, reason, .. } => tracing::warn!(
-                channel = %name.channel,
-                reason = reason.as_str(),
-                "commands were lost or trimmed: reading what waits"
-            ),
+            // What waits follows, but for answers.
+            Update::Reset { name, reason, .. } => {
+                tracing::warn!(
+                    channel = %name.channel,
+                    reason = reason.as_str(),
+                    "commands were lost or trimmed: reading what waits"
+                );
+                inbox.approvals.ask_again();
+            }
         }
     }
     inbox.stop();

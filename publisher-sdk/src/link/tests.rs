@@ -15,7 +15,7 @@ use tokio_tungstenite::{WebSocketStream, accept_async};
 use uuid::Uuid;
 
 use super::{Link, LinkError, RecordLink};
-use crate::{Agent, ConnectError};
+use crate::{Agent, ConnectError, PermissionRequest};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -286,6 +286,27 @@ async fn a_command_whose_taking_is_refused_is_not_asked_for_again() {
     let call = connection.receives_a("take").await;
     assert_eq!(call["data"]["key"], json!(Uuid::from_u128(2)), "the next one");
     agent.abort();
+}
+
+/// An answer stands in no list of what waits: where some may have been lost, the question is asked again at once.
+#[tokio::test]
+async fn a_question_is_asked_again_when_answers_may_have_been_lost() {
+    let relay = FakeRelay::start().await;
+    let url = relay.url();
+    let asking = tokio::spawn(async move {
+        let agent = Agent::options().id("a").connect(&url).await.unwrap();
+        let session = agent.session("42").await.unwrap();
+        session.ask_permission(PermissionRequest::new("Bash", "ls", "Lists")).await
+    });
+    let mut connection = relay.connected(15_000).await;
+    let call = connection.receives_a("ask").await;
+    connection.acks(&call, json!({"answer": null})).await;
+    connection.says(json!({"type": "reset", "channel": "session:42"})).await;
+
+    let call = connection.receives_a("ask").await;
+    let answer = json!({"allowed": true, "at": 1, "command_id": "c1"});
+    connection.acks(&call, json!({"answer": answer})).await;
+    assert!(asking.await.unwrap().unwrap().allowed);
 }
 
 #[tokio::test]
