@@ -15,7 +15,9 @@ pub(crate) async fn listen(mut updates: LinkUpdates, inbox: Arc<Inbox>) {
     while let Some(Some(update)) = stopped.run_until_cancelled(updates.next()).await {
         match update {
             Update::Link { up: true } => tracing::debug!("listening for commands"),
-            Update::Link { up: false } => tracing::warn!("commands do not arrive: redis is away"),
+            Update::Link { up: false } => {
+                tracing::warn!("commands do not arrive until the link is back")
+            }
             Update::Live { name, head } => inbox.went_live(&name.channel, head),
             Update::Entries { name, entries } => {
                 for entry in entries {

@@ -66,6 +66,8 @@ struct Queues {
     channels: HashMap<Channel, Queue>,
     /// Calls without a reply, each with a digest of its content.
     under_way: HashMap<u64, u64>,
+    /// Channels whose lease was refused: the agent does not serve them.
+    refused_leases: Vec<Channel>,
     /// The id of the last publish of each channel.
     published: HashMap<Channel, u64>,
 }
@@ -211,6 +213,10 @@ impl Calls {
 
     async fn on_call(&mut self, call: AgentCall, text: &str) -> Result<(), AgentMessage> {
         let (id, channel) = (call.id, call.channel.clone());
+        let refused_leases = std::mem::take(&mut self.shared.queues().refused_leases);
+        for refused in refused_leases {
+            self.leave(&refused, |served| served.is_leased = false);
+        }
         let refuse = |code, message: String| AgentMessage::Error {
             id: Some(id),
             error: AgentError::new(code, message),
@@ -377,7 +383,11 @@ impl CallsState {
                 }
                 None => {
                     let is_own_lease = self.is_own_lease(&call);
+                    let is_lease = matches!(call.body, CallBody::Lease(_));
                     let message = self.session.perform(call, &self.outbox).await;
+                    if is_lease && matches!(message, AgentMessage::Error { .. }) {
+                        self.queues().refused_leases.push(channel.clone());
+                    }
                     self.answer(message, room).await;
                     // After its reply: whatever waited for it is answered later.
                     if is_own_lease {
