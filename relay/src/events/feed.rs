@@ -139,9 +139,10 @@ impl Events {
         match update {
             Update::Link { up } => {
                 let now = if up { Status::Ok } else { Status::Degraded };
-                if up {
+                if up && !self.journal.is_in_memory() {
                     tracing::info!("redis follow link up");
-                } else {
+                }
+                if !up {
                     tracing::warn!("redis follow link down: browsers are told `degraded`");
                 }
                 self.pages.forget();
