@@ -158,6 +158,12 @@ impl Options {
         Self { lease: Duration::from_secs(3), ..self }
     }
 
+    /// With leases of a minute: a busy machine takes long to take back thousands of them.
+    #[must_use]
+    pub fn long_leases(self) -> Self {
+        Self { lease: Duration::from_secs(60), ..self }
+    }
+
     /// With a further flag for each replica.
     #[must_use]
     pub fn flag(mut self, flag: &str) -> Self {

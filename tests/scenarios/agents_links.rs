@@ -306,7 +306,7 @@ async fn an_agent_whose_token_has_ended_is_told_so() {
 /// No frame grows with the number of sessions: an agent may have many, and all are known.
 #[tokio::test]
 async fn an_agent_behind_a_relay_may_have_ten_thousand_channels() {
-    let mut cluster = Cluster::with_replicas(2).await;
+    let mut cluster = Cluster::options().replicas(2).long_leases().set().await;
     let url = format!("http://{}", cluster.replicas[1].address());
     let agent = Agent::options().id("a").connect(&url).await.unwrap();
     let id = |n: u32| format!("{n:0>100}");
