@@ -110,15 +110,12 @@ impl Supervisor {
         peers: &TaskTracker,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
-        let supervisor = self.clone();
+        let stopped = self.stopped.clone();
         // Boxed: each future around it would hold its thousands of bytes once more, for every connection.
         let task = Box::pin(task);
-        peers.spawn(async move { supervisor.unless_stopped(task).await });
-    }
-
-    /// Does it until it is done or the replica stops.
-    pub(crate) async fn unless_stopped(&self, task: impl Future<Output = ()>) {
-        self.stopped.run_until_cancelled(task).await;
+        peers.spawn(async move {
+            stopped.run_until_cancelled(task).await;
+        });
     }
 
     /// Which task has failed, if any.

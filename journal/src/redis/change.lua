@@ -151,12 +151,10 @@ local function check(part, a, b, c, d, e, f, list, entries, counts, member, clas
     find_place(a, b, c, d)
   elseif part == 'fenced' then
     if call('GET', key(a)) == FENCE then return 'fenced' end
-  elseif part == 'is-due' then
-    local due = call('ZSCORE', key(a), b)
-    if not due or tonumber(due) > ms then return 'unmet' end
-  elseif part == 'in-time' then
-    local due = call('ZSCORE', key(a), b)
-    if due and tonumber(due) <= ms then return 'unmet' end
+  elseif part == 'is-due' or part == 'in-time' then
+    local at = call('ZSCORE', key(a), b)
+    local is_due = at and tonumber(at) <= ms or false
+    if is_due ~= (part == 'is-due') then return 'unmet' end
   elseif part == 'room' then
     if call('HLEN', key(a)) >= tonumber(b) then return 'unmet' end
   elseif part == 'absent' then

@@ -50,6 +50,11 @@ impl Refusal {
         Self { code, message: message.into(), channel: None, resolution: None, retry_after: None }
     }
 
+    /// Missing and not granted look the same: `what` is how it was named.
+    pub fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(ErrorCode::NotFound, format!("{what} not found or not permitted"))
+    }
+
     /// The same, about `channel`.
     pub fn about(self, channel: impl Into<String>) -> Self {
         Self { channel: Some(channel.into()), ..self }

@@ -163,11 +163,7 @@ impl Offers {
 
     /// Reads what those listeners of a channel have missed that are chosen; who is read for already is read for
     /// once more.
-    fn read_for(
-        self: &Arc<Self>,
-        name: &Channel,
-        mut is_chosen: impl FnMut(&mut AgentListener) -> bool,
-    ) {
+    fn read_for(self: &Arc<Self>, name: &Channel, is_chosen: impl Fn(&AgentListener) -> bool) {
         let mut channels = self.channels();
         let Some(channel) = channels.get_mut(name) else { return };
         for listener in &mut channel.listeners {

@@ -74,9 +74,8 @@ impl Commands {
     }
 }
 
-/// Missing and not granted look the same.
 fn unknown(request_id: &str) -> Refusal {
-    Refusal::new(ErrorCode::NotFound, format!("approval `{request_id}` not found or not permitted"))
+    Refusal::not_found(format_args!("approval `{request_id}`"))
 }
 
 fn came_late(asks: Asks, first: journal::ApprovalAnswer) -> Refusal {

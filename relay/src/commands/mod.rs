@@ -187,10 +187,8 @@ fn raw(json: Box<str>) -> Option<Box<RawValue>> {
     RawValue::from_string(json.into()).ok()
 }
 
-/// Missing and not granted look the same.
 fn not_found(channel: &Channel) -> Refusal {
-    Refusal::new(ErrorCode::NotFound, format!("`{channel}` not found or not permitted"))
-        .about(channel.as_str())
+    Refusal::not_found(format_args!("`{channel}`")).about(channel.as_str())
 }
 
 fn not_sent(error: &SendError, channel: &Channel) -> Refusal {

@@ -308,8 +308,7 @@ impl Conversation {
     ) -> Result<(), Refusal> {
         let target = &subscribe.target;
         if !self.principal.grant.may_subscribe(&target.channel) {
-            let message = format!("`{}` not found or not permitted", target.channel);
-            let refusal = Refusal::new(ErrorCode::NotFound, message);
+            let refusal = Refusal::not_found(format_args!("`{}`", target.channel));
             return Err(refusal.about(target.channel.as_str()));
         }
         let format = subscribe.format.unwrap_or(match target.addressing {

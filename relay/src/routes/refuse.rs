@@ -22,7 +22,7 @@ impl Refused {
 
     /// What the caller may not know of is not there.
     pub(crate) fn not_found(what: impl Display) -> Self {
-        Self::new(ErrorCode::NotFound, format!("{what} not found or not permitted"))
+        Self(Refusal::not_found(what))
     }
 
     pub(super) fn bad(message: impl Display) -> Self {
