@@ -28,7 +28,7 @@ const TOKEN_PAUSE_MS: std::ops::RangeInclusive<u64> = 15..=40;
 const THINK_PAUSE_MS: std::ops::RangeInclusive<u64> = 700..=1_300;
 /// A pause before a tool, in milliseconds: the model writes what it will be given.
 const TOOL_PAUSE_MS: std::ops::RangeInclusive<u64> = 300..=700;
-/// How long a question waits for a person; then the demo goes on by itself.
+/// How long a question waits for a person; then the answer is no, and the run is over.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How long, after `shutdown`, a run's end may take to be written.
 const GRACE: Duration = Duration::from_secs(3);
@@ -247,15 +247,21 @@ impl Performance<'_> {
 
     async fn may_i(&self, asked: &PermissionAsked) -> Result<(), Stop> {
         let PermissionAsked { tool, command, description } = asked;
-        // If nobody is there to see the demo, it goes on.
+        // Without an answer it may not: an agent that runs a command because nobody looked would be
+        // a bad example.
         let ask = PermissionRequest::new(*tool, *command, *description)
             .for_run(self.run)
-            .expires_in(ANSWER_WITHIN)
-            .allowed_by_default();
+            .expires_in(ANSWER_WITHIN);
         self.answered(self.stage.session.ask_permission(ask), |permission| {
-            let by = permission.by.as_deref().map(|by| format!(" by {by}")).unwrap_or_default();
-            let denied = Reason::User.saying(format!("{tool} was not allowed{by}"));
-            if permission.allowed { Ok(()) } else { Err(denied) }
+            if permission.allowed {
+                return Ok(());
+            }
+            let by = match &permission.by {
+                Some(by) => format!(" by {by}"),
+                None if permission.timed_out => ": nobody answered in time".to_owned(),
+                None => String::new(),
+            };
+            Err(Reason::User.saying(format!("{tool} was not allowed{by}")))
         })
         .await
     }
@@ -266,8 +272,7 @@ impl Performance<'_> {
             .field("description", spent.description)
             .field("runId", self.run.id())
             .for_run(self.run)
-            .expires_in(ANSWER_WITHIN)
-            .continued_by_default();
+            .expires_in(ANSWER_WITHIN);
         self.answered(self.stage.agent.own_channel().ask_budget(ask), |budget| match budget {
             Budget::Continue => Ok(()),
             Budget::Stop => Err(Reason::Budget.saying("the budget was not raised")),

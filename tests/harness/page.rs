@@ -56,12 +56,29 @@ impl Page {
         let session = created["value"]["sessionId"].as_str();
         let session = session.unwrap_or_else(|| panic!("no browser: {created}\n{HELP}")).to_owned();
         let page = Self { driver, session, _process: process, _profile: profile };
-        // The window's own edges do not count.
-        let size = json!({"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": false});
-        let set = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
-        page.command("/goog/cdp/execute", set).await;
+        page.resize(1280, 800).await;
         page.command("/url", json!({"url": url})).await;
         page
+    }
+
+    /// Makes the page `width` by `height` CSS pixels; the window's own edges do not count.
+    pub async fn resize(&self, width: u32, height: u32) {
+        let size =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        self.devtools("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    /// Takes the network away from the page, or gives it back.
+    pub async fn set_offline(&self, offline: bool) {
+        let network = json!({
+            "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1,
+        });
+        self.devtools("Network.enable", json!({})).await;
+        self.devtools("Network.emulateNetworkConditions", network).await;
+    }
+
+    async fn devtools(&self, cmd: &str, params: Value) {
+        self.command("/goog/cdp/execute", json!({"cmd": cmd, "params": params})).await;
     }
 
     /// Runs a script, which may `return` something.

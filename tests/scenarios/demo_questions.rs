@@ -89,3 +89,60 @@ async fn a_killed_agent_shows_as_lost() {
     one.wait("the agent is lost", lost).await;
     picture(&one, "lost.png").await;
 }
+
+/// While the agent waits for a person, that is what the page shows.
+#[tokio::test]
+async fn a_question_has_the_title_the_bar_and_the_focus_and_gives_them_back() {
+    let (_cluster, _agent, one, _two) = with_agent().await;
+    one.run("document.querySelector('#wire summary').focus()").await;
+    let title = |begin: &str| format!("document.title.startsWith('{begin}')");
+
+    one.wait("the agent asks", ASKS).await;
+
+    one.wait("the title says it", &title("The agent asks")).await;
+    let doing = "document.querySelector('#doing').textContent === 'Waiting for your answer'";
+    one.wait("the bar says it", doing).await;
+    one.wait("the question has the focus", &format!("document.activeElement === {ASKS}")).await;
+    let filled = "return [...document.querySelectorAll('button')].filter((node) =>
+        node.checkVisibility() && getComputedStyle(node).backgroundColor
+            === getComputedStyle(document.querySelector('.question .yes')).backgroundColor)
+        .map((node) => node.textContent).join()";
+    assert_eq!(one.run(filled).await, "Approve", "one primary button");
+
+    one.click(".question .yes").await;
+    one.wait("the question is gone", &format!("!{ASKS}")).await;
+
+    one.wait("the title is as before", &title("Agent Relay")).await;
+    let back = "document.activeElement === document.querySelector('#wire summary')";
+    one.wait("the focus is where it was", back).await;
+}
+
+/// An answer of which nobody can know whether it arrived is sent again.
+#[tokio::test]
+async fn an_answer_that_the_relay_took_to_its_grave_is_sent_again() {
+    let (mut cluster, _agent, one, two) = with_agent().await;
+    one.wait("the agent asks", ASKS).await;
+
+    cluster.replicas[0].freeze();
+    one.click(".question .yes").await;
+    cluster.replicas[0].kill9();
+    cluster.replicas[0].restart().await;
+
+    for page in [&one, &two] {
+        page.wait("the question is answered", &format!("!{ASKS}")).await;
+        let card = "document.querySelector('.tool[data-tool=Permission]')?.dataset.status";
+        page.wait("as it was decided", &format!("{card} === 'completed'")).await;
+    }
+}
+
+/// A no is an answer, not a fault of the tool.
+#[tokio::test]
+async fn what_was_denied_does_not_look_failed() {
+    let (_cluster, _agent, one, _two) = with_agent().await;
+    one.wait("the agent asks", ASKS).await;
+
+    one.click(".question .no").await;
+
+    let card = "document.querySelector('.tool[data-tool=Permission]')?.dataset.status === 'denied'";
+    one.wait("it is denied", card).await;
+}

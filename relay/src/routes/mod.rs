@@ -8,6 +8,7 @@ mod health;
 mod http;
 mod inspect;
 mod message;
+mod page;
 pub(crate) mod refuse;
 pub(crate) mod traffic;
 pub(crate) mod upgrade;
@@ -22,7 +23,6 @@ use axum::extract::{FromRequestParts, Request};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri};
-use axum::response::{Html, IntoResponse};
 use axum::routing::{get, post};
 use journal::Journal;
 use protocol::{Channel, ErrorCode};
@@ -74,7 +74,7 @@ impl AppState {
 }
 
 /// The routes of the main listener.
-pub(crate) fn main(app: &Arc<AppState>, with_health: bool, page: Option<&'static str>) -> Router {
+pub(crate) fn main(app: &Arc<AppState>, with_health: bool, html: Option<&'static str>) -> Router {
     let mut routes = Router::new()
         .route("/ws", get(websocket::any))
         .route("/ws/agents/{agent_id}", get(agents::agent))
@@ -88,8 +88,8 @@ pub(crate) fn main(app: &Arc<AppState>, with_health: bool, page: Option<&'static
         .route("/api/v1/stats", get(inspect::stats))
         .route("/api/v1/channels/{channel}", get(inspect::channel))
         .route("/api/v1/channels/{channel}/events", get(http::read));
-    if let Some(page) = page {
-        routes = routes.route("/", get(move || async move { Html(page).into_response() }));
+    if let Some(html) = html {
+        routes = routes.route("/", page::page(html));
     }
     if with_health {
         routes = routes.merge(health_routes());
