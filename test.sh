@@ -53,9 +53,15 @@ if missing cargo; then
   exit 1
 fi
 
+if missing cargo-deny; then
+  # Without optimisation and debug information: about two minutes on two cores, once per machine.
+  CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug cargo-deny --version 0.20.2
+fi
+
 npm ci --prefix tests/node --no-audit --no-fund
 
 cargo fmt --check
+cargo deny --locked check bans licenses sources
 cargo clippy --workspace --all-targets -- -D warnings
 cargo test --workspace
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
