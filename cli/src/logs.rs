@@ -1,4 +1,8 @@
-//! The log: to stderr, JSON unless that is a terminal. Never a payload, never a token.
+//! The log: to stderr, JSON unless that is a terminal. Never a payload, never a token. [`line`] writes each event so
+//! that nothing foreign can pretend to be more than one field of one line, and [`collapse`] bounds repeats.
+
+mod collapse;
+mod line;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal};
@@ -6,11 +10,15 @@ use std::panic;
 
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::filter::{EnvFilter, ParseError, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use collapse::Collapse;
+use line::Lines;
 
 /// Our own crates. The finer levels of others are never logged: some write what they carry, and
 /// with it tokens and payloads.
@@ -32,15 +40,8 @@ impl Format {
 
 /// From here on everything is logged, panics too.
 pub(crate) fn start(format: Format, filter: EnvFilter) {
-    match format {
-        Format::Json => json(filter, io::stderr).init(),
-        Format::Text => {
-            let layer = tracing_subscriber::fmt::layer()
-                .with_writer(io::stderr)
-                .with_ansi(io::stderr().is_terminal());
-            registry().with(ours()).with(filter).with(layer).init();
-        }
-    }
+    let is_coloured = format == Format::Text && io::stderr().is_terminal();
+    written(Lines { format, is_coloured }, filter, io::stderr).with(Collapse::start()).init();
     panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
@@ -49,16 +50,20 @@ pub(crate) fn start(format: Format, filter: EnvFilter) {
     }));
 }
 
-/// One object per line, its fields at the top.
-fn json(
+/// What `RELAY_LOG` says, on top of `info`: to see more of one part does not hide the others.
+///
+/// # Errors
+/// The directives cannot be read.
+pub(crate) fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("info,{directives}"))
+}
+
+fn written(
+    lines: Lines,
     filter: EnvFilter,
     writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
-) -> impl Subscriber + Send + Sync {
-    let layer = tracing_subscriber::fmt::layer()
-        .json()
-        .flatten_event(true)
-        .with_span_list(false)
-        .with_writer(writer);
+) -> impl Subscriber + Send + Sync + for<'a> LookupSpan<'a> {
+    let layer = tracing_subscriber::fmt::layer().event_format(lines).with_writer(writer);
     registry().with(ours()).with(filter).with(layer)
 }
 
@@ -86,23 +91,26 @@ mod tests {
         }
     }
 
-    fn logged(filter: &str, events: impl FnOnce()) -> String {
-        let written = Written::default();
-        let writer = written.clone();
-        let subscriber = json(EnvFilter::new(filter), move || writer.clone());
+    fn logged(format: Format, directives: &str, events: impl FnOnce()) -> String {
+        let bytes = Written::default();
+        let writer = bytes.clone();
+        let lines = Lines { format, is_coloured: false };
+        let subscriber = written(lines, filter(directives).unwrap(), move || writer.clone());
         tracing::subscriber::with_default(subscriber, events);
-        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+        let bytes = bytes.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
     }
 
     #[test]
     fn message_and_fields_stand_at_the_top() {
-        let line = logged("info", || tracing::info!(addr = %"127.0.0.1:1", "listening"));
+        let line =
+            logged(Format::Json, "info", || tracing::info!(addr = %"127.0.0.1:1", "listening"));
         assert!(line.contains(r#""message":"listening","addr":"127.0.0.1:1""#), "{line}");
     }
 
     #[test]
     fn the_finer_levels_of_others_are_never_logged() {
-        let log = logged("trace", || {
+        let log = logged(Format::Json, "trace", || {
             tracing::trace!(target: "relay::routes", "ours");
             tracing::debug!(target: "tungstenite::protocol", "a payload");
             tracing::warn!(target: "hyper", "a warning");
@@ -112,11 +120,44 @@ mod tests {
     }
 
     #[test]
-    fn the_filter_is_heeded() {
-        let log = logged("warn,journal=debug", || {
-            tracing::info!(target: "relay", "quiet");
+    fn a_directive_for_one_part_hides_nothing_of_the_others() {
+        let events = || {
+            tracing::info!(target: "agent_relay", "listening");
             tracing::debug!(target: "journal::redis", "loud");
-        });
-        assert!(log.contains("loud") && !log.contains("quiet"), "{log}");
+        };
+        let log = logged(Format::Json, "journal=debug", events);
+        assert!(log.contains("loud") && log.contains("listening"), "{log}");
+        let log = logged(Format::Json, "warn,journal=debug", events);
+        assert!(log.contains("loud") && !log.contains("listening"), "{log}");
+        assert_eq!(logged(Format::Json, "off", events), "");
+    }
+
+    /// What strangers send cannot pretend to be a line or a field, steer a terminal, or fill the log.
+    #[test]
+    fn foreign_text_stays_one_field_of_one_line() {
+        const FORGED: &str = "x\nINFO \u{1b}[2J\u{9b}\u{202e} listening addr=1.2.3.4 \"";
+        let long = "y".repeat(100_000);
+        let events = || {
+            tracing::warn!(why = FORGED, shown = %FORGED, empty = "", n = 7, yes = true, "{FORGED}");
+            tracing::info!(long, "long");
+        };
+
+        let log = logged(Format::Json, "info", events);
+        assert_eq!(log.lines().count(), 2, "{log}");
+        let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+        for field in ["message", "why", "shown"] {
+            assert_eq!(line[field], FORGED, "{field}");
+        }
+        assert_eq!((line["n"].as_u64(), line["yes"].as_bool()), (Some(7), Some(true)));
+        assert!(log.chars().all(|char| char == '\n' || protocol::is_visible(char)), "{log}");
+        assert!(log.len() < 4_000, "{} bytes", log.len());
+
+        let log = logged(Format::Text, "info", events);
+        assert_eq!(log.lines().count(), 2, "{log}");
+        assert!(log.chars().all(|char| char == '\n' || protocol::is_visible(char)), "{log}");
+        let fields =
+            r#" why="x\nINFO \u{1b}[2J\u{9b}\u{202e} listening addr=1.2.3.4 \"" shown="x\nINFO"#;
+        assert!(log.contains(fields) && log.contains(r#" empty="" n=7 yes=true"#), "{log}");
+        assert!(log.len() < 4_000, "{} bytes", log.len());
     }
 }

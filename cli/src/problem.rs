@@ -38,14 +38,9 @@ pub(crate) fn named(flag: &Flag) -> String {
     format!("--{} ({})", flag.name, flag.variable)
 }
 
-/// A value as it may stand in an answer: short, and unable to steer a terminal.
+/// A value as it may stand in an answer.
 pub(crate) fn shown(value: &str) -> String {
-    let visible = |char: char| if char.is_control() { '\u{fffd}' } else { char };
-    let mut shown: String = value.chars().take(SHOWN_CHARS_MAX).map(visible).collect();
-    if value.chars().nth(SHOWN_CHARS_MAX).is_some() {
-        shown.push('…');
-    }
-    shown
+    protocol::shown(value, SHOWN_CHARS_MAX)
 }
 
 /// All mistakes at once.
@@ -79,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_value_cannot_steer_the_terminal_or_flood_it() {
-        assert_eq!(shown("a\u{1b}[31mb\n"), "a\u{fffd}[31mb\u{fffd}");
+        assert_eq!(shown("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
         assert_eq!(shown(&"x".repeat(1_000)).chars().count(), SHOWN_CHARS_MAX + 1);
     }
 }

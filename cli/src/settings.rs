@@ -13,7 +13,7 @@ use crate::flags::{
     ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE, DRAIN, Flag,
     JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, PREFIX, REDIS, SERVE, SESSION,
 };
-use crate::logs::Format;
+use crate::logs::{self, Format};
 use crate::problem::{Problem, named, shown};
 use crate::value::{self, Refusal};
 
@@ -217,7 +217,7 @@ impl Judge<'_> {
     fn log_filter(&mut self, directives: Option<&str>) -> EnvFilter {
         let default = || EnvFilter::new("info");
         let Some(directives) = directives else { return default() };
-        EnvFilter::try_new(directives).unwrap_or_else(|error| {
+        logs::filter(directives).unwrap_or_else(|error| {
             self.problems.push(Problem::new(
                 format!("{LOG_VARIABLE} is `{}`: {error}", shown(directives)),
                 "Write a level (`info`, `debug`), or directives such as `relay=debug`.",

@@ -192,10 +192,5 @@ fn is_valid_id(id: &str) -> bool {
 
 /// Error texts quote what came in; a hostile input must not make them long.
 pub(crate) fn shortened(text: &str) -> String {
-    const KEPT: usize = 80;
-    if text.chars().count() <= KEPT {
-        text.escape_debug().to_string()
-    } else {
-        format!("{}…", text.chars().take(KEPT).collect::<String>().escape_debug())
-    }
+    crate::shown(text, 80)
 }

@@ -19,6 +19,7 @@ mod merge;
 mod name;
 mod offset;
 mod partition;
+mod shown;
 
 pub use agent::{
     AgentCall, AgentError, AgentMessage, ApprovalAnswer, Asks, CallBody, CallError, Parent,
@@ -34,3 +35,4 @@ pub use merge::{Frame, merge};
 pub use name::{NameError, check_command_name, check_event_name, check_idempotency_key};
 pub use offset::{Offset, OffsetError};
 pub use partition::{partition, partition_tag};
+pub use shown::{is_visible, shown};

@@ -62,10 +62,46 @@ impl Principal {
     }
 }
 
-/// The token is missing or invalid. The reason is for the log only.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub(crate) struct Unauthorized(String);
+/// Which check the token did not pass. For the log only: none quotes a word of the token, which anybody may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum Unauthorized {
+    #[error("there is none")]
+    Missing,
+    #[error("it has more than {TOKEN_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("it is not a JWT with an `alg` that is known")]
+    Malformed,
+    #[error("its `alg` is not HS256")]
+    Algorithm,
+    #[error("it is not signed with the key")]
+    Signature,
+    #[error("it has ended: `exp`")]
+    Expired,
+    #[error("it does not hold yet: `nbf`")]
+    NotYet,
+    #[error("a claim is missing or is not what it must be: `sub`, `exp`, `nbf` or `relay`")]
+    Claims,
+    #[error("its grant has a pattern that misleads, or too many")]
+    Grant,
+}
+
+impl From<jsonwebtoken::errors::Error> for Unauthorized {
+    fn from(error: jsonwebtoken::errors::Error) -> Self {
+        use jsonwebtoken::errors::ErrorKind;
+        match error.kind() {
+            ErrorKind::InvalidAlgorithm
+            | ErrorKind::InvalidAlgorithmName
+            | ErrorKind::UnsupportedAlgorithm => Self::Algorithm,
+            ErrorKind::InvalidSignature => Self::Signature,
+            ErrorKind::ExpiredSignature => Self::Expired,
+            ErrorKind::ImmatureSignature => Self::NotYet,
+            ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => Self::Claims,
+            // Of the claims: the header was read before.
+            ErrorKind::Json(_) => Self::Claims,
+            _ => Self::Malformed,
+        }
+    }
+}
 
 /// The principal of `token`, if it is signed with `key`.
 pub(crate) fn authenticate(
@@ -87,9 +123,9 @@ pub(crate) fn authenticate(
         let (sender, grant) = ("http".into(), Grant::everything());
         return Ok(Principal { user: None, sender, grant, expires_at: None });
     };
-    let token = token.ok_or_else(|| Unauthorized("no token".to_owned()))?;
+    let token = token.ok_or(Unauthorized::Missing)?;
     if token.len() > TOKEN_BYTES_MAX {
-        return Err(Unauthorized(format!("a token of {} bytes", token.len())));
+        return Err(Unauthorized::TooLarge);
     }
     let mut validation = Validation::new(Algorithm::HS256);
     validation.set_required_spec_claims(&["exp", "sub"]);
@@ -98,10 +134,9 @@ pub(crate) fn authenticate(
     validation.validate_aud = false;
     // A grant's end closes the connection, so a leeway would only admit a connection that is closed at once.
     validation.leeway = 0;
-    let claims = jsonwebtoken::decode::<Claims>(token, &key.0, &validation)
-        .map_err(|error| Unauthorized(error.to_string()))?
-        .claims;
-    claims.relay.check().map_err(|error| Unauthorized(error.to_string()))?;
+    jsonwebtoken::decode_header(token).map_err(|_| Unauthorized::Malformed)?;
+    let claims = jsonwebtoken::decode::<Claims>(token, &key.0, &validation)?.claims;
+    claims.relay.check().map_err(|_| Unauthorized::Grant)?;
     let expires_at = Some(Duration::from_secs(claims.exp));
     let (sender, user) = (claims.sub.clone(), Some(claims.sub));
     Ok(Principal { user, sender, grant: claims.relay, expires_at })
@@ -149,7 +184,7 @@ mod tests {
 
     /// F54, the part that concerns one secret.
     #[test]
-    fn everything_else_is_refused() {
+    fn everything_else_is_refused_and_the_check_is_named() {
         let good = json!({"sub": "ada", "exp": soon()});
         let with = |change: Value| {
             let mut claims = good.clone();
@@ -166,24 +201,33 @@ mod tests {
             let payload = signed.split('.').nth(1).unwrap();
             format!("eyJhbGciOiJub25lIn0.{payload}.")
         };
-        for (why, token) in [
-            ("expired", with(json!({"exp": now().as_secs() - 1}))),
-            ("not yet valid", with(json!({"nbf": soon()}))),
-            ("nbf as text", with(json!({"nbf": "1"}))),
-            ("exp as text", with(json!({"exp": "99999999999"}))),
-            ("exp as fraction", with(json!({"exp": 99999999999.5}))),
-            ("sub as number", with(json!({"sub": 7}))),
-            ("no exp", without("exp")),
-            ("no sub", without("sub")),
-            ("a pattern that misleads", with(json!({"relay": {"subscribe": ["session:*:x"]}}))),
-            ("another secret", sign(&good, b"another-secret-another-secret-32", Algorithm::HS256)),
-            ("another algorithm", sign(&good, SECRET, Algorithm::HS384)),
-            ("alg none", none),
-            ("too long", with(json!({"x": "x".repeat(TOKEN_BYTES_MAX)}))),
-            ("no token", String::new()),
+        let key = Key::hs256(SECRET).unwrap();
+        for (why, token, check) in [
+            ("expired", with(json!({"exp": now().as_secs() - 1})), Unauthorized::Expired),
+            ("not yet valid", with(json!({"nbf": soon()})), Unauthorized::NotYet),
+            ("nbf as text", with(json!({"nbf": "1"})), Unauthorized::Claims),
+            ("exp as text", with(json!({"exp": "99999999999"})), Unauthorized::Claims),
+            ("exp as fraction", with(json!({"exp": 99999999999.5})), Unauthorized::Claims),
+            ("sub as number", with(json!({"sub": 7})), Unauthorized::Claims),
+            ("no exp", without("exp"), Unauthorized::Claims),
+            ("no sub", without("sub"), Unauthorized::Claims),
+            (
+                "a pattern that misleads",
+                with(json!({"relay": {"subscribe": ["session:*:x"]}})),
+                Unauthorized::Grant,
+            ),
+            (
+                "another secret",
+                sign(&good, b"another-secret-another-secret-32", Algorithm::HS256),
+                Unauthorized::Signature,
+            ),
+            ("another algorithm", sign(&good, SECRET, Algorithm::HS384), Unauthorized::Algorithm),
+            ("alg none", none, Unauthorized::Malformed),
+            ("too long", with(json!({"x": "x".repeat(TOKEN_BYTES_MAX)})), Unauthorized::TooLarge),
+            ("empty", String::new(), Unauthorized::Malformed),
         ] {
-            assert!(check(&token).is_err(), "{why}");
+            assert_eq!(authenticate(Some(&key), Some(&token)).unwrap_err(), check, "{why}");
         }
-        assert!(authenticate(Some(&Key::hs256(SECRET).unwrap()), None).is_err());
+        assert_eq!(authenticate(Some(&key), None).unwrap_err(), Unauthorized::Missing);
     }
 }

@@ -199,6 +199,50 @@ async fn every_line_of_the_log_is_json() {
     }
 }
 
+/// What strangers send cannot forge a line of the log, steer the terminal that shows it, or fill the disk: of each
+/// kind of line so many a second, then their number.
+#[tokio::test]
+async fn strangers_do_not_write_the_log() {
+    const CANARY: &str = "canary-7f3a";
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
+    let (address, log) = (cluster.replicas[0].address(), cluster.replicas[0].log());
+    let header =
+        json!({"alg": format!("{CANARY}\n\u{1b}[2J{{\"level\":\"ERROR\"}}"), "typ": "JWT"});
+    let bearer = format!("Bearer {}", Token::of("eve").sign_as(&header, tests::token::SECRET));
+    let refused = |line: &&Value| line["message"] == "a token was refused";
+    let left_out = |line: &&Value| line["kind"] == "a token was refused";
+    let lines = || {
+        let lines = log.lines().into_iter();
+        let lines: Vec<Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
+        lines
+    };
+    let mut calls = 0;
+
+    until("lines are left out", async || {
+        for _ in 0..50 {
+            let headers = [("Authorization", bearer.as_str())];
+            let path = "/api/v1/stats";
+            let reply = tests::http::call(&address, hyper::Method::GET, path, &headers, "").await;
+            assert_eq!(reply.unwrap().status, 401);
+            calls += 1;
+        }
+        lines().iter().any(|line| left_out(&line)).then_some(())
+    })
+    .await;
+
+    until("each refusal is a line, or is counted", async || {
+        let lines = lines();
+        let counts = lines.iter().filter(left_out).map(|line| line["left_out"].as_u64().unwrap());
+        let written = lines.iter().filter(refused).count() as u64;
+        (written + counts.sum::<u64>() == calls).then_some(())
+    })
+    .await;
+    let lines = lines();
+    let line = lines.iter().find(refused).unwrap();
+    assert!(line["check"].as_str().is_some_and(|check| check.contains("`alg`")), "{line}");
+    assert!(!log.text().contains(CANARY), "{line}");
+}
+
 /// F58: a client that sends nothing, or sends byte by byte, is cut; others get in meanwhile.
 #[tokio::test]
 async fn a_socket_that_sends_no_request_is_cut() {

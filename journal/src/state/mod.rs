@@ -31,6 +31,7 @@ use std::fmt;
 use std::time::Duration;
 
 use protocol::Channel;
+use protocol::limits::APPROVAL_ID_BYTES_MAX;
 
 use crate::NewEntry;
 use transact::Decision;
@@ -209,6 +210,8 @@ pub(crate) enum Effect {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the {} `{}` of {}", self.kind.as_str(), self.id, self.channel)
+        // The id of an approval is any text.
+        let id = protocol::shown(&self.id, APPROVAL_ID_BYTES_MAX);
+        write!(f, "the {} `{id}` of {}", self.kind.as_str(), self.channel)
     }
 }

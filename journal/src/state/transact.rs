@@ -167,7 +167,8 @@ pub(super) fn read<T: DeserializeOwned>(record: &Record, state: Option<&str>) ->
     match serde_json::from_str(state) {
         Ok(state) => Some(state),
         Err(error) => {
-            tracing::warn!(%record, %error, "a record cannot be read and counts as absent");
+            let error = protocol::shown(&error.to_string(), 200);
+            tracing::warn!(%record, error, "a record cannot be read and counts as absent");
             None
         }
     }

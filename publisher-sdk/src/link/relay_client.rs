@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use journal::{Backoff, Update, without_secrets};
-use protocol::AgentMessage;
+use protocol::{AgentError, AgentMessage};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -197,14 +197,20 @@ async fn connect(request: Request<()>) -> Result<Socket, LinkError> {
         Ok(Ok((socket, _))) => Ok(socket),
         Ok(Err(Error::Http(answer))) if answer.status().is_client_error() => {
             let body = answer.body().as_deref().unwrap_or_default();
-            let said: Option<Value> = serde_json::from_slice(body).ok();
-            let why = said.as_ref().and_then(|said| said["error"]["message"].as_str());
+            let body: Option<Value> = serde_json::from_slice(body).ok();
+            let why = body.as_ref().and_then(|body| body["error"]["message"].as_str());
             let status = answer.status().to_string();
-            Err(LinkError::Refused(why.map_or(status, ToOwned::to_owned)))
+            Err(LinkError::Refused(why.map_or(status, said)))
         }
         Ok(Err(error)) => Err(LinkError::unavailable(&error.to_string())),
         Err(_) => Err(LinkError::unavailable("no answer")),
     }
+}
+
+/// A text of the relay, or of whatever answers in its place, as it may stand in the program's errors and logs.
+fn said(text: &str) -> String {
+    // The relay's own messages are shorter.
+    protocol::shown(text, 300)
 }
 
 /// The next frame; `None` for one that says nothing.
@@ -213,14 +219,20 @@ async fn next(stream: &mut SplitStream<Socket>) -> Result<Option<AgentMessage>, 
         None => Err("the relay closed it".to_owned()),
         Some(Err(error)) => Err(error.to_string()),
         Some(Ok(Message::Text(text))) => match AgentMessage::parse(&text) {
+            Ok(Some(AgentMessage::Error { id, error })) => {
+                let (code, message) = (said(&error.code).into(), said(&error.message));
+                let error = AgentError { code, message, ..error };
+                Ok(Some(AgentMessage::Error { id, error }))
+            }
             Ok(message) => Ok(message),
             Err(error) => {
-                tracing::warn!(error, "a frame of the relay cannot be read");
+                tracing::warn!(error = said(&error), "a frame of the relay cannot be read");
                 Ok(None)
             }
         },
         Some(Ok(Message::Close(Some(frame)))) => {
-            Err(format!("the relay closed it: {} {}", u16::from(frame.code), frame.reason))
+            let (code, reason) = (u16::from(frame.code), said(&frame.reason));
+            Err(format!("the relay closed it: {code} {reason}"))
         }
         Some(Ok(_)) => Ok(None),
     }

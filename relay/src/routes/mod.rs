@@ -186,8 +186,8 @@ fn authenticate(
             }
             Ok(Arc::new(principal))
         }
-        Err(why) => {
-            tracing::info!(%why, "a token was refused");
+        Err(check) => {
+            tracing::info!(%check, "a token was refused");
             Err(Refused::new(ErrorCode::Unauthorized, "a valid token is needed"))
         }
     }
