@@ -3,7 +3,7 @@
 
 use publisher_sdk::{Agent, Commands, Run};
 use serde_json::{Value, json};
-use tests::{Cluster, PATIENCE};
+use tests::{Cluster, PATIENCE, until};
 
 async fn next(commands: &mut Commands) -> publisher_sdk::Command {
     let command = tokio::time::timeout(PATIENCE, commands.next()).await;
@@ -150,6 +150,60 @@ async fn a_cancel_of_a_session_reaches_the_agents_spawned_for_its_runs() {
         tokio::time::timeout(PATIENCE, run.cancelled()).await.unwrap();
     }
     assert!(!other.is_cancelled() && !working.is_cancelled());
+}
+
+/// Whoever may watch a session sees which agents work on it, and who spawned them, and nothing of other sessions.
+#[tokio::test]
+async fn a_viewer_of_a_session_sees_its_tree_of_agents() {
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
+    let parent = cluster.agent("parent").await;
+    let (here, there) =
+        (parent.session("here").await.unwrap(), parent.session("there").await.unwrap());
+    let (mine, other) = (here.begin_run("mine"), there.begin_run("other"));
+    mine.announce(&()).await.unwrap();
+    let spawn = async |id: &str, run: &Run| {
+        let options = Agent::options().id(id).child_of(run);
+        options.connect(&cluster.redis.url()).await.unwrap()
+    };
+    let child = spawn("child", &mine).await;
+    let elsewhere = child.session("elsewhere").await.unwrap();
+    let helping = elsewhere.begin_run("helping");
+    let _grandchild = spawn("grandchild", &helping).await;
+    let _stranger = spawn("stranger", &other).await;
+    let get = async |channel: &str| {
+        let token = tests::Token::of("ada").allowing("subscribe", &["session:here"]).sign();
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str())];
+        let path = format!("/api/v1/channels/{channel}/agents");
+        let address = cluster.replicas[0].address();
+        tests::http::call(&address, hyper::Method::GET, &path, &headers, "").await.unwrap()
+    };
+
+    let tree = until("its run is noted", async || {
+        let tree = get("session:here").await.json();
+        (tree["agents"][2]["runs_total"] == 1).then_some(tree)
+    })
+    .await;
+
+    let shown = |at: usize| {
+        let agent = &tree["agents"][at];
+        assert!(agent["since"].is_u64(), "{tree}");
+        (agent["agent_id"].clone(), agent["runs"].clone(), agent["parent"].clone())
+    };
+    assert_eq!(tree["agents"].as_array().map(Vec::len), Some(3), "{tree}");
+    assert_eq!(
+        shown(0),
+        (json!("child"), json!([]), json!({"agent_id": "parent", "run_id": "mine"}))
+    );
+    assert_eq!(
+        shown(1),
+        (json!("grandchild"), json!([]), json!({"agent_id": "child", "run_id": "helping"}))
+    );
+    assert_eq!(shown(2), (json!("parent"), json!(["mine"]), Value::Null));
+    assert_eq!(tree["more"], false);
+    for channel in ["session:there", "agent:parent"] {
+        assert_eq!(get(channel).await.error_code(), "not_found", "{channel}");
+    }
 }
 
 /// Orders keep their order.

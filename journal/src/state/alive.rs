@@ -94,6 +94,7 @@ impl Journal {
     }
 }
 
-fn own_record(id: &str) -> Option<Record> {
+/// The lease of the agent on its own channel.
+pub(super) fn own_record(id: &str) -> Option<Record> {
     Some(record(&Channel::agent(id).ok()?, id))
 }

@@ -6,7 +6,8 @@
 //!
 //! ▲ [`command`]: sent; [`waiting`]: until somebody takes it; [`work`]: taken by one agent, finished, or expired
 //! ▲ [`approval`]: asked, answered once
-//! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom
+//! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom;
+//!   [`alive`] and [`tree`]: who is there
 //! ◆ [`copy`]: what is told on an agent's channel and on the firehose
 //! ◆ [`reaper`]: what falls due while nobody acts, done by the first replica to come; [`continuity`]: since
 //!   when leases may be judged
@@ -24,6 +25,7 @@ pub(crate) mod reaper;
 pub(crate) mod renewal;
 mod standing;
 mod transact;
+pub(crate) mod tree;
 pub(crate) mod waiting;
 mod work;
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use journal::{AlivePage, ReplicaCounts};
-use protocol::Channel;
+use journal::{AgentTree, AlivePage, ReplicaCounts};
+use protocol::{Channel, Kind};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -15,6 +15,8 @@ use super::{AppState, Caller};
 /// How many agents one answer holds, where nothing else is asked for, and at most.
 const AGENTS_DEFAULT: usize = 100;
 const AGENTS_MAX: usize = 1_000;
+/// How many agents of one channel are shown.
+const TREE_MAX: usize = 256;
 
 /// `GET /api/v1/agents?after=&limit=`
 pub(super) async fn agents(
@@ -72,4 +74,19 @@ pub(super) async fn channel(
         subscribers: app.journal.subscribers(&channel).await?,
         channel,
     }))
+}
+
+/// `GET /api/v1/channels/{channel}/agents`
+pub(super) async fn tree(
+    State(app): State<Arc<AppState>>,
+    Path(channel): Path<String>,
+    caller: Caller,
+) -> Result<Json<AgentTree>, Refused> {
+    let channel = caller.readable(&channel)?;
+    match channel.kind() {
+        Kind::Agent | Kind::Session => Ok(Json(app.journal.tree(&channel, TREE_MAX).await?)),
+        _ => Err(Refused::bad(format_args!(
+            "`{channel}` has no agents: ask of a session or an agent"
+        ))),
+    }
 }

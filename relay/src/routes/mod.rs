@@ -87,6 +87,7 @@ pub(crate) fn main(app: &Arc<AppState>, with_health: bool, html: Option<&'static
         .route("/api/v1/agents", get(inspect::agents))
         .route("/api/v1/stats", get(inspect::stats))
         .route("/api/v1/channels/{channel}", get(inspect::channel))
+        .route("/api/v1/channels/{channel}/agents", get(inspect::tree))
         .route("/api/v1/channels/{channel}/events", get(http::read));
     if let Some(html) = html {
         routes = routes.route("/", page::page(html));
