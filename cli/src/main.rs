@@ -71,8 +71,10 @@ async fn run() -> ExitCode {
             Box::pin(subcommands::demo_agent::run(&redis, lease, &session, &agent_id)).await
         }
         Work::Check(given, journal) => {
-            subcommands::check::run(&given, &journal).await;
-            Ok(())
+            return match subcommands::check::run(&given, &journal).await {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            };
         }
     };
     match ended {

@@ -57,7 +57,7 @@ pub use protocol::agent::body::{ListChange, NoteCall};
 pub use protocol::frame::Since;
 pub use protocol::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
 pub use read::{Page, Reason, Unavailable, Waiting};
-pub use redis::OpenError;
+pub use redis::{NotReady, OpenError};
 pub use retention::{Keep, Retention};
 pub use state::Holder;
 pub use state::alive::{Alive, AlivePage};
@@ -173,11 +173,12 @@ impl Journal {
         matches!(self.backend, Backend::Memory(_))
     }
 
-    /// One round trip, to check that the journals can be reached.
+    /// Tries out what a relay needs: that the journals can be reached and written, and that the user of Redis may do all
+    /// that a relay does.
     ///
     /// # Errors
-    /// [`Unavailable`] says what was tried.
-    pub async fn ready(&self) -> Result<(), Unavailable> {
+    /// [`NotReady`] says what does not work, and whether waiting may help.
+    pub async fn ready(&self) -> Result<(), NotReady> {
         match &self.backend {
             Backend::Memory(_) => Ok(()),
             Backend::Redis(redis) => redis.ready().await,

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
@@ -87,6 +88,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         events: Events::start(&config.journal, &supervisor),
         commands: Commands::start(&config.journal, messages, &supervisor),
         offers: Offers::start(&config.journal, &supervisor),
+        redis_works: Arc::new(AtomicBool::new(config.journal.is_in_memory())),
         journal: config.journal,
         key: config.key,
         allow_anonymous: config.allow_anonymous,
@@ -117,8 +119,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let task = journal.failed().await;
         tracing::error!(task, "a task of the journal has panicked");
     });
-    let journal = app.journal.clone();
-    supervisor.restart("reaper", move || reaper::run(journal.clone()));
+    let (journal, works) = (app.journal.clone(), Arc::clone(&app.redis_works));
+    supervisor.restart("reaper", move || reaper::run(journal.clone(), Arc::clone(&works)));
     let (journal, events) = (app.journal.clone(), Arc::clone(&app.events));
     let connections = app.connections.clone();
     supervisor.restart("counts", move || {

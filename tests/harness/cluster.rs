@@ -6,6 +6,7 @@ use publisher_sdk::{Agent, AgentOptions};
 
 use crate::chaos::Chaos;
 use crate::endpoint::Endpoint;
+use crate::redis::as_user;
 use crate::replica::Setup;
 use crate::token::{SECRET, Token};
 use crate::{Persistence, Redis, Replica};
@@ -69,7 +70,8 @@ impl Cluster {
     /// # Panics
     /// When it cannot connect.
     pub async fn agent(&self, id: &str) -> Agent {
-        self.agent_options(id).connect(&self.redis.url()).await.expect("the agent connects")
+        let url = self.redis.url_of("agent");
+        self.agent_options(id).connect(&url).await.expect("the agent connects")
     }
 
     /// What such an agent is made with.
@@ -108,7 +110,8 @@ impl Cluster {
     pub fn setup(&self) -> Setup {
         let through_chaos = self.chaos.as_ref().filter(|_| self.replicas.is_empty());
         let url = through_chaos.map_or_else(|| self.redis.url(), Chaos::url);
-        let mut setup = Setup::serve(Some(url));
+        // With the least rights, so that each scenario shows that they are enough.
+        let mut setup = Setup::serve(Some(as_user(&url, "relay")));
         setup.flags.clone_from(&self.options.flags);
         setup.flags.extend(self.lease_flag());
         if self.options.has_secret {

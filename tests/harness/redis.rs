@@ -78,6 +78,11 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Where it is reached by a user with the rights that the protocol documents: `relay` or `agent`.
+    pub fn url_of(&self, user: &str) -> String {
+        as_user(&self.url(), user)
+    }
+
     /// Where it is reached, for a proxy.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
@@ -200,10 +205,29 @@ impl Redis {
     }
 }
 
+/// The address, for a user with the rights that the protocol documents.
+pub fn as_user(url: &str, user: &str) -> String {
+    url.replacen("redis://", &format!("redis://{user}:{PASSWORD}@"), 1)
+}
+
+const PASSWORD: &str = "pw";
+
+/// The rights of `user` as an operator copies them.
+fn rights(user: &str) -> Vec<String> {
+    let protocol = include_str!("../../protocol/PROTOCOL.md");
+    let begin = format!("ACL SETUSER {user} ");
+    let rule = protocol.lines().find_map(|line| line.strip_prefix(&begin));
+    let rule = rule.expect("the protocol documents the rights");
+    rule.replace("<password>", PASSWORD).split(' ').map(str::to_owned).collect()
+}
+
 fn spawn(dir: &TempDir, port: u16, persistence: Persistence) -> Process {
     let mut command = Command::new("redis-server");
     command.arg("--port").arg(port.to_string()).arg("--dir").arg(dir.path());
     command.args(["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]);
+    for user in ["relay", "agent"] {
+        command.args(["--user", user]).args(rights(user));
+    }
     command.args(match persistence {
         Persistence::None => ["--appendonly", "no", "--appendfsync", "no"],
         Persistence::Everysec => ["--appendonly", "yes", "--appendfsync", "everysec"],

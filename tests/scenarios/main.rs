@@ -33,6 +33,7 @@ mod operating;
 mod redis_away;
 mod requests;
 mod resuming;
+mod rights;
 mod routes;
 mod slow_browsers;
 mod subscriptions;

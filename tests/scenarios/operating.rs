@@ -8,7 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Runs the binary to its end: the exit code and everything it said.
-async fn verdict(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+pub(crate) async fn verdict(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (Option<i32>, String) {
     let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let mut process: Process = run(&arguments, &variables.iter().map(own).collect::<Vec<_>>());

@@ -5,37 +5,47 @@ use journal::{Journal, without_secrets};
 use crate::arguments::{Given, Source};
 use crate::flags::{Flag, JWT_SECRET_FILE, LOG_FORMAT, REDIS};
 
-/// Prints the configuration, and whether its Redis answers and is set as it must be. A Redis that
-/// does not answer is not a mistake: the relay starts without it, and serves as soon as it is there.
+/// Prints the configuration, and whether a relay can work with its Redis: false where it cannot, whatever is waited
+/// for. A Redis that does not answer is not a mistake: the relay starts without it, and serves as soon as it is there.
 #[expect(clippy::print_stdout, reason = "the report is what was asked for")]
-pub(crate) async fn run(given: &Given, journal: &Journal) {
+pub(crate) async fn run(given: &Given, journal: &Journal) -> bool {
     print!("The configuration is valid.\n\n{}", effective(given));
-    if !journal.is_in_memory() {
-        match journal.ready().await {
-            Ok(()) => {
-                println!("\nRedis answers.");
-                if let Ok(Some(policy)) = journal.eviction().await {
-                    println!(
-                        "\nWarning: maxmemory-policy is `{policy}`, so Redis will delete journals when it \
-                         reaches its maxmemory.\nSet it to noeviction."
-                    );
-                }
-                if let Ok(malformed) = journal.malformed_retention().await
-                    && !malformed.is_empty()
-                {
-                    println!(
-                        "\nWarning: the retention settings in Redis for {} cannot be read, so the \
-                         defaults hold.\n`serve` writes them anew when it starts.",
-                        malformed.join(", ")
-                    );
-                }
-            }
-            Err(error) => println!(
-                "\nWarning: {error}.\nThe relay would start, not be ready, and serve as soon as Redis \
-                 answers."
-            ),
+    if journal.is_in_memory() {
+        return true;
+    }
+    match journal.ready().await {
+        Ok(()) => println!("\nRedis answers, writes, and permits all that a relay does."),
+        Err(error) if error.is_lasting() => {
+            println!(
+                "\nError: {error}.\nThe relay would start and never be ready. Waiting does not help: correct the \
+                 address, the password,\nthe certificate or the rights of the user (PROTOCOL.md lists them)."
+            );
+            return false;
+        }
+        Err(error) => {
+            println!(
+                "\nWarning: {error}.\nThe relay would start, not be ready, and serve as soon as Redis answers and \
+                 writes."
+            );
+            return true;
         }
     }
+    if let Ok(Some(policy)) = journal.eviction().await {
+        println!(
+            "\nWarning: maxmemory-policy is `{policy}`, so Redis will delete journals when it \
+             reaches its maxmemory.\nSet it to noeviction."
+        );
+    }
+    if let Ok(malformed) = journal.malformed_retention().await
+        && !malformed.is_empty()
+    {
+        println!(
+            "\nWarning: the retention settings in Redis for {} cannot be read, so the \
+             defaults hold.\n`serve` writes them anew when it starts.",
+            malformed.join(", ")
+        );
+    }
+    true
 }
 
 /// Every flag with its value and where that is from; no secret.

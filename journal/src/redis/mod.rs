@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, RedisError,
-    Script, Value, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, FromRedisValue,
+    IntoConnectionInfo, RedisError, Script, Value, io::tcp::TcpSettings,
 };
 use deadpool_redis::{Manager, Pool, PoolConfig, Runtime, Timeouts};
 use protocol::Offset;
@@ -36,6 +36,7 @@ use crate::tasks::Tasks;
 use crate::{AppendError, Name, NewEntry, Page, Producer, Receipt, Retention, Side, Unavailable};
 use appender::{Appender, Way};
 use keys::Keys;
+pub use probe::NotReady;
 use shared::{Lent, Shared};
 
 /// Connections for reading. Two stay free of page reads, for heads and probes.
@@ -86,6 +87,12 @@ impl Redis {
         let (url, prefix) = prefix(url);
         Keys::check_prefix(&prefix).map_err(&refuse)?;
         let info = url.into_connection_info().map_err(|error| refuse(error.to_string()))?;
+        if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
+            let instead = "let SSL_CERT_FILE name a file with the certificate of its authority";
+            return Err(refuse(format!(
+                "a certificate is always checked, also with #insecure: {instead}"
+            )));
+        }
         // Without it a small append can wait 40 ms for the acknowledgement of the one before.
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let client = Client::open(info.clone()).map_err(|error| refuse(error.to_string()))?;
@@ -107,10 +114,8 @@ impl Redis {
         })
     }
 
-    pub(crate) async fn ready(&self) -> Result<(), Unavailable> {
-        let mut connection = self.connection().await?;
-        let pong: Result<String, _> = ::redis::cmd("PING").query_async(&mut connection).await;
-        pong.map(drop).map_err(unavailable)
+    pub(crate) async fn ready(&self) -> Result<(), NotReady> {
+        self.prober()?.probe().await.map(drop)
     }
 
     pub(crate) async fn eviction(&self) -> Result<Option<String>, Unavailable> {
@@ -305,9 +310,9 @@ fn pool(info: ConnectionInfo) -> Result<Pool, String> {
 }
 
 fn unavailable(error: RedisError) -> Unavailable {
-    Unavailable(match error.code() {
-        Some(_) => format!("redis refuses: {error}"),
-        None => format!("redis cannot be reached: {error}"),
+    Unavailable(match outage::is_lasting(&error) || error.code().is_some() {
+        true => format!("redis refuses: {error}"),
+        false => format!("redis cannot be reached: {error}"),
     })
 }
 

@@ -2,7 +2,11 @@
 //!
 //! [`appender`](super::appender) → **outage**
 
-use redis::{RedisError, ServerErrorKind};
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
 use tokio::time::Instant;
 
 use super::wire;
@@ -24,13 +28,13 @@ pub(super) fn failure(error: &RedisError) -> Failure {
         return Failure::NoScript;
     }
     match error.kind() {
-        redis::ErrorKind::Server(
+        ErrorKind::Server(
             ServerErrorKind::BusyLoading
             | ServerErrorKind::TryAgain
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::MasterDown,
         ) => return Failure::Passing,
-        redis::ErrorKind::Server(ServerErrorKind::ReadOnly) => return Failure::Demoted,
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => return Failure::Demoted,
         _ => {}
     }
     match error.code() {
@@ -39,6 +43,20 @@ pub(super) fn failure(error: &RedisError) -> Failure {
         Some(_) => Failure::Lasting,
         None => Failure::Connection,
     }
+}
+
+/// Whether waiting does not help: what is configured is wrong, here or in Redis.
+pub(super) fn is_lasting(error: &RedisError) -> bool {
+    // TLS: a certificate that is not trusted, or a server that speaks no TLS.
+    io_error(error).is_some_and(|io| io.kind() == io::ErrorKind::InvalidData)
+        || matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig)
+        || matches!(failure(error), Failure::Lasting)
+}
+
+fn io_error(error: &RedisError) -> Option<&io::Error> {
+    // The library shares it.
+    let source: &Arc<dyn Error + Send + Sync> = error.source()?.downcast_ref()?;
+    source.downcast_ref()
 }
 
 /// Why nothing is appended now.

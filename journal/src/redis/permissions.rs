@@ -1,5 +1,7 @@
-//! Whether this Redis user may run all that a script runs: asked once per connection, before the first run. A
-//! script that is refused in its middle has done half of its work.
+//! Whether this Redis user may run all that is run: asked once per connection, before the first run. A script
+//! that is refused in its middle has done half of its work.
+//!
+//! PROTOCOL.md has the rights that follow from these lists.
 
 use protocol::Channel;
 use redis::RedisResult;
@@ -42,7 +44,7 @@ pub(super) fn of_appends(keys: &Keys, producer: &str) -> Vec<Needed> {
     ])
 }
 
-/// What `change.lua` and the scripts that read states run.
+/// What `change.lua` and the scripts beside it run, and the short questions about states.
 pub(super) fn of_steps(keys: &Keys) -> Vec<Needed> {
     let channel = Channel::global_everyone();
     let name = Name::commands(channel.clone());
@@ -59,6 +61,8 @@ pub(super) fn of_steps(keys: &Keys) -> Vec<Needed> {
         &["DEL", &state],
         &["HLEN", &index],
         &["HKEYS", &index],
+        &["HGETALL", &index],
+        &["HRANDFIELD", &index, "1"],
         &["HGET", &index, "x"],
         &["HSET", &index, "x", "x"],
         &["HDEL", &index, "x"],
@@ -67,6 +71,7 @@ pub(super) fn of_steps(keys: &Keys) -> Vec<Needed> {
         &["ZADD", &deadlines, "1", "x"],
         &["ZREM", &deadlines, "x"],
         &["ZREVRANGE", &waiting, "0", "0", "WITHSCORES"],
+        &["ZRANGEBYSCORE", &waiting, "0", "1"],
         &["HMGET", &counts, "x"],
         &["HSET", &entries, "x", "x"],
         &["HGET", &settings, "session"],
@@ -80,6 +85,53 @@ pub(super) fn of_steps(keys: &Keys) -> Vec<Needed> {
         &["PUBLISH", &address, "x"],
         &["TIME"],
     ])
+}
+
+/// What an agent runs, all in all.
+fn of_agents(keys: &Keys) -> Vec<Needed> {
+    let name = Name::events(Channel::global_everyone());
+    let (notification, address) = (keys.notification(&name), keys.probe("x"));
+    let mut needed = commands(&[
+        // The pool asks each connection.
+        &["PING"],
+        &["UNWATCH"],
+        &["EVAL", "return 1", "0"],
+        &["EVALSHA", "x", "1", &keys.stream(&name)],
+        &["SCRIPT", "LOAD", "return 1"],
+        &["SUBSCRIBE", &notification, &address],
+        &["UNSUBSCRIBE", &notification],
+    ]);
+    needed.extend(of_appends(keys, "x"));
+    needed.extend(of_steps(keys));
+    needed
+}
+
+/// What a relay runs: all that agents run, and what it counts, settles and lists.
+pub(super) fn of_relays(keys: &Keys) -> Vec<Needed> {
+    let channel = Channel::global_everyone();
+    let (settings, deadlines) =
+        (keys.settings(channel.partition()), keys.deadlines(channel.partition()));
+    let (counts, replicas, connections) =
+        (keys.counts(&channel), keys.replicas(), keys.connections());
+    let mut needed = commands(&[
+        &["SET", &keys.written(), "", "PX", "1"],
+        &["HMGET", &settings, "session"],
+        &["HSET", &settings, "session", "x"],
+        &["HGETALL", &counts],
+        &["HSET", &counts, "x", "x"],
+        &["HDEL", &counts, "x"],
+        &["PEXPIRE", &counts, "1"],
+        &["ZADD", &replicas, "1", "x"],
+        &["ZREM", &replicas, "x"],
+        &["ZRANGEBYSCORE", &replicas, "0", "1"],
+        &["HGET", &connections, "x"],
+        &["HSET", &connections, "x", "x"],
+        &["HDEL", &connections, "x"],
+        &["ZRANGE", &deadlines, "0", "-1"],
+        &["HSCAN", &keys.index(&channel, &Index::Agents), "0"],
+    ]);
+    needed.extend(of_agents(keys));
+    needed
 }
 
 fn commands(commands: &[&[&str]]) -> Vec<Needed> {
@@ -107,5 +159,100 @@ pub(super) async fn missing(
             None | Some("NOPERM") => Err(error),
             Some(_) => Ok(None),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// As rules of Redis' access control name them.
+    fn names(needed: &[Needed]) -> BTreeSet<String> {
+        let has_part = |name: &str| ["MEMORY", "PUBSUB", "SCRIPT"].contains(&name);
+        let name = |words: &Needed| match has_part(&words[0]) {
+            true => format!("{}|{}", words[0], words[1]),
+            false => words[0].clone(),
+        };
+        needed.iter().map(|words| name(words).to_lowercase()).collect()
+    }
+
+    #[test]
+    fn every_command_of_every_script_is_asked_for() {
+        let keys = Keys::new("relay", 0);
+        let asked = [
+            (of_appends(&keys, "x"), vec![include_str!("append.lua")]),
+            (
+                of_steps(&keys),
+                vec![
+                    include_str!("change.lua"),
+                    include_str!("snapshot.lua"),
+                    include_str!("live.lua"),
+                    include_str!("waiting.lua"),
+                    include_str!("renew.lua"),
+                    include_str!("approvals.lua"),
+                    include_str!("forget_deadline.lua"),
+                ],
+            ),
+            (
+                of_relays(&keys),
+                vec![
+                    include_str!("read.lua"),
+                    include_str!("heads.lua"),
+                    include_str!("count.lua"),
+                    include_str!("counts.lua"),
+                    include_str!("replicas.lua"),
+                ],
+            ),
+        ];
+        let mut scripts = 0;
+        for (needed, texts) in asked {
+            let needed = names(&needed);
+            for text in texts {
+                scripts += 1;
+                let calls = text.split("call('").skip(1).map(|rest| {
+                    let words: Vec<&str> = rest.split('\'').take(3).collect();
+                    match words[..] {
+                        [name @ ("MEMORY" | "PUBSUB"), _, part] => format!("{name}|{part}"),
+                        [name, ..] => name.to_owned(),
+                        [] => String::new(),
+                    }
+                });
+                for call in calls {
+                    assert!(
+                        needed.contains(&call.to_lowercase()),
+                        "{call} is not asked for: {text}"
+                    );
+                }
+            }
+        }
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/redis")).unwrap();
+        let files = files
+            .filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().ends_with(".lua"));
+        assert_eq!(files.count(), scripts + 1, "each script but permissions.lua");
+    }
+
+    /// The rights that an operator copies are those that are needed, and no others.
+    #[test]
+    fn the_rights_of_the_protocol_are_those_that_are_asked_for() {
+        let protocol = include_str!("../../../protocol/PROTOCOL.md");
+        let granted = |user: &str| -> BTreeSet<String> {
+            let rule =
+                protocol.lines().find(|line| line.starts_with(&format!("ACL SETUSER {user} ")));
+            let words = rule.expect("PROTOCOL.md has the rights").split(' ');
+            words.filter_map(|word| word.strip_prefix('+')).map(str::to_owned).collect()
+        };
+        let keys = Keys::new("relay", 0);
+        // What the library asks when it connects.
+        let with = |needed: &[Needed], others: &[&str]| {
+            let mut names = names(needed);
+            names.extend(others.iter().map(|&other| other.to_owned()));
+            names
+        };
+
+        assert_eq!(granted("agent"), with(&of_agents(&keys), &["select"]));
+        let others = ["info", "select"];
+        assert_eq!(granted("relay"), with(&of_relays(&keys), &others));
     }
 }

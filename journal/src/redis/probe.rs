@@ -1,4 +1,5 @@
-//! Asks whether Redis writes, on a connection of its own.
+//! Tries out what a relay needs of Redis, on a connection of its own: that it answers, that the user may do all that
+//! a relay does, that it writes.
 //!
 //! [`reaper`](crate::state::reaper) → **probe**. A pool or a shared connection would hide what matters here: that a
 //! connection broke, that another server answers, that a write is refused.
@@ -6,50 +7,87 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, RedisResult};
+use redis::{Client, RedisError, RedisResult};
+use thiserror::Error;
 
-use super::{Redis, unavailable};
+use super::{Redis, outage, permissions, unavailable};
 use crate::Unavailable;
 use crate::state::continuity::Probe;
 
 /// How long the written key is kept.
 const LIFETIME_MS: u64 = 60_000;
 
+/// A relay cannot work with this Redis now.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{why}")]
+pub struct NotReady {
+    why: Unavailable,
+    is_lasting: bool,
+}
+
+impl NotReady {
+    /// Whether waiting does not help: the address, the password, the certificate or the rights of the user are wrong.
+    pub fn is_lasting(&self) -> bool {
+        self.is_lasting
+    }
+}
+
+impl From<RedisError> for NotReady {
+    fn from(error: RedisError) -> Self {
+        Self { is_lasting: outage::is_lasting(&error), why: unavailable(error) }
+    }
+}
+
+impl From<NotReady> for Unavailable {
+    fn from(error: NotReady) -> Self {
+        error.why
+    }
+}
+
 /// Writes, and says who has written it.
 #[derive(Debug)]
 pub(crate) struct Prober {
     client: Client,
     key: String,
+    needed: Vec<Vec<String>>,
     connection: Option<MultiplexedConnection>,
     connections: u64,
 }
 
 impl Redis {
-    pub(crate) fn prober(&self) -> Result<Prober, Unavailable> {
-        let client = Client::open(self.info.clone()).map_err(unavailable)?;
-        Ok(Prober { client, key: self.keys.written(), connection: None, connections: 0 })
+    pub(crate) fn prober(&self) -> Result<Prober, NotReady> {
+        let client = Client::open(self.info.clone())?;
+        let (key, needed) = (self.keys.written(), permissions::of_relays(&self.keys));
+        Ok(Prober { client, key, needed, connection: None, connections: 0 })
     }
 }
 
 impl Prober {
     /// # Errors
-    /// [`Unavailable`] where Redis does not answer, or refuses the write.
-    pub(crate) async fn probe(&mut self) -> Result<Probe, Unavailable> {
+    /// [`NotReady`] where Redis does not answer, refuses the write, or the user may not do all that is needed.
+    pub(crate) async fn probe(&mut self) -> Result<Probe, NotReady> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => {
-                let config = super::connection_config();
-                let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-                let connection = connecting.await.map_err(unavailable)?;
-                self.connections += 1;
-                connection
-            }
+            None => self.connect().await?,
         };
-        let ((seconds, us), run_id) =
-            written(&mut connection, &self.key).await.map_err(unavailable)?;
+        let ((seconds, us), run_id) = written(&mut connection, &self.key).await?;
         self.connection = Some(connection);
         let time = Duration::from_secs(seconds) + Duration::from_micros(us);
         Ok(Probe { connection: self.connections, run_id, time })
+    }
+
+    async fn connect(&mut self) -> Result<MultiplexedConnection, NotReady> {
+        let config = super::connection_config();
+        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+        let mut connection = connecting.await?;
+        self.connections += 1;
+        match permissions::missing(&mut connection, &self.needed).await? {
+            None => Ok(connection),
+            Some(why) => Err(NotReady {
+                why: Unavailable(format!("redis refuses: {why}")),
+                is_lasting: true,
+            }),
+        }
     }
 }
 

@@ -105,7 +105,7 @@ impl Reaper {
         if self.prober.is_none() {
             self.prober = Some(redis.prober()?);
         }
-        self.prober.as_mut().expect("it was made just now").probe().await
+        Ok(self.prober.as_mut().expect("it was made just now").probe().await?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `/healthz` and `/readyz`: whether the process is alive, and whether it should receive traffic.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -15,7 +16,7 @@ pub(super) async fn live() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: Redis answers, every task of the replica runs, and the replica is not leaving.
+/// `GET /readyz`: Redis answers, writes, and permits all that is needed, every task of the replica runs, and the replica is not leaving.
 pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Response {
     if app.leaving.is_cancelled() {
         return Refused::new(ErrorCode::Unavailable, "this replica is leaving").into_response();
@@ -25,6 +26,10 @@ pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Response {
     }
     if *app.events.status().borrow() == Status::Degraded || !app.events.is_following() {
         return Refused::new(ErrorCode::Unavailable, "redis is out of reach").into_response();
+    }
+    if !app.redis_works.load(Ordering::Relaxed) {
+        let message = "redis refuses what a relay needs: the log says what";
+        return Refused::new(ErrorCode::Unavailable, message).into_response();
     }
     "ready\n".into_response()
 }

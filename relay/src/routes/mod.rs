@@ -16,6 +16,7 @@ mod websocket;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
@@ -48,6 +49,8 @@ pub(crate) struct AppState {
     pub(crate) events: Arc<Events>,
     pub(crate) commands: Commands,
     pub(crate) offers: Arc<Offers>,
+    /// Whether Redis did all that is needed when the reaper looked last.
+    pub(crate) redis_works: Arc<AtomicBool>,
     pub(crate) key: Option<Key>,
     /// Without a key, everyone who reaches the listener, by any name, is permitted everything.
     pub(crate) allow_anonymous: bool,
