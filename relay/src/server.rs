@@ -24,7 +24,7 @@ use crate::agents::Offers;
 use crate::commands::Commands;
 use crate::events::Events;
 use crate::routes::traffic::Counted;
-use crate::routes::{self, AppState};
+use crate::routes::{self, AppState, Peer};
 use crate::supervisor::{Supervisor, TaskFailure};
 use crate::{Config, ConfigError, counts, reaper};
 
@@ -213,8 +213,8 @@ async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
             () = peers.accepting.cancelled() => break,
         };
         match accepted {
-            Ok((socket, _)) => {
-                let served = serve(socket, routes.clone(), peers.accepting.clone());
+            Ok((socket, peer)) => {
+                let served = serve(socket, Peer(peer), routes.clone(), peers.accepting.clone());
                 peers.supervisor.serve(&peers.tasks, served);
             }
             Err(error) => {
@@ -228,7 +228,7 @@ async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
     std::future::pending().await
 }
 
-async fn serve(socket: TcpStream, routes: Router, accepting: CancellationToken) {
+async fn serve(socket: TcpStream, peer: Peer, routes: Router, accepting: CancellationToken) {
     // A delta waits for no other.
     if socket.set_nodelay(true).is_err() {
         return;
@@ -237,6 +237,7 @@ async fn serve(socket: TcpStream, routes: Router, accepting: CancellationToken) 
     let traffic = socket.traffic();
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(Arc::clone(&traffic));
+        request.extensions_mut().insert(peer);
         routes.clone().call(request)
     });
     let mut connection = std::pin::pin!(
@@ -255,7 +256,7 @@ async fn serve(socket: TcpStream, routes: Router, accepting: CancellationToken) 
         }
     };
     if let Err(error) = served {
-        tracing::debug!(%error, "an http connection has failed");
+        tracing::debug!(%peer, %error, "an HTTP connection has failed");
     }
 }
 

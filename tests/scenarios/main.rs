@@ -26,6 +26,7 @@ mod joining;
 mod leases;
 mod leaving;
 mod liveness;
+mod logs;
 mod lost_history;
 mod lost_leases;
 mod malformed;

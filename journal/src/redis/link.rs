@@ -53,11 +53,12 @@ impl Supervisor {
         let mut backoff = Backoff::default();
         // Failed attempts since it stood last.
         let mut failures = 0_u64;
+        let mut was_away = false;
         while !far_end.deliver.is_closed() {
             match self.connect().await {
                 Ok((sink, stream)) => {
-                    if failures > 0 {
-                        tracing::info!(%address, failures, "redis follow link up again");
+                    if was_away {
+                        tracing::warn!(%address, failures, "redis follow link up again");
                     }
                     let since = Instant::now();
                     // What was asked of the last link is asked again after `Up`.
@@ -72,7 +73,7 @@ impl Supervisor {
                     }
                     tracing::warn!(%address, reason, "redis follow link down");
                     far_end.deliver.signal(Signal::Down).await;
-                    failures = 0;
+                    (failures, was_away) = (0, true);
                     // A link that breaks at once does not show that all is well.
                     if since.elapsed() > ANSWER_TIMEOUT {
                         backoff.reset();
@@ -82,7 +83,7 @@ impl Supervisor {
                     if failures == 0 {
                         tracing::warn!(%address, reason, "redis cannot be reached for following");
                     }
-                    failures += 1;
+                    (failures, was_away) = (failures + 1, true);
                 }
             }
             tokio::select! {

@@ -103,7 +103,7 @@ impl Outage {
     pub(super) fn is_over(&mut self) {
         if let Some((_, since, failures)) = self.now.take() {
             let (address, seconds) = (&self.address, since.elapsed().as_secs());
-            tracing::info!(%address, failures, seconds, "redis takes appends again");
+            tracing::warn!(%address, failures, seconds, "redis takes appends again");
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::conversation::{Activity, Due, GrantEnd, Silence};
 use crate::routes::refuse::Refused;
 use crate::routes::traffic::Traffic;
 use crate::routes::upgrade::{End, FAREWELL, Handshake, Socket, end_of, farewell};
-use crate::routes::{AppState, Caller};
+use crate::routes::{AppState, Caller, Peer};
 
 /// How many pings go in a lease: an agent that has died must not seem alive for long.
 const PINGS_IN_A_LEASE: u32 = 3;
@@ -46,10 +46,10 @@ pub(crate) async fn agent(
 ) -> Result<Response, Refused> {
     let own = Channel::agent(&id)?;
     if !caller.principal.grant.may_serve(&own) {
-        return Err(Refused::not_found(format_args!("`{own}`")));
+        return Err(caller.refuse(Refused::not_found(format_args!("`{own}`"))));
     }
-    let handshake = Handshake::of(&mut request)?;
-    let principal = caller.principal;
+    let handshake = Handshake::of(&mut request).map_err(|why| caller.refuse(why))?;
+    let Caller { principal, peer, .. } = caller;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .max_message_size(Some(FRAME_BYTES_HARD))
@@ -58,7 +58,7 @@ pub(crate) async fn agent(
     let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
         if let Some(socket) = socket.await {
-            serve(served, socket, principal, id, traffic).await;
+            serve(served, socket, principal, peer, id, traffic).await;
         }
     });
     Ok(response)
@@ -68,13 +68,16 @@ async fn serve(
     app: Arc<AppState>,
     mut socket: Socket,
     principal: Arc<Principal>,
+    peer: Peer,
     id: String,
     traffic: Arc<Traffic>,
 ) {
-    tracing::info!(agent = id, "an agent has connected");
+    let user = principal.user.as_deref();
+    tracing::info!(agent = id, user, %peer, "an agent has connected");
     let conversation = Box::pin(converse(&app, &mut socket, &principal, &id, &traffic));
     let end = end_of(conversation).await;
-    tracing::info!(agent = id, ?end, "an agent's connection has ended");
+    let (code, reason) = (end.code(), end.reason());
+    tracing::info!(agent = id, user, %peer, code, reason, "an agent's connection has ended");
     farewell(end, &mut socket).await;
 }
 

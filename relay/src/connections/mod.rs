@@ -92,6 +92,11 @@ impl Connection {
         connection
     }
 
+    /// Its id, as its viewer knows it.
+    pub(crate) fn id(&self) -> &str {
+        self.conversation.id()
+    }
+
     /// Goes on with all that does not depend on the transport; ready where something has changed, after which the
     /// transport looks again whether it can write and read.
     pub(crate) fn poll(

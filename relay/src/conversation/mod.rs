@@ -13,6 +13,7 @@ mod outbox;
 mod pace;
 mod subscriptions;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -63,6 +64,8 @@ pub(crate) enum Done {
 /// How a conversation begins.
 #[derive(Debug)]
 pub(crate) struct Opening {
+    /// The other end of the connection.
+    pub(crate) peer: SocketAddr,
     /// The transport's default.
     pub(crate) format: Format,
     pub(crate) heartbeat: Heartbeat,
@@ -73,6 +76,9 @@ pub(crate) struct Opening {
 /// One viewer's conversation.
 #[derive(Debug)]
 pub(crate) struct Conversation {
+    /// The connection's id, and its other end: for the log.
+    id: Box<str>,
+    peer: SocketAddr,
     principal: Arc<Principal>,
     format: Format,
     subscriptions: Subscriptions,
@@ -105,6 +111,8 @@ impl Conversation {
         now: Instant,
     ) -> Self {
         let mut conversation = Self {
+            id: connection_id.into(),
+            peer: opening.peer,
             lifecycle: Lifecycle::new(now, principal.remaining(), opening.heartbeat),
             principal,
             format: opening.format,
@@ -135,6 +143,11 @@ impl Conversation {
             }
         }
         conversation
+    }
+
+    /// The connection's id.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     /// Whether the viewer's next frame is wanted now.
@@ -260,6 +273,10 @@ impl Conversation {
 
     /// The deadline has come.
     pub(crate) fn on_time(&mut self, now: Instant, activity: &Activity) {
+        if activity.is_blocked {
+            let (connection, user) = (&*self.id, self.principal.user.as_deref());
+            tracing::debug!(connection, user, peer = %self.peer, "a connection is slow: bytes wait for it");
+        }
         while let Some(due) = self.lifecycle.on_time(now, activity, self.is_answering) {
             match due {
                 Due::Ping { is_visible } => {
@@ -315,8 +332,11 @@ impl Conversation {
             Addressing::Channel => self.format,
             Addressing::SessionId | Addressing::PlanId => Format::Flat,
         });
+        let channel = target.channel.clone();
         let (mut reads, mut out) = (Vec::new(), Vec::new());
         self.subscriptions.subscribe(subscribe, format, id, &mut reads, &mut out)?;
+        let (connection, user) = (&*self.id, self.principal.user.as_deref());
+        tracing::debug!(connection, user, peer = %self.peer, %channel, "a connection has subscribed");
         out.into_iter().for_each(|frame| self.outbox.push(frame));
         self.begin(reads);
         Ok(())

@@ -24,8 +24,12 @@ impl Viewer {
         let wake = Arc::<Wake>::default();
         let principal = Arc::new(auth::authenticate(None, None).unwrap());
         assert_eq!(principal.grant, Grant::everything());
-        let opening =
-            Opening { format: Format::Envelope, heartbeat: Heartbeat::Never, subscribe: None };
+        let opening = Opening {
+            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            format: Format::Envelope,
+            heartbeat: Heartbeat::Never,
+            subscribe: None,
+        };
         let conversation = Conversation::open(
             Arc::clone(&events),
             Arc::clone(&wake),

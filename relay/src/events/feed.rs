@@ -139,12 +139,8 @@ impl Events {
         match update {
             Update::Link { up } => {
                 let now = if up { Status::Ok } else { Status::Degraded };
-                if up && !self.journal.is_in_memory() {
-                    tracing::info!("redis follow link up");
-                }
-                if !up {
-                    tracing::warn!("redis follow link down: browsers are told `degraded`");
-                }
+                // The link itself says which Redis went or came.
+                tracing::debug!(status = now.as_str(), "browsers are told the state of redis");
                 self.pages.forget();
                 self.approvals.forget(None);
                 status.send_replace(now);

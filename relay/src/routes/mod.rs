@@ -15,6 +15,8 @@ pub(crate) mod upgrade;
 mod websocket;
 
 use std::collections::HashMap;
+use std::fmt::{self, Display};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -122,14 +124,32 @@ async fn wrong_method(request: Request) -> Refused {
     Refused::new(ErrorCode::BadRequest, format!("`{path}` does not take {method}"))
 }
 
+/// The other end of a socket: a client, or the proxy in front of the relay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+impl Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Who makes a call, and the fields of its query string.
 pub(crate) struct Caller {
     pub(crate) principal: Arc<Principal>,
     pub(crate) query: Query,
+    pub(crate) peer: Peer,
     path: String,
 }
 
 impl Caller {
+    /// A connection does not come about.
+    pub(crate) fn refuse(&self, refused: Refused) -> Refused {
+        let (user, why) = (self.principal.user.as_deref(), refused.body().message);
+        tracing::info!(user, peer = %self.peer, path = self.path, why, "a connection was refused");
+        refused
+    }
+
     fn must_administer(&self) -> Result<(), Refused> {
         match self.principal.grant.may_administer() {
             true => Ok(()),
@@ -163,8 +183,10 @@ impl FromRequestParts<Arc<AppState>> for Caller {
         app: &Arc<AppState>,
     ) -> Result<Self, Self::Rejection> {
         let query = Query::of(&parts.uri)?;
-        let principal = authenticate(app, &parts.headers, &query)?;
-        Ok(Self { principal, query, path: parts.uri.path().to_owned() })
+        let path = parts.uri.path();
+        let peer = *parts.extensions.get::<Peer>().expect("the accept loop says who the peer is");
+        let principal = authenticate(app, &parts.headers, &query, peer, path)?;
+        Ok(Self { principal, query, peer, path: path.to_owned() })
     }
 }
 
@@ -173,10 +195,16 @@ fn authenticate(
     app: &AppState,
     headers: &HeaderMap,
     query: &Query,
+    peer: Peer,
+    path: &str,
 ) -> Result<Arc<Principal>, Refused> {
     let text = |value: &axum::http::HeaderValue| value.to_str().ok().map(str::to_owned);
     if app.key.is_none() {
-        check_origin(headers, app.allow_anonymous)?;
+        check_origin(headers, app.allow_anonymous).inspect_err(|refused| {
+            let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+            let (host, origin, why) = (header("host"), header("origin"), refused.body().message);
+            tracing::info!(%peer, path, host, origin, why, "a request was refused");
+        })?;
     }
     let bearer = headers.get(AUTHORIZATION).and_then(text);
     let bearer = bearer.as_deref().and_then(|value| value.strip_prefix("Bearer "));
@@ -191,7 +219,7 @@ fn authenticate(
             Ok(Arc::new(principal))
         }
         Err(check) => {
-            tracing::info!(%check, "a token was refused");
+            tracing::info!(%check, %peer, path, "a token was refused");
             Err(Refused::new(ErrorCode::Unauthorized, "a valid token is needed"))
         }
     }

@@ -114,6 +114,24 @@ pub(crate) enum End {
     Close(CloseCode),
 }
 
+impl End {
+    /// The close code; none where the peer went.
+    pub(crate) fn code(&self) -> Option<u16> {
+        match self {
+            Self::Gone => None,
+            Self::Close(code) => Some(code.number()),
+        }
+    }
+
+    /// Why, for the log.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Gone => "the peer closed it, or it broke",
+            Self::Close(code) => code.reason(),
+        }
+    }
+}
+
 impl From<&Error> for End {
     /// What a socket error means to the peer.
     fn from(error: &Error) -> Self {
@@ -142,7 +160,6 @@ pub(crate) async fn farewell(end: End, socket: &mut Socket) {
             drop(SinkExt::close(socket).await);
             return;
         };
-        tracing::debug!(code = code.number(), reason = code.reason(), "closing a connection");
         let reason = Utf8Bytes::from_static(code.reason());
         let frame = CloseFrame { code: code.number().into(), reason };
         if socket.send(Message::Close(Some(frame))).await.is_ok() {

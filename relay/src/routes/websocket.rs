@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use super::refuse::Refused;
 use super::traffic::Traffic;
 use super::upgrade::{End, Handshake, Socket, end_of, farewell};
-use super::{AppState, Caller, Query};
+use super::{AppState, Caller};
 use crate::auth::Principal;
 use crate::connections::Connection;
 use crate::conversation::{Activity, Heartbeat, Opening};
@@ -73,8 +73,8 @@ fn upgrade(
     target: Option<Target>,
     heartbeat: Heartbeat,
 ) -> Result<Response, Refused> {
-    let opening = opening(&caller.query, target, heartbeat)?;
-    let handshake = Handshake::of(&mut request)?;
+    let opening = opening(caller, target, heartbeat).map_err(|why| caller.refuse(why))?;
+    let handshake = Handshake::of(&mut request).map_err(|why| caller.refuse(why))?;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
@@ -93,15 +93,17 @@ fn upgrade(
 }
 
 fn opening(
-    query: &Query,
+    caller: &Caller,
     target: Option<Target>,
     heartbeat: Heartbeat,
 ) -> Result<Opening, Refused> {
+    let query = &caller.query;
     let format = query.get("format").map(frame::parse_format).transpose()?;
     let since = query.get("since").map(frame::parse_since).transpose()?;
     let default = if target.is_some() { Format::Flat } else { Format::Envelope };
     let wants_heartbeat = query.get("heartbeat").is_some_and(|value| value != "0");
     Ok(Opening {
+        peer: caller.peer.0,
         format: format.unwrap_or(default),
         subscribe: target.map(|target| Subscribe { target, since, format }),
         heartbeat: if wants_heartbeat { Heartbeat::Always } else { heartbeat },
@@ -115,9 +117,14 @@ async fn serve(
     opening: Opening,
     traffic: Arc<Traffic>,
 ) {
-    let mut connection = Connection::open(app.viewers(), principal, opening);
+    let peer = opening.peer;
+    let mut connection = Connection::open(app.viewers(), Arc::clone(&principal), opening);
+    let (id, user) = (connection.id().to_owned(), principal.user.as_deref());
+    tracing::debug!(connection = id, user, %peer, "a connection was opened");
     let end = end_of(converse(&mut socket, &mut connection, &traffic)).await;
     drop(connection);
+    let (code, reason) = (end.code(), end.reason());
+    tracing::debug!(connection = id, user, %peer, code, reason, "a connection was closed");
     farewell(end, &mut socket).await;
 }
 
