@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use publisher_sdk::vocabulary::{
-    Complete, ErrorEvent, ExecutionUpdate, Outcome, PlanCompleted, PlanFailed, StatusChanged,
-    StepOutput, StepState, StepStatus, TextComplete, ToolResult, ToolStart,
+    ErrorEvent, ExecutionUpdate, PlanCompleted, PlanFailed, StatusChanged, StepOutput, StepState,
+    StepStatus, TextComplete, ToolResult, ToolStart,
 };
 use publisher_sdk::{
     Agent, AskError, Budget, BudgetRequest, Cancellation, PermissionRequest, PublishError,
@@ -64,24 +64,20 @@ impl Stage {
         let played = performance.play().await;
         let step = performance.step;
 
-        let end = |outcome| Complete::new(outcome).run_id(run.id());
         let ending = match played {
             Ok(()) => {
-                self.session.send_event(&end(Outcome::Completed))?;
                 self.plan.send_event(&PlanCompleted::new(script.summary).run_id(run.id()))?;
                 self.patiently(run.complete()).await
             }
             Err(Stop::Cancelled) => {
                 self.give_up(script, step, StepState::Cancelled, "cancelled")?;
                 self.plan.send_event(&PlanFailed::new(cancelled_by(&run)).run_id(run.id()))?;
-                self.session.send_event(&end(Outcome::Cancelled))?;
                 self.patiently(run.stop()).await
             }
             Err(Stop::Failed(error)) => {
                 self.give_up(script, step, StepState::Failed, error)?;
                 self.plan.send_event(&PlanFailed::new(error).run_id(run.id()))?;
                 self.session.send_event(&ErrorEvent::new(error).run_id(run.id()))?;
-                self.session.send_event(&end(Outcome::Failed))?;
                 self.patiently(run.fail(error)).await
             }
             // Dropping the run says that it failed.

@@ -76,6 +76,8 @@ pub(crate) struct Start {
     pub(crate) window: Duration,
     pub(crate) buffer_bytes: usize,
     pub(crate) parent: Option<Parent>,
+    /// The parent's run, where that is of this process.
+    pub(crate) parent_run: Option<Current>,
     pub(crate) deadline: Instant,
 }
 
@@ -95,16 +97,17 @@ impl Agent {
 
     /// Returns when the agent is known to be alive, and listens.
     pub(crate) async fn start(start: Start) -> Result<Self, Option<LinkError>> {
-        let Start { channel, link, window, buffer_bytes, parent, deadline } = start;
+        let Start { channel, link, window, buffer_bytes, parent, parent_run, deadline } = start;
         let lease = first_lease(&link, &channel, parent.as_ref(), deadline).await.map_err(Some)?;
         let fenced = CancellationToken::new();
         let buffer = Arc::new(Buffer::new(window, buffer_bytes, fenced.clone()));
         let events = link.as_producer(&lease.holder);
         let leases = Leases::new(link.clone(), lease, fenced.clone());
         let (follower, updates) = link.follow();
-        let runs = Arc::<Runs>::default();
+        let runs = Arc::new(Runs::new(parent_run));
         let teller = Teller {
             buffer: Arc::clone(&buffer),
+            events: events.clone(),
             leases: Arc::clone(&leases),
             runs: Arc::clone(&runs),
         };
@@ -183,7 +186,7 @@ impl Agent {
     /// Begins a run: until it ends, a `cancel_agent` for this agent cancels it; one that named it
     /// up to ten minutes before has done so. Says nothing yet, see [`Run::announce`].
     pub fn begin_run(&self, id: impl Into<String>) -> Run {
-        Run::begin(&self.inner, &self.inner.lifecycle.channel, id.into())
+        Run::begin(self.own_channel(), id.into(), None)
     }
 
     /// Whether the agent was declared lost, or a newer one of its id has taken over. That is the end

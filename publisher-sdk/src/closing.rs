@@ -7,12 +7,10 @@
 use std::sync::Arc;
 
 use journal::Parent;
-use serde_json::{Map, Value};
 
 use crate::commands::inbox::Inbox;
 use crate::ends::Ends;
-use crate::lifecycle::{LifecyclePhase, LifecyclePublisher};
-use crate::run::with_key;
+use crate::lifecycle::{LifecyclePublisher, Outcome};
 use crate::runs::Runs;
 use crate::{FlushError, Reason};
 
@@ -33,13 +31,11 @@ impl Closing {
         let fenced = self.inbox.leases.fenced();
         self.runs.cancel_all(if fenced.is_cancelled() { Reason::Lost } else { Reason::Shutdown });
         for run in self.runs.owed() {
-            let why = run.cancellation.get().cloned();
-            let mut fields = why.map_or_else(Map::new, |why| why.fields());
-            fields.insert("runId".to_owned(), Value::from(&*run.id));
+            let why = run.cancellation().cloned().unwrap_or_else(|| Reason::Shutdown.into());
             // The owner of the run finds that its end was told already.
-            match self.lifecycle.entry(LifecyclePhase::Cancelled, fields) {
-                Ok(entry) => {
-                    let owe = || drop(self.ends.owe(&run, Some(with_key(entry)), None));
+            match self.lifecycle.end(&run, &Outcome::Cancelled(why)) {
+                Ok(end) => {
+                    let owe = || drop(self.ends.owe(&run, Some(end), None));
                     self.runs.end(run.key, owe);
                 }
                 Err(error) => tracing::warn!(run = &*run.id, %error, "a run's end is not written"),

@@ -1,5 +1,6 @@
-//! How runs end: each end is told on the agent's own channel in the step in which the run leaves the note of
-//! its lease, so it is told once, by the agent or by the reaper that declares it lost.
+//! How runs end: each end is told on the agent's own channel and on the session where the run was begun, on each in
+//! the step in which the run leaves the note of the lease there. So each channel is told once, by the agent or by
+//! the reaper that declares it lost.
 //!
 //! [`Run`](crate::Run), [`closing`](crate::closing) → **ends** → [`leases`](crate::leases)
 //!
@@ -9,16 +10,17 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, ready};
 use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use journal::{NewEntry, NoteCall};
-use protocol::Channel;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::PublishError;
 use crate::events::buffer::Buffer;
 use crate::leases::Leases;
-use crate::link::LinkError;
+use crate::lifecycle::RunEnd;
+use crate::link::{LinkError, RecordLink};
 use crate::runs::{Current, Runs};
 
 /// What the ends that are owed take of memory: 8 MiB, as much as an agent's events may by default.
@@ -61,7 +63,7 @@ struct OwedState {
 struct End {
     run: Current,
     /// `None` where only the note is to be taken back.
-    entry: Option<NewEntry>,
+    end: Option<RunEnd>,
     answer: oneshot::Sender<Result<(), PublishError>>,
     room: Option<OwnedSemaphorePermit>,
 }
@@ -70,6 +72,8 @@ struct End {
 #[derive(Clone, Debug)]
 pub(crate) struct Teller {
     pub(crate) buffer: Arc<Buffer>,
+    /// Where the agent's events go.
+    pub(crate) events: RecordLink,
     pub(crate) leases: Arc<Leases>,
     pub(crate) runs: Arc<Runs>,
 }
@@ -83,9 +87,9 @@ impl Ends {
         Self { owed, told }
     }
 
-    /// Waits for room for the end that `entry` tells.
-    pub(crate) async fn room(&self, entry: &NewEntry) -> Option<OwnedSemaphorePermit> {
-        self.owed.room(cost(Some(entry))).await
+    /// Waits for room for `end`.
+    pub(crate) async fn room(&self, end: &RunEnd) -> Option<OwnedSemaphorePermit> {
+        self.owed.room(cost(Some(end))).await
     }
 
     /// Waits until another run may be announced.
@@ -97,11 +101,11 @@ impl Ends {
     pub(crate) fn owe(
         &self,
         run: &Current,
-        entry: Option<NewEntry>,
+        end: Option<RunEnd>,
         room: Option<OwnedSemaphorePermit>,
     ) -> oneshot::Receiver<Result<(), PublishError>> {
         let (answer, answered) = oneshot::channel();
-        self.owed.push(End { run: run.clone(), entry, answer, room });
+        self.owed.push(End { run: run.clone(), end, answer, room });
         answered
     }
 
@@ -133,7 +137,7 @@ impl OwedEnds {
 
     fn push(&self, mut end: End) {
         if end.room.is_none() {
-            let bytes = cost(end.entry.as_ref());
+            let bytes = cost(end.end.as_ref());
             end.room = Arc::clone(&self.room).try_acquire_many_owned(bytes as u32).ok();
         }
         let mut state = self.state();
@@ -174,8 +178,11 @@ impl OwedEnds {
 }
 
 /// What an end takes of the room.
-fn cost(entry: Option<&NewEntry>) -> usize {
-    BESIDE + entry.map_or(0, |entry| entry.data.len())
+fn cost(end: Option<&RunEnd>) -> usize {
+    BESIDE
+        + end.map_or(0, |RunEnd { own, begun_on }| {
+            own.data.len() + begun_on.as_ref().map_or(0, |entry| entry.data.len())
+        })
 }
 
 /// The task's end of the queue. It is dropped with the task, and then no caller waits any more.
@@ -194,9 +201,9 @@ impl Teller {
         loop {
             tokio::select! {
                 end = owed.0.next() => match end {
-                    Some(End { run, entry, answer, room }) => {
-                        let copied = self.tell_one(&run, entry).await;
-                        let teller = self.clone();
+                    Some(End { run, end, answer, room }) => {
+                        let copied = self.tell_one(&run, end).await;
+                        let runs = Arc::clone(&self.runs);
                         copying.push_back(async move {
                             let told = match copied {
                                 Ok(copied) => {
@@ -205,7 +212,7 @@ impl Teller {
                                 }
                                 Err(error) => Err(error),
                             };
-                            teller.forget(&run).await;
+                            runs.unnote(run.key);
                             // The caller need not wait any more.
                             drop(answer.send(told));
                             drop(room);
@@ -223,41 +230,49 @@ impl Teller {
         }
     }
 
-    /// In the step in which the run leaves the note of the agent's own lease.
+    /// On both channels at once: neither has to wait for the other. What is given back resolves when the end is
+    /// copied to `global:events`.
     async fn tell_one(
         &self,
         run: &Current,
-        entry: Option<NewEntry>,
-    ) -> Result<impl Future<Output = ()> + use<>, PublishError> {
-        let own = self.leases.own();
-        let copied = match entry {
-            Some(entry) => {
-                self.buffer.written().await;
-                Some(self.leases.end_run(&run.id, &entry).await.map_err(refused)?)
-            }
-            None => {
-                let noted = self.leases.note(own, &NoteCall::ended([(&*run.id).into()])).await;
-                noted.map_err(refused)?;
-                None
-            }
+        end: Option<RunEnd>,
+    ) -> Result<BoxFuture<'static, ()>, PublishError> {
+        let Some(RunEnd { own, begun_on }) = end else {
+            self.take_back(run).await.map_err(refused)?;
+            return Ok(ready(()).boxed());
         };
-        Ok(async move {
-            if let Some(copied) = copied {
-                copied.await;
-            }
-        })
+        self.buffer.written().await;
+        let (copied, told) = tokio::join!(
+            self.leases.end_run(self.leases.own(), &run.id, &own),
+            self.tell_where_begun(run, begun_on),
+        );
+        told?;
+        // The own lease is released last, when nothing is owed any more.
+        copied.map_err(refused)?.ok_or(PublishError::Fenced)
     }
 
-    /// The run leaves the note of the session on which it was begun.
-    async fn forget(&self, run: &Current) {
-        let noted_on: &Channel = &run.channel;
-        if self.runs.is_noted(run.key) && noted_on != self.leases.own() {
-            let ended = NoteCall::ended([(&*run.id).into()]);
-            if let Err(error) = self.leases.note(noted_on, &ended).await {
-                tracing::debug!(run = &*run.id, %error, "a run's end is not noted");
-            }
+    async fn tell_where_begun(
+        &self,
+        run: &Current,
+        entry: Option<NewEntry>,
+    ) -> Result<(), PublishError> {
+        let Some(entry) = entry else { return Ok(()) };
+        let told = self.leases.end_run(&run.channel, &run.id, &entry).await.map_err(refused)?;
+        if told.is_none() {
+            // No lease is held there, and no note that could tell another end.
+            self.events.enqueue(&run.channel, vec![entry]).await?.await?;
         }
-        self.runs.unnote(run.key);
+        Ok(())
+    }
+
+    /// The run was not begun after all.
+    async fn take_back(&self, run: &Current) -> Result<(), LinkError> {
+        let ended = NoteCall::ended([(&*run.id).into()]);
+        self.leases.note(self.leases.own(), &ended).await?;
+        if run.channel != *self.leases.own() {
+            self.leases.note(&run.channel, &ended).await?;
+        }
+        Ok(())
     }
 }
 
@@ -271,13 +286,13 @@ pub(crate) fn refused(error: LinkError) -> PublishError {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use protocol::Channel;
 
     use super::*;
 
     fn end(room: Option<OwnedSemaphorePermit>) -> End {
-        let run = Runs::default().begin(&Channel::agent("a").unwrap(), "r".to_owned());
-        End { run, entry: None, answer: oneshot::channel().0, room }
+        let run = Runs::default().begin(&Channel::agent("a").unwrap(), "r".to_owned(), None);
+        End { run, end: None, answer: oneshot::channel().0, room }
     }
 
     #[tokio::test]

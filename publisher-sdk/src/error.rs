@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use journal::{AppendError, LEASE_MAX, LEASE_MIN, Unavailable};
-use protocol::limits::APPROVALS_MAX;
+use protocol::limits::{APPROVALS_MAX, RUN_ID_BYTES_MAX};
 use protocol::{Channel, ChannelError, DataError, NameError};
 use thiserror::Error;
 
@@ -47,6 +47,9 @@ pub enum ConnectError {
         /// What was given.
         given: Duration,
     },
+    /// The id of the run for which the agent is spawned is too long.
+    #[error(transparent)]
+    RunId(#[from] RunIdError),
     /// The address is not understood.
     #[error(
         "`{0}` is not an address of Redis or of a relay: write `redis://127.0.0.1:6379`, `rediss://…` for \
@@ -137,6 +140,15 @@ impl OpenError {
     }
 }
 
+/// The id of a run is too long to be kept beside a lease. The run itself goes on and can be cancelled; nothing is
+/// said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a run's id has at most {RUN_ID_BYTES_MAX} bytes, this one has {bytes}")]
+pub struct RunIdError {
+    /// What was given.
+    pub bytes: usize,
+}
+
 /// Why an event was not published.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -161,6 +173,9 @@ pub enum PublishError {
         /// What is allowed.
         limit: usize,
     },
+    /// The run's id is too long to be kept beside a lease.
+    #[error(transparent)]
+    RunId(#[from] RunIdError),
     /// Too much waits to be written.
     #[error(
         "{limit} bytes wait to be written: Redis is away or slower than this agent, wait with \

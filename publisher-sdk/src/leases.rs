@@ -148,18 +148,18 @@ impl Leases {
         .await
     }
 
-    /// Tells the end of a run on the agent's own channel; tried until it is done. What is given back resolves when
-    /// the end is copied to `global:events`.
+    /// Tells the end of a run on `channel`; tried until it is done. `None` where no lease is held there. What is given
+    /// back resolves when the end is copied to `global:events`, where what the agent's own channel tells goes.
     pub(crate) async fn end_run(
         &self,
+        channel: &Channel,
         run_id: &str,
         entry: &NewEntry,
-    ) -> Result<BoxFuture<'static, ()>, LinkError> {
+    ) -> Result<Option<BoxFuture<'static, ()>>, LinkError> {
         persist(async || {
-            let slot = self.locked(&self.own).await;
-            let held = slot.as_ref().and_then(|slot| slot.as_ref());
-            // It is released last, when nothing is owed any more.
-            held.ok_or(LinkError::Fenced)?.lease.end_run(run_id, entry).await
+            let Some(slot) = self.locked(channel).await else { return Ok(None) };
+            let Some(held) = &*slot else { return Ok(None) };
+            held.lease.end_run(run_id, entry).await.map(Some)
         })
         .await
     }

@@ -3,7 +3,7 @@
 //! A whole agent:
 //!
 //! ```
-//! use publisher_sdk::vocabulary::{Complete, Outcome, TextComplete};
+//! use publisher_sdk::vocabulary::TextComplete;
 //! use publisher_sdk::{Agent, Journal};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -16,14 +16,12 @@
 //!     run.announce(&serde_json::json!({"task": "Say hello"})).await?;
 //!     for token in ["Hel", "lo, ", "world"] {
 //!         if run.is_cancelled() {
-//!             session.send_event(&Complete::new(Outcome::Cancelled).run_id("run-1"))?;
 //!             run.stop().await?;
 //!             return Ok(agent.close().await?);
 //!         }
 //!         session.text_delta("t1", token)?;
 //!     }
 //!     session.send_event(&TextComplete::new("Hello, world").turn_id("t1"))?;
-//!     session.send_event(&Complete::new(Outcome::Completed).run_id("run-1"))?;
 //!     run.complete().await?;
 //!     Ok(agent.close().await?)
 //! }
@@ -61,7 +59,7 @@ pub use agent::Agent;
 pub use approvals::{Budget, BudgetRequest, Permission, PermissionRequest};
 pub use commands::report::RequestError;
 pub use commands::{Command, Commands};
-pub use error::{AskError, ConnectError, FlushError, OpenError, PublishError};
+pub use error::{AskError, ConnectError, FlushError, OpenError, PublishError, RunIdError};
 pub use events::vocabulary;
 pub use journal::Journal;
 pub use link::Link;

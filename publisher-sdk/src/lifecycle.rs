@@ -1,16 +1,20 @@
-//! The events of an agent's life: on its own channel first, then on `global:events`.
+//! The events of an agent's life: on its own channel first, then on `global:events`; and how a run ends, said alike
+//! wherever it is said.
 //!
-//! [`Agent`](crate::Agent), [`Run`](crate::Run) → **lifecycle** → [`buffer`](crate::events)
+//! [`Agent`](crate::Agent), [`Run`](crate::Run) → **lifecycle** → [`buffer`](crate::events), [`ends`](crate::ends)
 
 use std::sync::Arc;
 
 use journal::NewEntry;
 use protocol::Channel;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
-use crate::PublishError;
 use crate::events::buffer::Buffer;
+use crate::reason::within_bounds;
+use crate::runs::Current;
+use crate::{Cancellation, PublishError};
 
 /// A moment of an agent's life.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +34,53 @@ impl LifecyclePhase {
             Self::Cancelled => "agent_cancelled",
         }
     }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Completed,
+    /// Why, in words for a person.
+    Failed(String),
+    Cancelled(Cancellation),
+}
+
+impl Outcome {
+    /// As `complete` says it on the session.
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed(_) => "failed",
+            Self::Cancelled(_) => "cancelled",
+        }
+    }
+
+    const fn phase(&self) -> LifecyclePhase {
+        match self {
+            Self::Completed => LifecyclePhase::Completed,
+            Self::Failed(_) => LifecyclePhase::Failed,
+            Self::Cancelled(_) => LifecyclePhase::Cancelled,
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        match self {
+            Self::Completed => Map::new(),
+            Self::Failed(error) => {
+                Map::from_iter([("error".to_owned(), within_bounds(error).into())])
+            }
+            Self::Cancelled(why) => why.fields(),
+        }
+    }
+}
+
+/// A run's end, as it is told on each channel.
+#[derive(Clone, Debug)]
+pub(crate) struct RunEnd {
+    /// On the agent's own channel.
+    pub(crate) own: NewEntry,
+    /// On the channel where the run was begun, if that is another.
+    pub(crate) begun_on: Option<NewEntry>,
 }
 
 /// What the caller wants to say beside the agent's id: an object, or nothing.
@@ -66,8 +117,21 @@ impl LifecyclePublisher {
         saying.await.unwrap_or(Err(PublishError::Closed)).map(drop)
     }
 
+    /// The end of `run` on each channel, each told once, however often it is tried.
+    pub(crate) fn end(&self, run: &Current, outcome: &Outcome) -> Result<RunEnd, PublishError> {
+        run.check_id()?;
+        let with_key = |entry: NewEntry| entry.with_key(Uuid::new_v4().to_string());
+        let mut fields = outcome.fields();
+        fields.insert("runId".to_owned(), (&*run.id).into());
+        let own = with_key(self.entry(outcome.phase(), fields)?);
+        let complete = || json!({"runId": &*run.id, "outcome": outcome.as_str()}).to_string();
+        let begun_on =
+            (run.channel != self.channel).then(|| with_key(NewEntry::new("complete", complete())));
+        Ok(RunEnd { own, begun_on })
+    }
+
     /// The event, as it is appended.
-    pub(crate) fn entry(
+    fn entry(
         &self,
         phase: LifecyclePhase,
         mut fields: Map<String, Value>,

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::agent::Start;
 use crate::link::{Link, LinkError};
+use crate::runs::Current;
 use crate::{Agent, ConnectError, Run};
 
 /// How long [`AgentOptions::connect`] and [`Agent::session`] wait for Redis.
@@ -29,6 +30,8 @@ pub struct AgentOptions {
     buffer_bytes: usize,
     lease: Duration,
     parent: Option<Parent>,
+    /// The parent's run, where that is of this process.
+    parent_run: Option<Current>,
     token: Option<String>,
 }
 
@@ -40,6 +43,7 @@ impl Default for AgentOptions {
             buffer_bytes: 8 * 1024 * 1024,
             lease: LEASE_DEFAULT,
             parent: None,
+            parent_run: None,
             token: None,
         }
     }
@@ -76,16 +80,17 @@ impl AgentOptions {
     }
 
     /// The agent was spawned by the agent of `run`, for that run: a Cancel that cancels the run
-    /// reaches this agent as well, whether it was sent to the agent or to the run's session.
+    /// reaches this agent as well, whether it was sent to the agent or to the run's session. Whatever else
+    /// cancels the run cancels this agent's runs too, with the same reason.
     pub fn child_of(self, run: &Run) -> Self {
-        Self { parent: Some(run.as_parent()), ..self }
+        Self { parent: Some(run.as_parent()), parent_run: Some(run.current().clone()), ..self }
     }
 
     /// The agent was spawned by the agent `id`, in any process: a Cancel of that agent
     /// reaches this one as well.
     pub fn child_of_agent(self, id: impl Into<String>) -> Self {
         let parent = Parent { agent_id: id.into().into(), run_id: None, session: None };
-        Self { parent: Some(parent), ..self }
+        Self { parent: Some(parent), parent_run: None, ..self }
     }
 
     /// The token to show to a relay, where `url` is that of one: it grants `serve` on `agent:{id}`
@@ -124,6 +129,7 @@ impl AgentOptions {
             window: self.batch_window,
             buffer_bytes: self.buffer_bytes,
             parent: self.parent,
+            parent_run: self.parent_run,
             deadline,
         };
         Agent::start(start).boxed().await.map_err(|error| no_agent(at, error))
@@ -142,6 +148,9 @@ impl AgentOptions {
         }
         if let Some(parent) = &self.parent {
             Channel::agent(&parent.agent_id)?;
+        }
+        if let Some(run) = &self.parent_run {
+            run.check_id()?;
         }
         Ok(match &self.id {
             Some(id) => Channel::agent(id)?,

@@ -114,10 +114,10 @@ impl Publisher {
         self.agent.lifecycle.buffer.text(&self.channel, turn, text)
     }
 
-    /// Begins a run that belongs to this session: a Cancel sent to the agent cancels it, and so
-    /// does one sent to the session.
+    /// Begins a run that belongs to this session, which it keeps open: a Cancel sent to the agent cancels
+    /// it, and so does one sent to the session. Says nothing yet, see [`Run::announce`].
     pub fn begin_run(&self, id: impl Into<String>) -> Run {
-        Run::begin(&self.agent, &self.channel, id.into())
+        Run::begin(self.clone(), id.into(), None)
     }
 
     /// Waits until everything the agent has said so far is in the journal.

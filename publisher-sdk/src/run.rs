@@ -3,22 +3,17 @@
 //! [`runs`](crate::runs) → **run** → [`lifecycle`](crate::lifecycle)
 
 use std::fmt;
-use std::sync::Arc;
 
-use journal::{NewEntry, Parent};
-use protocol::{Channel, Kind};
+use journal::Parent;
 use serde::Serialize;
-use serde_json::{Map, Value};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::agent::Inner;
 use crate::ends;
-use crate::lifecycle::{self, LifecyclePhase};
-use crate::reason::within_bounds;
+use crate::lifecycle::{self, LifecyclePhase, Outcome};
 use crate::runs::Current;
-use crate::{Cancellation, PublishError, Reason};
+use crate::{Cancellation, PublishError, Publisher, Reason};
 
 /// Something the agent is working on, from [`Agent::begin_run`](crate::Agent::begin_run) until it
 /// is completed, failed, stopped or dropped.
@@ -48,7 +43,8 @@ use crate::{Cancellation, PublishError, Reason};
 #[derive(Debug)]
 #[must_use = "a run ends when it is dropped"]
 pub struct Run {
-    agent: Arc<Inner>,
+    /// Where it was begun. It keeps a session open.
+    publisher: Publisher,
     current: Current,
 }
 
@@ -68,8 +64,23 @@ pub enum ScopeError<E: fmt::Display + fmt::Debug> {
 }
 
 impl Run {
-    pub(crate) fn begin(agent: &Arc<Inner>, channel: &Channel, id: String) -> Self {
-        Self { agent: Arc::clone(agent), current: agent.runs.begin(channel, id) }
+    pub(crate) fn begin(publisher: Publisher, id: String, parent: Option<&Current>) -> Self {
+        let current = publisher.agent().runs.begin(publisher.channel(), id, parent);
+        Self { publisher, current }
+    }
+
+    /// Begins a run that is a part of this one, on the same channel: whatever cancels this one cancels it as
+    /// well. So it is with every run that begins within this one's [scope](Self::scope).
+    pub fn begin_run(&self, id: impl Into<String>) -> Self {
+        Self::begin(self.publisher.clone(), id.into(), Some(&self.current))
+    }
+
+    fn agent(&self) -> &Inner {
+        self.publisher.agent()
+    }
+
+    pub(crate) fn current(&self) -> &Current {
+        &self.current
     }
 
     /// The id it was begun with: `runId` in its events, `run_id` in a Cancel that means only this
@@ -80,12 +91,7 @@ impl Run {
 
     /// The run, as what has spawned another agent.
     pub(crate) fn as_parent(&self) -> Parent {
-        let session = &self.current.channel;
-        Parent {
-            agent_id: self.agent.lifecycle.channel.id().into(),
-            run_id: Some(self.id().into()),
-            session: (session.kind() == Kind::Session).then(|| session.clone()),
-        }
+        self.current.as_parent(self.agent().lifecycle.channel.id())
     }
 
     /// Is cancelled with the run. Cancelling it cancels nothing else.
@@ -112,7 +118,7 @@ impl Run {
 
     /// Who cancelled the run, and why; `None` as long as nobody has.
     pub fn cancellation(&self) -> Option<Cancellation> {
-        self.is_cancelled().then(|| self.current.cancellation.get().cloned()).flatten()
+        self.current.cancellation().cloned()
     }
 
     /// Says that the run begins: `agent_spawned {agent_id, runId, …fields}`, on the agent's own
@@ -120,53 +126,69 @@ impl Run {
     /// its end is told even if the process is killed. Where 8 MiB of ends wait to be told, this waits.
     ///
     /// # Errors
-    /// [`PublishError`]; then the run goes on, unannounced.
+    /// [`PublishError`]; then the run goes on, unannounced. [`RunId`](PublishError::RunId) where its id has
+    /// more than 128 bytes.
     pub async fn announce(&self, fields: &impl Serialize) -> Result<(), PublishError> {
-        let fields = self.fields(lifecycle::fields(fields)?);
-        self.agent.ends.has_room().await;
-        self.agent.runs.note(&self.current);
+        self.current.check_id()?;
+        let mut fields = lifecycle::fields(fields)?;
+        fields.insert("runId".to_owned(), self.id().into());
+        let agent = self.agent();
+        agent.ends.has_room().await;
+        agent.runs.note(&self.current);
         let announced = async {
-            self.agent.note_begun(&self.current).await.map_err(ends::refused)?;
-            self.agent.lifecycle.say(LifecyclePhase::Spawned, fields).await
+            agent.note_begun(&self.current).await.map_err(ends::refused)?;
+            agent.lifecycle.say(LifecyclePhase::Spawned, fields).await
         };
         let announced = announced.await;
         if announced.is_err() {
-            drop(self.agent.ends.owe(&self.current, None, None));
+            drop(agent.ends.owe(&self.current, None, None));
         }
         announced
     }
 
-    /// Does `work` within the run, and ends the run as the work ends: `Ok` completes it, `Err` fails
-    /// it, a Cancel drops the work where it stands and stops it, a panic fails it.
+    /// Does `work` within the run, which it is lent, and ends the run as the work ends: `Ok` completes it, `Err`
+    /// fails it, a Cancel drops the work where it stands and stops it, a panic fails it. An `Err` that comes when
+    /// the run is cancelled is the Cancel's. A run that the work begins is a part of this one: where the
+    /// work is dropped, it is told as cancelled, too.
     ///
     /// # Errors
     /// [`ScopeError`].
     ///
     /// ```
-    /// # async fn answer() -> Result<u32, std::io::Error> { Ok(42) }
-    /// # async fn example(agent: publisher_sdk::Agent) -> Result<(), Box<dyn std::error::Error>> {
-    /// let run = agent.begin_run("run-1");
+    /// # use publisher_sdk::{Agent, Journal};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let agent = Agent::options().attach(Journal::in_memory()).await?;
+    /// let session = agent.session("42").await?;
+    /// let run = session.begin_run("run-1");
     /// run.announce(&()).await?;
-    /// let answer = run.scope(answer()).await?;
+    /// let answer = run
+    ///     .scope(async |run| {
+    ///         session.send("looking", &serde_json::json!({"runId": run.id()}))?;
+    ///         Ok::<_, publisher_sdk::PublishError>(42)
+    ///     })
+    ///     .await?;
+    /// assert_eq!(answer, 42);
     /// # Ok(())
     /// # }
     /// ```
     pub async fn scope<T, E: fmt::Display + fmt::Debug>(
         self,
-        work: impl Future<Output = Result<T, E>>,
+        work: impl AsyncFnOnce(&Run) -> Result<T, E>,
     ) -> Result<T, ScopeError<E>> {
-        let done = self.current.token.clone().run_until_cancelled_owned(work).await;
+        let token = self.current.token.clone();
+        let done = token.run_until_cancelled_owned(self.current.within(work(&self))).await;
         match done {
             Some(Ok(result)) => {
                 self.complete().await.map_err(ScopeError::Unsaid)?;
                 Ok(result)
             }
-            Some(Err(error)) => {
+            Some(Err(error)) if !self.is_cancelled() => {
                 self.fail(&error.to_string()).await.map_err(ScopeError::Unsaid)?;
                 Err(ScopeError::Failed(error))
             }
-            None => {
-                let why = self.cancellation().unwrap_or_else(|| Reason::Shutdown.into());
+            Some(Err(_)) | None => {
+                let why = self.cancelled_or_stopped();
                 match self.stop().await {
                     // The replica that declared the agent lost has told it.
                     Ok(()) | Err(PublishError::Fenced) => Err(ScopeError::Cancelled(why)),
@@ -176,81 +198,64 @@ impl Run {
         }
     }
 
-    /// Ends the run, done: `agent_completed {agent_id, runId}`. Where 8 MiB of ends wait to be told, the run
-    /// goes on until there is room; so it is with the other ways to end it.
+    /// Ends the run, done: `complete {runId, outcome}` on the session where it was begun, and `agent_completed
+    /// {agent_id, runId}`. Where 8 MiB of ends wait to be told, the run goes on until there is room; so it is with the
+    /// other ways to end it.
     ///
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
     pub async fn complete(self) -> Result<(), PublishError> {
-        self.end(LifecyclePhase::Completed, Map::new()).await
+        self.end(Outcome::Completed).await
     }
 
-    /// Ends the run, not done: `agent_failed {agent_id, runId, error}`.
+    /// Ends the run, not done: `complete {runId, outcome}`, and `agent_failed {agent_id, runId, error}`.
     ///
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
     pub async fn fail(self, error: &str) -> Result<(), PublishError> {
-        self.end(LifecyclePhase::Failed, failed(error)).await
+        self.end(Outcome::Failed(error.to_owned())).await
     }
 
-    /// Ends the run, cancelled: `agent_cancelled {agent_id, runId, reason, by?, detail?}` with who
-    /// cancelled it and why; where nobody did, the agent itself stopped it: `shutdown`.
+    /// Ends the run, cancelled: `complete {runId, outcome}`, and `agent_cancelled {agent_id, runId, reason, by?,
+    /// detail?}` with who cancelled it and why; where nobody did, the agent itself stopped it: `shutdown`.
     ///
     /// # Errors
     /// [`PublishError`]; the run has ended all the same.
     pub async fn stop(self) -> Result<(), PublishError> {
-        let why = self.cancellation().unwrap_or_else(|| Reason::Shutdown.into());
-        self.end(LifecyclePhase::Cancelled, why.fields()).await
+        let why = self.cancelled_or_stopped();
+        self.end(Outcome::Cancelled(why)).await
     }
 
-    async fn end(
-        self,
-        phase: LifecyclePhase,
-        fields: Map<String, Value>,
-    ) -> Result<(), PublishError> {
-        let entry = self.agent.lifecycle.entry(phase, self.fields(fields))?;
-        let ends = &self.agent.ends;
-        let room = ends.room(&entry).await;
-        let owe = || ends.owe(&self.current, Some(with_key(entry)), room);
-        let Some(told) = self.agent.runs.end(self.current.key, owe) else {
+    fn cancelled_or_stopped(&self) -> Cancellation {
+        self.cancellation().unwrap_or_else(|| Reason::Shutdown.into())
+    }
+
+    async fn end(self, outcome: Outcome) -> Result<(), PublishError> {
+        let agent = self.agent();
+        let end = agent.lifecycle.end(&self.current, &outcome)?;
+        let room = agent.ends.room(&end).await;
+        let owe = || agent.ends.owe(&self.current, Some(end), room);
+        let Some(told) = agent.runs.end(self.current.key, owe) else {
             // The agent was closed, and has said so.
             return Ok(());
         };
         told.await.unwrap_or(Err(PublishError::Closed))
     }
-
-    fn fields(&self, mut fields: Map<String, Value>) -> Map<String, Value> {
-        fields.insert("runId".to_owned(), self.id().into());
-        fields
-    }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let is_owed = self.agent.runs.is_noted(self.current.key);
-        let (phase, fields) = match self.cancellation() {
-            Some(why) => (LifecyclePhase::Cancelled, why.fields()),
-            None if std::thread::panicking() => {
-                (LifecyclePhase::Failed, failed("the agent panicked"))
-            }
-            None => (LifecyclePhase::Failed, failed("the run ended without a result")),
+        let agent = self.agent();
+        let is_owed = agent.runs.is_noted(self.current.key);
+        let outcome = match self.cancellation() {
+            Some(why) => Outcome::Cancelled(why),
+            None if std::thread::panicking() => Outcome::Failed("the agent panicked".to_owned()),
+            None => Outcome::Failed("the run ended without a result".to_owned()),
         };
-        let fields = self.fields(fields);
-        let entry = self.agent.lifecycle.entry(phase, fields);
-        self.agent.runs.end(self.current.key, || match entry {
-            Ok(entry) if is_owed => {
-                drop(self.agent.ends.owe(&self.current, Some(with_key(entry)), None));
-            }
+        let end = agent.lifecycle.end(&self.current, &outcome);
+        agent.runs.end(self.current.key, || match end {
+            Ok(end) if is_owed => drop(agent.ends.owe(&self.current, Some(end), None)),
             _ => {}
         });
     }
-}
-
-/// An end is told once, however often it is tried.
-pub(crate) fn with_key(entry: NewEntry) -> NewEntry {
-    entry.with_key(Uuid::new_v4().to_string())
-}
-
-fn failed(error: &str) -> Map<String, Value> {
-    Map::from_iter([("error".to_owned(), within_bounds(error).into())])
 }

@@ -11,13 +11,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use journal::Parent;
+use protocol::limits::RUN_ID_BYTES_MAX;
 use protocol::{Channel, Kind};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::Reason;
 use crate::reason::Cancellation;
+use crate::{Reason, RunIdError};
 
 /// How long a Cancel waits for its run to begin.
 pub(crate) const EARLY_LASTS: Duration = Duration::from_secs(600);
@@ -26,9 +28,16 @@ const EARLY_MAX: usize = 256;
 /// How many runs are remembered as ended, so that a late Cancel is told so.
 const ENDED_MAX: usize = 256;
 
+tokio::task_local! {
+    /// The run within whose scope this code runs.
+    static WITHIN: Current;
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     state: Mutex<RunsState>,
+    /// The run, of another agent in this process, for which this agent was spawned.
+    parent: Option<Current>,
     /// How many are current.
     count: watch::Sender<usize>,
 }
@@ -63,7 +72,9 @@ pub(crate) struct Current {
     /// The session it was begun on, or the agent's own channel.
     pub(crate) channel: Channel,
     pub(crate) token: CancellationToken,
-    pub(crate) cancellation: Arc<OnceLock<Cancellation>>,
+    cancellation: Arc<OnceLock<Cancellation>>,
+    /// Cancelled, it cancels this one.
+    parent: Option<Arc<Current>>,
 }
 
 /// What a Cancel hits.
@@ -82,10 +93,43 @@ pub(crate) enum Hit {
 }
 
 impl Current {
-    /// The first cancellation is remembered.
-    pub(crate) fn cancel(&self, cancellation: Cancellation) {
-        self.cancellation.get_or_init(|| cancellation);
+    pub(crate) fn cancel(&self, why: Cancellation) {
+        self.mark(why);
         self.token.cancel();
+    }
+
+    /// Says why it is cancelled, before it is: the first cancellation is remembered.
+    fn mark(&self, why: Cancellation) {
+        if self.cancellation().is_none() {
+            self.cancellation.get_or_init(|| why);
+        }
+    }
+
+    /// Why it is cancelled: it, or the run that it is a part of.
+    pub(crate) fn cancellation(&self) -> Option<&Cancellation> {
+        self.cancellation.get().or_else(|| self.parent.as_ref()?.cancellation())
+    }
+
+    /// Does `work` within this run's scope: a run that it begins is a part of this one.
+    pub(crate) async fn within<T>(&self, work: impl Future<Output = T>) -> T {
+        WITHIN.scope(self.clone(), work).await
+    }
+
+    /// The run, as what has spawned another agent.
+    pub(crate) fn as_parent(&self, agent_id: &str) -> Parent {
+        Parent {
+            agent_id: agent_id.into(),
+            run_id: Some((&*self.id).into()),
+            session: (self.channel.kind() == Kind::Session).then(|| self.channel.clone()),
+        }
+    }
+
+    /// An id that is too long is not written anywhere.
+    pub(crate) fn check_id(&self) -> Result<(), RunIdError> {
+        match self.id.len() {
+            0..=RUN_ID_BYTES_MAX => Ok(()),
+            bytes => Err(RunIdError { bytes }),
+        }
     }
 
     /// Whether a Cancel on `channel` means it: sent to the agent, all; sent to a session, those
@@ -95,20 +139,42 @@ impl Current {
     }
 }
 
+/// Each knows why before the first one ends: what drops one run may drop others with it. False where there are none.
+fn cancel_each<'a>(runs: impl Iterator<Item = &'a Current> + Clone, why: &Cancellation) -> bool {
+    let mut any = false;
+    for run in runs.clone() {
+        run.mark(why.clone());
+        any = true;
+    }
+    runs.for_each(|run| run.token.cancel());
+    any
+}
+
 fn is_reached(channel: &Channel, of_run: &Channel) -> bool {
     channel.kind() == Kind::Agent || channel == of_run
 }
 
 impl Runs {
-    pub(crate) fn begin(&self, channel: &Channel, id: String) -> Current {
+    /// Of an agent that was spawned for `parent`.
+    pub(crate) fn new(parent: Option<Current>) -> Self {
+        Self { parent, ..Self::default() }
+    }
+
+    /// A run that is a part of `parent`; without one, of the run within whose scope it begins, or for which the agent
+    /// was spawned, if there is such a run.
+    pub(crate) fn begin(&self, channel: &Channel, id: String, parent: Option<&Current>) -> Current {
+        let within = || WITHIN.try_with(Clone::clone).ok();
+        let parent = parent.cloned().or_else(within).or_else(|| self.parent.clone());
+        let token = parent.as_ref().map_or_else(CancellationToken::new, |p| p.token.child_token());
         let mut state = self.state();
         state.next_key += 1;
         let current = Current {
             key: state.next_key,
             id: id.into(),
             channel: channel.clone(),
-            token: CancellationToken::new(),
+            token,
             cancellation: Arc::default(),
+            parent: parent.map(Arc::new),
         };
         let now = Instant::now();
         let early = state.early.iter().position(|early| {
@@ -162,11 +228,8 @@ impl Runs {
         cancellation: &Cancellation,
     ) -> Hit {
         let mut state = self.state();
-        let mut any = false;
-        for run in state.current.values().filter(|run| run.is_meant(channel, run_id)) {
-            run.cancel(cancellation.clone());
-            any = true;
-        }
+        let meant = |run: &&Current| run.is_meant(channel, run_id);
+        let any = cancel_each(state.current.values().filter(meant), cancellation);
         let Some(run_id) = run_id.filter(|_| !any) else {
             return if any { Hit::Cancelled } else { Hit::Nothing };
         };
@@ -194,9 +257,7 @@ impl Runs {
     /// Cancels every run, and those that begin from now on.
     pub(crate) fn cancel_all(&self, reason: Reason) {
         let mut state = self.state();
-        for run in state.current.values() {
-            run.cancel(reason.into());
-        }
+        cancel_each(state.current.values(), &reason.into());
         state.all_cancelled.get_or_insert(reason.into());
     }
 
@@ -233,9 +294,9 @@ mod tests {
         let (one, two) = (Channel::session("1").unwrap(), Channel::session("2").unwrap());
         assert!(matches!(runs.cancel(&agent, None, &nobody()), Hit::Nothing), "nothing is current");
 
-        let a = runs.begin(&one, "run-a".to_owned());
-        let b = runs.begin(&two, "run-b".to_owned());
-        let c = runs.begin(&agent, "run-c".to_owned());
+        let a = runs.begin(&one, "run-a".to_owned(), None);
+        let b = runs.begin(&two, "run-b".to_owned(), None);
+        let c = runs.begin(&agent, "run-c".to_owned(), None);
         let state = || [&a, &b, &c].map(|run| run.token.is_cancelled());
         assert_eq!(state(), [false; 3], "an earlier cancel does nothing later on");
 
@@ -260,11 +321,14 @@ mod tests {
         let agent = Channel::agent("a").unwrap();
         let Hit::Early(begun) = runs.cancel(&agent, Some("soon"), &nobody()) else { panic!() };
         let Hit::Early(never) = runs.cancel(&agent, Some("late"), &nobody()) else { panic!() };
-        assert!(!runs.begin(&agent, "other".to_owned()).token.is_cancelled());
-        assert!(runs.begin(&agent, "soon".to_owned()).token.is_cancelled() && begun.is_cancelled());
-        assert!(!runs.begin(&agent, "soon".to_owned()).token.is_cancelled(), "once");
+        assert!(!runs.begin(&agent, "other".to_owned(), None).token.is_cancelled());
+        assert!(
+            runs.begin(&agent, "soon".to_owned(), None).token.is_cancelled()
+                && begun.is_cancelled()
+        );
+        assert!(!runs.begin(&agent, "soon".to_owned(), None).token.is_cancelled(), "once");
         tokio::time::advance(EARLY_LASTS).await;
-        assert!(!runs.begin(&agent, "late".to_owned()).token.is_cancelled());
+        assert!(!runs.begin(&agent, "late".to_owned(), None).token.is_cancelled());
         assert!(!never.is_cancelled());
         for n in 0..EARLY_MAX {
             runs.cancel(&agent, Some(&format!("r{n}")), &nobody());
@@ -276,13 +340,13 @@ mod tests {
     fn the_first_cancellation_is_remembered() {
         let runs = Runs::default();
         let agent = Channel::agent("a").unwrap();
-        let run = runs.begin(&agent, "run".to_owned());
+        let run = runs.begin(&agent, "run".to_owned(), None);
         for by in ["ann", "ben"] {
             runs.cancel(&agent, None, &Cancellation::by_user(Some(by.to_owned()), None));
         }
         runs.cancel_all(Reason::Lost);
-        assert_eq!(run.cancellation.get().and_then(|c| c.by.as_deref()), Some("ann"));
-        let next = runs.begin(&agent, "next".to_owned());
-        assert_eq!(next.cancellation.get().map(|c| c.reason), Some(Reason::Lost));
+        assert_eq!(run.cancellation().and_then(|c| c.by.as_deref()), Some("ann"));
+        let next = runs.begin(&agent, "next".to_owned(), None);
+        assert_eq!(next.cancellation().map(|c| c.reason), Some(Reason::Lost));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use publisher_sdk::vocabulary::{Complete, Outcome, TextComplete, ToolResult, ToolStart};
+use publisher_sdk::vocabulary::{TextComplete, ToolResult, ToolStart};
 use publisher_sdk::{Agent, PermissionRequest, Publisher, RequestError};
 use serde_json::json;
 use tests::chaos::Chaos;
@@ -45,7 +45,6 @@ async fn everything_an_agent_says_is_on_every_screen_in_the_order_it_was_said() 
         session.text_delta("t1", &word).unwrap();
     }
     session.publish_event(&TextComplete::new("done").turn_id("t1")).await.unwrap();
-    session.publish_event(&Complete::new(Outcome::Completed).run_id("r1")).await.unwrap();
     run.complete().await.unwrap();
 
     for screen in &mut screens {

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use protocol::Channel;
+use futures_util::future::{BoxFuture, ready};
 use protocol::agent::body::{ListChange, NoteCall};
+use protocol::{Channel, Kind};
 use uuid::Uuid;
 
 use super::lease::{Lease, LeaseError, LeaseState};
@@ -150,7 +150,7 @@ impl Lease {
     }
 
     /// Tells the end of a run, once: in one step it is appended to this channel's events, and the run leaves the
-    /// note. Then it is copied to the firehose, by a reaper where this agent dies over it. `entry` needs an
+    /// note. On the agent's own channel it is then copied to the firehose, by a reaper where this agent dies over it. `entry` needs an
     /// idempotency key, which is the end's: said again, it happens once. What is given back resolves when the
     /// copy is written; dropped, it is written all the same.
     ///
@@ -168,6 +168,9 @@ impl Lease {
         let note = NoteCall::ended([run_id.into()]);
         let told = Told { record: record.clone(), entry };
         self.journal.write(&self.held, &note, Some(told)).await?;
+        if self.channel().kind() != Kind::Agent {
+            return Ok(ready(()).boxed());
+        }
         let journal = self.journal.clone();
         let copy = NewEntry { idempotency_key: Some(record.id.clone()), ..entry.clone() };
         let enqueued =

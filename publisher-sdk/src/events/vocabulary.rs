@@ -5,7 +5,7 @@
 //! [`Publisher::publish`](crate::Publisher::publish) with a name of your own. Text deltas have a
 //! method of their own, [`text_delta`](crate::Publisher::text_delta), because they are batched; so
 //! have the events of an agent's life, because they go to two channels
-//! ([`Agent::spawned`](crate::Agent::spawned)).
+//! ([`Agent::spawned`](crate::Agent::spawned)). How a run ended, `complete`, is said by the [`Run`](crate::Run).
 //!
 //! ```
 //! use publisher_sdk::vocabulary::{Event, ToolStart};
@@ -72,18 +72,6 @@ macro_rules! event {
             const NAME: &'static str = $name;
         }
     };
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// It did what it was asked.
-    Completed,
-    /// Somebody cancelled it.
-    Cancelled,
-    /// It could not do what it was asked.
-    Failed,
 }
 
 /// Where a plan's step stands.
@@ -174,17 +162,6 @@ event! {
         "isError" is_error: bool = bool,
         /// Which turn.
         "turnId" turn_id: String = impl Into<String>,
-    }
-}
-
-event! {
-    /// On a session: the answer is complete, nothing more comes for this run.
-    "complete" Complete {
-        /// How it ended.
-        "outcome" outcome: Outcome = Outcome,
-    } optional {
-        /// Which run.
-        "runId" run_id: String = impl Into<String>,
     }
 }
 
@@ -346,10 +323,6 @@ mod tests {
             &ToolResult::new("u", "Bash", "out").is_error(false).turn_id("t1"),
             json!({"toolUseId": "u", "toolName": "Bash", "result": "out", "isError": false,
                 "turnId": "t1"}),
-        );
-        check(
-            &Complete::new(Outcome::Cancelled).run_id("r"),
-            json!({"runId": "r", "outcome": "cancelled"}),
         );
         check(&ErrorEvent::new("boom"), json!({"error": "boom"}));
         check(
