@@ -2,12 +2,13 @@
 //!
 //! Every error says whether trying again can help ([`is_retryable`](PublishError::is_retryable)).
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use journal::{AppendError, LEASE_MAX, LEASE_MIN, Unavailable};
 use protocol::limits::{APPROVALS_MAX, RUN_ID_BYTES_MAX};
 use protocol::{Channel, ChannelError, DataError, NameError};
-use thiserror::Error;
 
 use crate::commands::inbox::JoinError;
 use crate::options::{BATCH_WINDOW_MAX, BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, CONNECT_TIMEOUT};
@@ -16,8 +17,31 @@ use crate::options::{BATCH_WINDOW_MAX, BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, CONNE
 pub(crate) const FENCED: &str = "a newer agent of this id has taken over, or this one was declared lost: what it \
     says is refused, connect again";
 
+/// An error and what caused it, in words: what a program shows whose `main` returns the error.
+pub(crate) fn in_words(error: &dyn Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{error}")?;
+    let mut source = error.source();
+    while let Some(cause) = source {
+        write!(f, ": {cause}")?;
+        source = cause.source();
+    }
+    Ok(())
+}
+
+macro_rules! shown_in_words {
+    ($($error:ident)+) => {$(
+        impl fmt::Debug for $error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                in_words(self, f)
+            }
+        }
+    )+};
+}
+
+shown_in_words! { ConnectError OpenError RunIdError PublishError AskError FlushError }
+
 /// Why an agent could not connect.
-#[derive(Debug, Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The agent's id breaks the grammar of channels.
@@ -67,14 +91,16 @@ pub enum ConnectError {
         /// What is wrong with it.
         why: String,
     },
-    /// Nobody answered.
+    /// Nobody answered within the [`connect_timeout`](crate::AgentOptions::connect_timeout).
     #[error(
-        "`{at}` did not answer within {CONNECT_TIMEOUT:?}: check that Redis, or the relay, runs there, \
+        "`{at}` did not answer within {within:?}: check that Redis, or the relay, runs there, \
          that it can be reached from here, and the user and password in Redis' address"
     )]
     Unreachable {
         /// Where, without user and password.
         at: String,
+        /// The bound that was given.
+        within: Duration,
         /// The error of the last attempt; `None` if commands could not be followed in time.
         source: Option<Unavailable>,
     },
@@ -96,7 +122,7 @@ impl ConnectError {
 }
 
 /// Why a channel could not be opened.
-#[derive(Debug, Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// The address breaks the grammar.
@@ -142,7 +168,7 @@ impl OpenError {
 
 /// The id of a run is too long to be kept beside a lease. The run itself goes on and can be cancelled; nothing is
 /// said of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a run's id has at most {RUN_ID_BYTES_MAX} bytes, this one has {bytes}")]
 pub struct RunIdError {
     /// What was given.
@@ -150,7 +176,7 @@ pub struct RunIdError {
 }
 
 /// Why an event was not published.
-#[derive(Debug, Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
     /// The name breaks the grammar or belongs to the relay.
@@ -229,7 +255,7 @@ impl PublishError {
 }
 
 /// Why a question was not answered.
-#[derive(Debug, Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
     /// The question's id breaks the grammar.
@@ -286,7 +312,7 @@ impl From<JoinError> for AskError {
 }
 
 /// What a flush found.
-#[derive(Debug, Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum FlushError {
     /// Events that nobody waited for were lost since the last flush.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::{Either, select};
 use journal::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Parent, without_secrets};
 use protocol::Channel;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::agent::Start;
@@ -13,8 +14,10 @@ use crate::link::{Link, LinkError};
 use crate::runs::Current;
 use crate::{Agent, ConnectError, Run};
 
-/// How long [`AgentOptions::connect`] and [`Agent::session`] wait for Redis.
+/// How long [`Agent::session`] waits for Redis, and one attempt of [`AgentOptions::connect`].
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// After this time an agent that is not connected yet says that it waits; and between two attempts.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Beyond a quarter of a second text appears in visible jumps.
 pub(crate) const BATCH_WINDOW_MAX: Duration = Duration::from_millis(250);
 /// A few of the largest events, so that one is never refused by an empty buffer.
@@ -29,6 +32,7 @@ pub struct AgentOptions {
     batch_window: Duration,
     buffer_bytes: usize,
     lease: Duration,
+    connect_timeout: Option<Duration>,
     parent: Option<Parent>,
     /// The parent's run, where that is of this process.
     parent_run: Option<Current>,
@@ -42,6 +46,7 @@ impl Default for AgentOptions {
             batch_window: Duration::from_millis(50),
             buffer_bytes: 8 * 1024 * 1024,
             lease: LEASE_DEFAULT,
+            connect_timeout: None,
             parent: None,
             parent_run: None,
             token: None,
@@ -79,6 +84,12 @@ impl AgentOptions {
         Self { lease, ..self }
     }
 
+    /// How long [`connect`](Self::connect) and [`attach`](Self::attach) wait for Redis, or the relay, to be there.
+    /// Default: as long as it takes, so that the order of starting does not matter; the log says what is waited for.
+    pub fn connect_timeout(self, timeout: Duration) -> Self {
+        Self { connect_timeout: Some(timeout), ..self }
+    }
+
     /// The agent was spawned by the agent of `run`, for that run: a Cancel that cancels the run
     /// reaches this agent as well, whether it was sent to the agent or to the run's session. Whatever else
     /// cancels the run cancels this agent's runs too, with the same reason.
@@ -103,9 +114,11 @@ impl AgentOptions {
     /// (`redis://…`, or `rediss://…` for TLS), or, for an agent without Redis, of any replica of the
     /// relay (`http://…`, `https://…`): everything is the same, with one hop more.
     ///
+    /// Where it is not there yet, this waits for it, and says so in the log.
+    ///
     /// # Errors
-    /// [`ConnectError`]; [`Unreachable`](ConnectError::Unreachable) after 10 seconds without an
-    /// answer.
+    /// [`ConnectError`]; [`Unreachable`](ConnectError::Unreachable) only where a
+    /// [`connect_timeout`](Self::connect_timeout) was given.
     pub async fn connect(self, url: &str) -> Result<Agent, ConnectError> {
         let link = Link::open(url)?.with_lease(self.lease);
         self.come_in(&link, without_secrets(url)).await
@@ -122,17 +135,51 @@ impl AgentOptions {
 
     async fn come_in(self, link: &Link, at: String) -> Result<Agent, ConnectError> {
         let agent = self.checked()?;
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let start = Start {
-            link: link.of_agent(agent.id(), self.token.as_deref())?,
-            channel: agent,
-            window: self.batch_window,
-            buffer_bytes: self.buffer_bytes,
-            parent: self.parent,
-            parent_run: self.parent_run,
-            deadline,
-        };
-        Agent::start(start).boxed().await.map_err(|error| no_agent(at, error))
+        let ends = self.connect_timeout.map(|timeout| Instant::now() + timeout);
+        let mut has_waited = false;
+        loop {
+            let attempt = Instant::now() + CONNECT_TIMEOUT;
+            let start = Start {
+                link: link.of_agent(agent.id(), self.token.as_deref())?,
+                channel: agent.clone(),
+                window: self.batch_window,
+                buffer_bytes: self.buffer_bytes,
+                parent: self.parent.clone(),
+                parent_run: self.parent_run.clone(),
+                deadline: ends.map_or(attempt, |ends| ends.min(attempt)),
+            };
+            let connected = match select(Agent::start(start).boxed(), sleep(PAUSE).boxed()).await {
+                Either::Left((connected, _)) => connected,
+                Either::Right(((), connecting)) => {
+                    if !std::mem::replace(&mut has_waited, true) {
+                        tracing::warn!(agent_id = agent.id(), at, "no answer yet, waiting");
+                    }
+                    connecting.await
+                }
+            };
+            let source = match connected {
+                Ok(agent) => {
+                    if has_waited {
+                        tracing::info!(agent_id = agent.id(), at, "connected");
+                    }
+                    return Ok(agent);
+                }
+                Err(Some(LinkError::Refused(why))) => {
+                    return Err(ConnectError::Refused { at, why });
+                }
+                Err(Some(LinkError::Unavailable(source))) => Some(source),
+                Err(_) => None,
+            };
+            if let (Some(within), Some(ends)) = (self.connect_timeout, ends)
+                && ends <= Instant::now()
+            {
+                return Err(ConnectError::Unreachable { at, within, source });
+            }
+            has_waited = true;
+            let error = source.map(|source| source.to_string());
+            tracing::warn!(agent_id = agent.id(), at, error, "still no answer, waiting");
+            sleep(PAUSE).await;
+        }
     }
 
     /// Everything that can be found wrong without Redis; the agent's channel.
@@ -156,16 +203,6 @@ impl AgentOptions {
             Some(id) => Channel::agent(id)?,
             None => Channel::agent(&Uuid::new_v4().to_string())?,
         })
-    }
-}
-
-fn no_agent(at: String, error: Option<LinkError>) -> ConnectError {
-    match error {
-        Some(LinkError::Refused(why)) => ConnectError::Refused { at, why },
-        Some(LinkError::Unavailable(source)) => {
-            ConnectError::Unreachable { at, source: Some(source) }
-        }
-        _ => ConnectError::Unreachable { at, source: None },
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Inner;
 use crate::ends;
+use crate::error::in_words;
 use crate::lifecycle::{self, LifecyclePhase, Outcome};
 use crate::runs::Current;
 use crate::{Cancellation, PublishError, Publisher, Reason};
@@ -24,12 +25,14 @@ use crate::{Cancellation, PublishError, Publisher, Reason};
 /// notices says `agent_lost`.
 ///
 /// ```
-/// # use publisher_sdk::{Agent, Run};
+/// # use publisher_sdk::{Agent, Journal};
 /// # async fn next_token() -> Option<&'static str> { None }
-/// # async fn example(agent: Agent) -> Result<(), publisher_sdk::PublishError> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let agent = Agent::options().attach(Journal::in_memory()).await?;
 /// let run = agent.begin_run("run-1");
 /// run.announce(&serde_json::json!({"task": "Tidy up"})).await?;
-/// loop {
+/// let said = loop {
 ///     tokio::select! {
 ///         _ = run.cancelled() => break run.stop().await,
 ///         token = next_token() => match token {
@@ -37,7 +40,9 @@ use crate::{Cancellation, PublishError, Publisher, Reason};
 ///             None => break run.complete().await,
 ///         }
 ///     }
-/// }
+/// };
+/// said?;
+/// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
@@ -49,7 +54,7 @@ pub struct Run {
 }
 
 /// How a [scope](Run::scope) ended that did not complete.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[non_exhaustive]
 pub enum ScopeError<E: fmt::Display + fmt::Debug> {
     /// Somebody cancelled the run; the work was dropped where it stood.
@@ -61,6 +66,12 @@ pub enum ScopeError<E: fmt::Display + fmt::Debug> {
     /// The run's end could not be said.
     #[error(transparent)]
     Unsaid(PublishError),
+}
+
+impl<E: fmt::Display + fmt::Debug> fmt::Debug for ScopeError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        in_words(self, f)
+    }
 }
 
 impl Run {

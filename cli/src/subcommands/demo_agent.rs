@@ -8,9 +8,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::signals::Signals;
 
-/// Between two attempts to reach a Redis; each attempt waits for ten seconds itself.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// Works until it is asked to end.
 pub(crate) async fn run(
     redis: &str,
@@ -39,24 +36,11 @@ async fn work(
     agent_id: &str,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let connecting = Box::pin(connect(redis, lease, agent_id));
-    let Some(agent) = shutdown.run_until_cancelled(connecting).await else {
+    let connecting = Agent::options().id(agent_id).lease(lease).connect(redis);
+    let Some(agent) = shutdown.run_until_cancelled(Box::pin(connecting)).await else {
         return Ok(());
     };
-    let agent = agent?;
+    let agent = agent.context("the demo agent cannot connect")?;
     tracing::info!(session, agent_id, "the demo agent works");
     demo::run_agent(agent, session, shutdown).await.context("the demo agent ended")
-}
-
-/// Connects, however long Redis takes to be there.
-async fn connect(redis: &str, lease: Duration, agent_id: &str) -> anyhow::Result<Agent> {
-    loop {
-        match Agent::options().id(agent_id).lease(lease).connect(redis).await {
-            Err(error) if error.is_retryable() => {
-                tracing::warn!("{:#}; trying again", anyhow::Error::new(error));
-                tokio::time::sleep(PAUSE).await;
-            }
-            connected => return connected.context("the demo agent cannot connect"),
-        }
-    }
 }

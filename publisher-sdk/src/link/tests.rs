@@ -357,8 +357,21 @@ async fn a_relay_that_says_too_much_at_once_is_left() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_cannot_connect_is_told_why() {
     let closed = FakeRelay::start().await.url();
-    let error = Agent::options().id("a").connect(&closed).await.unwrap_err();
-    let ConnectError::Unreachable { at, source: Some(source) } = error else { panic!("{error}") };
+    let options = Agent::options().id("a").connect_timeout(Duration::from_secs(10));
+    let error = options.connect(&closed).await.unwrap_err();
+    let shown = format!("{error:?}");
+    assert!(shown.starts_with(&format!("{error}: ")) && shown.contains("refused"), "{shown}");
+    let ConnectError::Unreachable { at, within, source: Some(_) } = error else {
+        panic!("{error}")
+    };
     assert!(closed.starts_with(&at), "{at}");
-    assert!(source.to_string().contains("refused"), "{source}");
+    assert_eq!(within, Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_waits_for_a_relay_that_is_not_up_yet_however_long_it_takes() {
+    let closed = FakeRelay::start().await.url();
+    let connecting = Agent::options().id("a").connect(&closed);
+    let ended = timeout(Duration::from_secs(3_600), connecting).await;
+    assert!(ended.is_err(), "{ended:?}");
 }

@@ -32,4 +32,5 @@ mod events;
 mod leases;
 mod runs;
 mod services;
+mod starting;
 mod time;
