@@ -12,10 +12,9 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use protocol::{Channel, Kind};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -53,10 +52,18 @@ impl Request {
     /// [`PublishError`] if the data is not JSON, or too large.
     ///
     /// ```
-    /// # async fn example(request: publisher_sdk::Request) -> Result<(), publisher_sdk::PublishError> {
-    /// for file in 0..7 {
-    ///     request.progress(&serde_json::json!({"done": file, "of": 7}))?;
-    /// }
+    /// # use publisher_sdk::{Agent, Journal, RequestError};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let agent = Agent::options().attach(Journal::in_memory()).await?;
+    /// let handler = async |request: publisher_sdk::Request| {
+    ///     for file in 0..7 {
+    ///         let progress = serde_json::json!({"done": file, "of": 7});
+    ///         request.progress(&progress).map_err(|e| RequestError::new("failed", e.to_string()))?;
+    ///     }
+    ///     Ok(serde_json::json!("all files are done"))
+    /// };
+    /// let _files = agent.serve("files", handler).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -106,7 +113,10 @@ impl Agent {
     /// As [`ServiceOptions::serve`].
     ///
     /// ```
-    /// # async fn example(agent: publisher_sdk::Agent) -> Result<(), publisher_sdk::OpenError> {
+    /// # use publisher_sdk::{Agent, Journal};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let agent = Agent::options().attach(Journal::in_memory()).await?;
     /// use publisher_sdk::RequestError;
     ///
     /// let _sessions = agent
@@ -215,23 +225,15 @@ impl Worker {
 
     /// Handles a request that was taken; closing the agent waits for it.
     pub(crate) fn work(self, command: Command, inbox: &Inbox) {
-        #[derive(Deserialize)]
-        struct Asked<'a> {
-            method: String,
-            #[serde(borrow)]
-            params: Option<&'a RawValue>,
-        }
-        let request = match serde_json::from_str::<Asked<'_>>(&command.data) {
-            Ok(Asked { method, params }) => Request {
-                method,
-                params: params.map_or("null", RawValue::get).into(),
-                by: command.by.clone(),
-                command_id: command.command_id.clone(),
-                progress: command.progress_handle(),
-            },
-            Err(error) => {
-                return command.refuse(&RequestError::new("bad_request", error.to_string()));
-            }
+        let Some(method) = command.method() else {
+            return command.rejected("a service answers requests, and takes no other commands");
+        };
+        let request = Request {
+            method: method.to_owned(),
+            params: command.data.clone(),
+            by: command.by.clone(),
+            command_id: command.command_id.clone(),
+            progress: command.progress_handle(),
         };
         let report = command.into_report();
         inbox.in_background(async move {

@@ -128,7 +128,9 @@ impl Consumer {
             match inbox.take(&self, &command, key, is_idempotent).await {
                 Some(Take::Yours) => {
                     let report = Report::owed(membership, key, command.is_request);
-                    room.permit(Command::new(command, report), &inbox);
+                    if let Some(command) = Command::taken(command, report) {
+                        room.permit(command, &inbox);
+                    }
                 }
                 // Another agent has it, or it has expired.
                 Some(Take::Gone) => self.forget(key),

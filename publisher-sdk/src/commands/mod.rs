@@ -23,8 +23,9 @@ use std::sync::Arc;
 use protocol::Channel;
 use queue::Queue;
 use report::{Report, RequestError};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::PublishError;
 
@@ -37,21 +38,27 @@ pub(crate) const CANCEL: &str = "cancel_agent";
 /// reach every viewer of the channel as `command_status`; a request's reply reaches its sender.
 ///
 /// ```
-/// # async fn example(agent: publisher_sdk::Agent) {
+/// # use publisher_sdk::{Agent, Journal};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let agent = Agent::options().attach(Journal::in_memory()).await?;
+/// # tokio::spawn(agent.clone().close());
 /// let mut commands = agent.commands();
 /// while let Some(command) = commands.next().await {
-///     match command.name.as_str() {
-///         "pause" => command.applied(),
-///         "model" if command.is_request() => command.reply(&serde_json::json!({"name": "large"})),
-///         _ => command.rejected("this agent can be paused, and nothing else"),
+///     match (command.name.as_str(), command.method()) {
+///         ("pause", _) => command.applied(),
+///         (_, Some("model")) => command.reply(&serde_json::json!({"name": "large"})),
+///         _ => command.rejected("this agent can be paused and asked for its model, and nothing else"),
 ///     }
 /// }
+/// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Command {
-    /// What to do, for example `cancel_agent`.
+    /// What to do, for example `cancel_agent`; `request` where somebody waits for a reply, see
+    /// [`method`](Self::method).
     pub name: String,
     /// The command's own id: the same command never arrives twice.
     pub command_id: String,
@@ -59,9 +66,18 @@ pub struct Command {
     pub by: Option<String>,
     /// Where it was sent: the agent's own channel, or one of its sessions.
     pub channel: Channel,
-    /// With which arguments: JSON. See [`read`](Self::read).
+    /// With which arguments: JSON; of a request its params. See [`read`](Self::read).
     pub data: Box<str>,
+    method: Option<Box<str>>,
     report: Report,
+}
+
+/// What the entry of a request holds.
+#[derive(Deserialize)]
+struct Asked<'a> {
+    method: Box<str>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
 }
 
 impl Command {
@@ -72,21 +88,38 @@ impl Command {
             by: command.by.map(Into::into),
             channel: command.channel,
             data: command.data,
+            method: None,
             report,
         }
     }
 
-    /// The arguments as a type.
+    /// The same of one that was taken. `None` for a request that cannot be read: it has been refused.
+    pub(super) fn taken(command: journal::Command, report: Report) -> Option<Self> {
+        if !command.is_request {
+            return Some(Self::new(command, report));
+        }
+        let (method, params): (_, Box<str>) = match serde_json::from_str(&command.data) {
+            Ok(Asked { method, params }) => (method, params.map_or("null", RawValue::get).into()),
+            Err(error) => {
+                report.refused(&RequestError::new("bad_request", error.to_string()));
+                return None;
+            }
+        };
+        Some(Self { method: Some(method), data: params, ..Self::new(command, report) })
+    }
+
+    /// What a request asks for, `sessions.create` for example. `None` where it is not a request: then nobody waits
+    /// for a [`reply`](Self::reply).
+    pub fn method(&self) -> Option<&str> {
+        self.method.as_deref()
+    }
+
+    /// The arguments as a type; of a request its params.
     ///
     /// # Errors
     /// Those of `serde_json`, where the data does not fit the type.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.data)
-    }
-
-    /// Whether somebody waits for a [`reply`](Self::reply).
-    pub fn is_request(&self) -> bool {
-        self.report.is_request()
     }
 
     /// Says that it is done. Does not wait. A `cancel_agent` has been reported already.

@@ -77,10 +77,6 @@ impl Report {
         Self(None)
     }
 
-    pub(super) fn is_request(&self) -> bool {
-        self.0.as_ref().is_some_and(|owed| owed.is_request)
-    }
-
     /// Done. `result`: a request's reply, within the bounds of data.
     pub(crate) fn applied(mut self, result: Option<&Value>) {
         let detail: Option<Box<str>> = result.map(|result| result.to_string().into());
