@@ -231,6 +231,32 @@ on_both! {
     }
 }
 
+/// An agent gives up a note that Redis has taken, so the lease stands as the next note would leave it. That one is
+/// another step all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_note_is_not_taken_for_the_repetition_of_one_that_was_given_up() {
+    let server = Server::start().await;
+    let (journal, other) = (open(&server), open(&server));
+    let own = agent(&journal, "a").await;
+    own.note(&NoteCall::begun(runs(&["r0"]))).await.unwrap();
+    let noted = async || {
+        let mut agents = other.alive(None, 100).await.unwrap().agents;
+        agents.remove(0).runs
+    };
+
+    let first = NoteCall::begun(runs(&["r1"]));
+    let mut given_up = Box::pin(own.note(&first));
+    assert!(futures_util::poll!(&mut given_up).is_pending(), "it is on its way to Redis");
+    let deadline = tokio::time::Instant::now() + LEASE * 15;
+    while noted().await != runs(&["r0", "r1"]) {
+        assert!(tokio::time::Instant::now() < deadline, "Redis has not taken it");
+    }
+    drop(given_up);
+    own.note(&NoteCall::begun(runs(&["r2"]))).await.unwrap();
+
+    assert_eq!(noted().await, runs(&["r0", "r1", "r2"]));
+}
+
 /// The promise: 10,000 channels for each agent. What each costs does not grow with the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_channels_cost_each_what_the_first_did() {
