@@ -28,6 +28,7 @@ use crate::link::{LeaseHandle, LinkError, RecordLink, persist_until};
 use crate::options::CONNECT_TIMEOUT;
 use crate::reason::within_bounds;
 use crate::runs::{Current, Runs};
+use crate::watch::{Patience, Watch};
 use crate::{
     AgentOptions, Commands, ConnectError, FlushError, OpenError, PublishError, Publisher, Reason,
     Run,
@@ -46,9 +47,13 @@ const GRACE: Duration = Duration::from_secs(3);
 /// `agent_lost`, and the agent, should it go on, is [fenced](Self::fenced). A second agent of the
 /// same id takes over at once, and the first one is fenced.
 ///
+/// A connected agent's link and leases live on a thread of their own: a task that blocks the program's executor does
+/// not kill it. After 30 seconds its sessions are [told](AgentOptions::unresponsive_after), and after 10 minutes it is
+/// [lost](AgentOptions::lost_after).
+///
 /// It lives as long as a clone, a [`Publisher`] or a [`Run`] of it does. When the last one is
 /// dropped, what still waits to be written is written and the leases are released, as long as the
-/// runtime lives; [`close`](Self::close) waits for it.
+/// process lives; [`close`](Self::close) waits for it.
 #[derive(Clone, Debug)]
 pub struct Agent {
     inner: Arc<Inner>,
@@ -64,6 +69,7 @@ pub(crate) struct Inner {
     is_closing: AtomicBool,
     /// Everything is ended.
     closed: CancellationToken,
+    /// Where its link lives.
     runtime: Handle,
     /// Keeps the agent listening on its own channel.
     own: OnceLock<Membership>,
@@ -78,6 +84,8 @@ pub(crate) struct Start {
     pub(crate) parent: Option<Parent>,
     /// The parent's run, where that is of this process.
     pub(crate) parent_run: Option<Current>,
+    /// The program's executor, where that is not the one on which the agent is started.
+    pub(crate) watched: Option<(Handle, Patience)>,
     pub(crate) deadline: Instant,
 }
 
@@ -97,7 +105,8 @@ impl Agent {
 
     /// Returns when the agent is known to be alive, and listens.
     pub(crate) async fn start(start: Start) -> Result<Self, Option<LinkError>> {
-        let Start { channel, link, window, buffer_bytes, parent, parent_run, deadline } = start;
+        let Start { channel, link, window, buffer_bytes, parent, parent_run, watched, deadline } =
+            start;
         let lease = first_lease(&link, &channel, parent.as_ref(), deadline).await.map_err(Some)?;
         let fenced = CancellationToken::new();
         let buffer = Arc::new(Buffer::new(window, buffer_bytes, fenced.clone()));
@@ -112,6 +121,11 @@ impl Agent {
             runs: Arc::clone(&runs),
         };
         let inbox = Arc::new(Inbox::new(link, follower, leases, Arc::clone(&runs)));
+        if let Some((program, patience)) = watched {
+            let (leases, stopped) = (Arc::clone(&inbox.leases), inbox.stopped.clone());
+            let watch = Watch { program, patience, leases, events: events.clone(), stopped };
+            tokio::spawn(watch.run());
+        }
         tokio::spawn(writer::write(Arc::clone(&buffer), events));
         tokio::spawn(listener::listen(updates, Arc::clone(&inbox)));
         tokio::spawn(mind_the_fence(Arc::clone(&inbox), Arc::clone(&runs)));
@@ -332,7 +346,7 @@ impl Inner {
         let (leases, begun_on) = (Arc::clone(&self.inbox.leases), run.channel.clone());
         let note = NoteCall::begun([(&*run.id).into()]);
         // Runs to its end also if the caller has stopped waiting: the run's end comes after it.
-        let noting = tokio::spawn(async move {
+        let noting = self.runtime.spawn(async move {
             leases.note(leases.own(), &note).await?;
             if begun_on != *leases.own() {
                 leases.note(&begun_on, &note).await?;

@@ -318,14 +318,15 @@ impl Inner {
     ) -> Result<ApprovalAnswer, AskError> {
         // The journal writes the question at once: what waits in the buffer comes first.
         self.lifecycle.buffer.written().await;
-        let holder = self.inbox.leases.holder();
         let ends = Instant::now() + approval.expires_in;
         let remaining = || ends.saturating_duration_since(Instant::now());
         while !remaining().is_zero() {
             let asking = persist_until(ends, async || {
                 // The question expires at the time that it shows, even if it could only be asked late.
                 let approval = NewApproval { expires_in: remaining(), ..approval.clone() };
-                self.inbox.link.ask(holder, &approval).await
+                let inbox = Arc::clone(&self.inbox);
+                let asking = async move { inbox.link.ask(inbox.leases.holder(), &approval).await };
+                self.inbox.at_home(asking).await
             });
             match asking.await {
                 Ok(Asked::Answered(answer)) => return Ok(answer),
@@ -359,9 +360,16 @@ impl Inner {
 
     /// Resolves the approval, unless somebody was first; the answer that holds.
     async fn resolve(&self, approval: &NewApproval, answer: ApprovalAnswer) -> ApprovalAnswer {
-        let NewApproval { channel, request_id, asks, .. } = approval;
-        let link = &self.inbox.link;
-        match persist(|| link.resolve(channel, request_id, *asks, &answer)).await {
+        let resolving = persist(async || {
+            let (inbox, approval, answer) =
+                (Arc::clone(&self.inbox), approval.clone(), answer.clone());
+            let resolving = async move {
+                let NewApproval { channel, request_id, asks, .. } = approval;
+                inbox.link.resolve(&channel, &request_id, asks, &answer).await
+            };
+            self.inbox.at_home(resolving).await
+        });
+        match resolving.await {
             Ok(journal::Resolved::Already(first)) => first,
             // Refused or fenced, this agent cannot resolve it any more: its deadline does.
             Ok(_) | Err(_) => answer,

@@ -74,6 +74,9 @@ pub enum ConnectError {
     /// The id of the run for which the agent is spawned is too long.
     #[error(transparent)]
     RunId(#[from] RunIdError),
+    /// The system gives no thread for the link.
+    #[error("the thread of the link could not be started")]
+    Thread(#[source] std::io::Error),
     /// The address is not understood.
     #[error(
         "`{0}` is not an address of Redis or of a relay: write `redis://127.0.0.1:6379`, `rediss://…` for \

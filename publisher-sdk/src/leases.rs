@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::future::{BoxFuture, join_all};
 use journal::{Holder, ListChange, NewEntry, NoteCall};
-use protocol::Channel;
+use protocol::{Channel, Kind};
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -135,6 +135,23 @@ impl Leases {
             self.slots().keys().filter(|channel| **channel != self.own).cloned().collect();
         join_all(others.iter().map(|channel| self.leave(channel, || false))).await;
         self.leave(&self.own, || false).await;
+    }
+
+    /// Where the agent's events are looked at: its own channel and its sessions.
+    pub(crate) fn channels(&self) -> Vec<Channel> {
+        let serving = self.serving();
+        let sessions = serving.iter().filter(|channel| channel.kind() != Kind::Service);
+        [&self.own].into_iter().chain(sessions).cloned().collect()
+    }
+
+    /// Renews nothing any more: the leases run out, and the agent is declared lost.
+    pub(crate) async fn abandon(&self) {
+        self.fenced.cancel();
+        let slots: Vec<Slot> = self.slots().values().cloned().collect();
+        for slot in slots {
+            drop(slot.lock().await.take());
+        }
+        self.link.abandon();
     }
 
     /// Notes beside the lease of `channel` what came and went; tried until it is done. Nothing is noted where no

@@ -54,6 +54,8 @@ mod reason;
 mod run;
 mod runs;
 mod service;
+mod thread;
+mod watch;
 
 pub use agent::Agent;
 pub use approvals::{Budget, BudgetRequest, Permission, PermissionRequest};

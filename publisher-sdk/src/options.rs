@@ -6,12 +6,15 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use journal::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Parent, without_secrets};
 use protocol::Channel;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::agent::Start;
 use crate::link::{Link, LinkError};
 use crate::runs::Current;
+use crate::watch::Patience;
 use crate::{Agent, ConnectError, Run};
 
 /// How long [`Agent::session`] waits for Redis, and one attempt of [`AgentOptions::connect`].
@@ -33,6 +36,7 @@ pub struct AgentOptions {
     buffer_bytes: usize,
     lease: Duration,
     connect_timeout: Option<Duration>,
+    patience: Patience,
     parent: Option<Parent>,
     /// The parent's run, where that is of this process.
     parent_run: Option<Current>,
@@ -47,6 +51,7 @@ impl Default for AgentOptions {
             buffer_bytes: 8 * 1024 * 1024,
             lease: LEASE_DEFAULT,
             connect_timeout: None,
+            patience: Patience::default(),
             parent: None,
             parent_run: None,
             token: None,
@@ -82,6 +87,23 @@ impl AgentOptions {
     /// A relay, and an attached journal, bring their own.
     pub fn lease(self, lease: Duration) -> Self {
         Self { lease, ..self }
+    }
+
+    /// After how long without an answer of the program's own executor (a task blocks it) the agent's sessions are
+    /// told: `agent.status_changed {status: "unresponsive", since}`, and `"responsive"` when it answers again. At least
+    /// 100 ms. Default: 30 seconds.
+    pub fn unresponsive_after(mut self, time: Duration) -> Self {
+        self.patience.unresponsive_after = time;
+        self
+    }
+
+    /// After how long without an answer of the program's own executor the agent's leases are not renewed any more: it is
+    /// declared lost. Default: 10 minutes. Until then a program that blocks stays alive; its link and its leases live
+    /// on a thread of their own. An attached [`Journal`](journal::Journal) lives on the program's executor and is not
+    /// watched.
+    pub fn lost_after(mut self, time: Duration) -> Self {
+        self.patience.lost_after = time;
+        self
     }
 
     /// How long [`connect`](Self::connect) and [`attach`](Self::attach) wait for Redis, or the relay, to be there.
@@ -135,6 +157,9 @@ impl AgentOptions {
 
     async fn come_in(self, link: &Link, at: String) -> Result<Agent, ConnectError> {
         let agent = self.checked()?;
+        let program = Handle::current();
+        let home = link.thread().unwrap_or(&program);
+        let watched = link.thread().map(|_| (program.clone(), self.patience));
         let ends = self.connect_timeout.map(|timeout| Instant::now() + timeout);
         let mut has_waited = false;
         loop {
@@ -146,9 +171,15 @@ impl AgentOptions {
                 buffer_bytes: self.buffer_bytes,
                 parent: self.parent.clone(),
                 parent_run: self.parent_run.clone(),
+                watched: watched.clone(),
                 deadline: ends.map_or(attempt, |ends| ends.min(attempt)),
             };
-            let connected = match select(Agent::start(start).boxed(), sleep(PAUSE).boxed()).await {
+            let connected = match select(
+                at_home(home, Agent::start(start)).boxed(),
+                sleep(PAUSE).boxed(),
+            )
+            .await
+            {
                 Either::Left((connected, _)) => connected,
                 Either::Right(((), connecting)) => {
                     if !std::mem::replace(&mut has_waited, true) {
@@ -204,6 +235,14 @@ impl AgentOptions {
             None => Channel::agent(&Uuid::new_v4().to_string())?,
         })
     }
+}
+
+/// Starts the agent where its link lives. A caller that stops waiting ends it.
+async fn at_home(
+    home: &Handle,
+    starting: impl Future<Output = Result<Agent, Option<LinkError>>> + Send + 'static,
+) -> Result<Agent, Option<LinkError>> {
+    AbortOnDropHandle::new(home.spawn(starting)).await.unwrap_or(Err(None))
 }
 
 #[cfg(test)]

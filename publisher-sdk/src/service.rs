@@ -15,6 +15,7 @@ use protocol::{Channel, Kind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -179,6 +180,7 @@ impl ServiceOptions {
             permits: Arc::new(Semaphore::new(self.at_once)),
             handler: Box::new(move |request| Box::pin(handler(request))),
             is_idempotent: self.is_idempotent,
+            program: Handle::current(),
         });
         let (deadline, outlet) =
             (Instant::now() + CONNECT_TIMEOUT, Outlet::Pool(Arc::clone(&pool)));
@@ -194,6 +196,8 @@ pub(crate) struct Pool {
     permits: Arc<Semaphore>,
     handler: Box<Handler>,
     is_idempotent: bool,
+    /// The executor on which requests are handled.
+    program: Handle,
 }
 
 /// A free permit.
@@ -236,7 +240,8 @@ impl Worker {
             progress: command.progress_handle(),
         };
         let report = command.into_report();
-        inbox.in_background(async move {
+        let program = self.pool.program.clone();
+        inbox.in_program(&program, async move {
             // A panic in the call itself, or in the future it gives.
             let handling = AssertUnwindSafe(async { (self.pool.handler)(request).await });
             match handling.catch_unwind().await {

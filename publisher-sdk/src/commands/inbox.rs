@@ -9,14 +9,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use journal::{Since, Take, Unavailable};
 use protocol::{Channel, Entry, Offset};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
 use super::consumer::{Consumer, Head, Outlet};
@@ -42,6 +40,7 @@ pub(crate) struct Inbox {
     pub(crate) stopped: CancellationToken,
     /// Reports and releases under way.
     tasks: TaskTracker,
+    /// Where the link lives.
     runtime: Handle,
 }
 
@@ -109,15 +108,18 @@ impl Inbox {
         }
     }
 
-    /// When this returns, the channel's lease is held and its commands come in. Boxed, so that an
-    /// application's futures stay small.
-    pub(crate) fn join<'a>(
-        self: &'a Arc<Self>,
-        channel: &'a Channel,
+    /// When this returns, the channel's lease is held and its commands come in. It is done where the link lives: a
+    /// program that blocks meanwhile keeps nothing of it waiting.
+    pub(crate) async fn join(
+        self: &Arc<Self>,
+        channel: &Channel,
         outlet: Outlet,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Membership, JoinError>> {
-        self.join_in_time(channel, outlet, deadline).boxed()
+    ) -> Result<Membership, JoinError> {
+        let (inbox, channel) = (Arc::clone(self), channel.clone());
+        let joining = async move { inbox.join_in_time(&channel, outlet, deadline).await };
+        let joining = AbortOnDropHandle::new(self.runtime.spawn(joining));
+        joining.await.unwrap_or_else(|_| Err(self.ended()))
     }
 
     async fn join_in_time(
@@ -293,6 +295,24 @@ impl Inbox {
     /// Goes on after the caller has ended; closing the agent waits for it.
     pub(crate) fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, &self.runtime);
+    }
+
+    /// Makes a call where the link lives. A caller that stops waiting takes it back.
+    pub(crate) async fn at_home<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, LinkError>> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        let called = AbortOnDropHandle::new(self.runtime.spawn(call)).await;
+        called.unwrap_or_else(|_| Err(LinkError::unavailable("the runtime ends")))
+    }
+
+    /// As [`in_background`](Self::in_background), for the program's own code.
+    pub(crate) fn in_program(
+        &self,
+        program: &Handle,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.tasks.spawn_on(task, program);
     }
 
     fn consumers(&self) -> MutexGuard<'_, HashMap<Channel, (usize, Arc<Consumer>)>> {

@@ -245,6 +245,9 @@ event! {
     "agent.status_changed" StatusChanged {
         /// For example `working`.
         "status" status: String = impl Into<String>,
+    } optional {
+        /// Since when, Unix milliseconds.
+        "since" since: u64 = u64,
     }
 }
 

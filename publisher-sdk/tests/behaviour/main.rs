@@ -27,6 +27,7 @@ macro_rules! on_every_way {
 }
 
 mod approvals;
+mod blocked;
 mod commands;
 mod events;
 mod leases;

@@ -266,7 +266,7 @@ async fn an_end_is_said_though_there_is_no_room_or_too_much_to_say(way: Way) {
     long.announce(&()).await.unwrap();
     dropped.announce(&()).await.unwrap();
     long.fail(&"x".repeat(70_000)).await.unwrap();
-    // Nothing is awaited, so nothing is written meanwhile.
+    // Quicker than they can be written.
     let own = agent.own_channel();
     while own.send("large", &"x".repeat(50_000)).is_ok() {}
     while own.send("small", &()).is_ok() {}
