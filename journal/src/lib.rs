@@ -421,12 +421,12 @@ impl Journal {
         request_id: &str,
         channel: &Channel,
         lifetime: Duration,
-    ) -> Result<Channel, Unavailable> {
+    ) -> Result<(), Unavailable> {
         ask!(self.place_approval(request_id, channel, lifetime))
     }
 
-    async fn approval_place(&self, request_id: &str) -> Result<Option<Channel>, Unavailable> {
-        ask!(self.approval_place(request_id))
+    async fn approval_places(&self, request_id: &str) -> Result<Vec<Channel>, Unavailable> {
+        ask!(self.approval_places(request_id))
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.

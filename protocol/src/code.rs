@@ -51,8 +51,8 @@ error_codes! {
     Conflict = "conflict", 409, false, "Use a new id: this one was used with other content.";
     /// A newer incarnation of the agent has taken over, or it was declared lost.
     Fenced = "fenced", 409, false, "Begin again, as a new incarnation.";
-    /// A question of this id stands on another channel.
-    Elsewhere = "elsewhere", 409, false, "Ask under another id.";
+    /// Several questions have this id, on channels that the sender may command.
+    Ambiguous = "ambiguous", 409, false, "Name the question's `channel` or `sessionId`.";
     /// More bytes than the limit.
     TooLarge = "too_large", 413, false, "Send less; store large content elsewhere and send a link.";
     /// More of something than the limit.

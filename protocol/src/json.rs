@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use crate::ErrorCode;
-use crate::limits::{EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX};
+use crate::limits::{EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX, QUESTION_BYTES_MAX};
 
 /// Why data is refused.
 #[derive(Debug, Error)]
@@ -23,14 +23,22 @@ pub enum DataError {
         "the data has {0} bytes, the limit is {EVENT_DATA_BYTES_MAX}: store it elsewhere and send a link"
     )]
     Large(usize),
+    /// It is a question that is too large.
+    #[error(
+        "the question has {0} bytes, the limit is {QUESTION_BYTES_MAX}: store it elsewhere and send a link"
+    )]
+    LargeQuestion(usize),
+    /// It is a question that is not an object.
+    #[error("the question must be an object")]
+    NotAnObject,
 }
 
 impl DataError {
     /// With which code it is refused.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Large(_) => ErrorCode::TooLarge,
-            Self::Malformed(_) | Self::Deep => ErrorCode::BadRequest,
+            Self::Large(_) | Self::LargeQuestion(_) => ErrorCode::TooLarge,
+            Self::Malformed(_) | Self::Deep | Self::NotAnObject => ErrorCode::BadRequest,
         }
     }
 }
@@ -50,6 +58,21 @@ pub fn check_data(data: &str) -> Result<(), DataError> {
     serde_json::from_str::<IgnoredAny>(data)
         .map(drop)
         .map_err(|error| DataError::Malformed(error.to_string()))
+}
+
+/// Whether `question` may be what a question shows: an object that fits into an event, one level down.
+///
+/// # Errors
+/// [`DataError`] says why not.
+pub fn check_question(question: &str) -> Result<(), DataError> {
+    if question.len() > QUESTION_BYTES_MAX {
+        return Err(DataError::LargeQuestion(question.len()));
+    }
+    if depth(question.as_bytes()) >= EVENT_DATA_DEPTH_MAX {
+        return Err(DataError::Deep);
+    }
+    check_data(question)?;
+    if question.trim_start().starts_with('{') { Ok(()) } else { Err(DataError::NotAnObject) }
 }
 
 /// The deepest nesting of brackets outside strings.
@@ -95,6 +118,21 @@ mod tests {
         assert!(check_data(&nested(EVENT_DATA_DEPTH_MAX)).is_ok());
         assert!(matches!(check_data(&nested(EVENT_DATA_DEPTH_MAX + 1)), Err(DataError::Deep)));
         assert!(check_data(&format!("\"\\\"{}\"", "[".repeat(1_000))).is_ok());
+    }
+
+    #[test]
+    fn a_question_leaves_room_for_what_stands_around_it() {
+        let object = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
+        assert!(check_question(&object(QUESTION_BYTES_MAX)).is_ok());
+        let large = check_question(&object(QUESTION_BYTES_MAX + 1));
+        assert!(matches!(large, Err(DataError::LargeQuestion(_))), "{large:?}");
+        let nested =
+            |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+        assert!(check_question(&nested(EVENT_DATA_DEPTH_MAX - 2)).is_ok());
+        assert!(matches!(check_question(&nested(EVENT_DATA_DEPTH_MAX - 1)), Err(DataError::Deep)));
+        for bad in ["[]", "1", "null", "{},{}"] {
+            assert!(check_question(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use code::{CloseCode, ErrorCode};
 pub use encode::{Format, encode, iso_8601};
 pub use entry::{Entry, UNREADABLE};
 pub use grant::{Grant, GrantError};
-pub use json::{DataError, check_data};
+pub use json::{DataError, check_data, check_question};
 pub use merge::{Frame, merge};
 pub use name::{NameError, check_command_name, check_event_name, check_idempotency_key};
 pub use offset::{Offset, OffsetError};

@@ -31,6 +31,10 @@ pub const READ_EVENTS_DEFAULT: usize = 100;
 pub const CORRELATION_ID_BYTES_MAX: usize = 128;
 /// The id of an approval, in bytes.
 pub const APPROVAL_ID_BYTES_MAX: usize = 128;
+/// What a question shows, in bytes of JSON: with its id and its end it is an event's data.
+pub const QUESTION_BYTES_MAX: usize = 60 * 1024;
+/// Channels on which the same approval id is looked for: an answer beyond them must name its channel.
+pub const APPROVAL_PLACES_MAX: usize = 8;
 /// Questions that wait for answers on one channel: each joiner is told of them all.
 pub const APPROVALS_MAX: usize = 64;
 /// The reason of a Cancel or an answer, in bytes: it travels inside several other things.

@@ -228,6 +228,7 @@ fn data() {
             Err(DataError::Malformed(_)) => "malformed",
             Err(DataError::Deep) => "deep",
             Err(DataError::Large(_)) => "large",
+            Err(DataError::LargeQuestion(_) | DataError::NotAnObject) => "a question's",
         };
         assert_eq!(found, is, "{name}");
     }

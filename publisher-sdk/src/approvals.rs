@@ -3,9 +3,8 @@
 //! [`Publisher`](crate::Publisher) → **approvals** → [`journal`] → a person → [`inbox`](crate::commands)
 //! → **approvals**
 //!
-//! The question is kept on its channel, and the answer beside it, whatever dies in between: an agent
-//! that asks again with the same `request_id`, also after a restart, gets the pending question or
-//! its answer.
+//! The question is kept on its channel, and the answer beside it, whatever dies in between. Each asking has an id of
+//! its own; a workflow that goes on after a restart gives a durable one, and gets the pending question or its answer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,7 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{Asked, Holder, NewApproval};
 use protocol::limits::APPROVAL_WAIT_MAX;
-use protocol::{ApprovalAnswer, Asks};
+use protocol::{ApprovalAnswer, Asks, Channel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
@@ -44,6 +43,7 @@ pub struct PermissionRequest {
     tool_name: String,
     command: String,
     description: String,
+    tool_use_id: Option<String>,
     common: Common,
 }
 
@@ -56,7 +56,7 @@ pub struct BudgetRequest {
 
 #[derive(Clone, Debug)]
 struct Common {
-    request_id: Option<String>,
+    durable_id: Option<String>,
     expires_in: Duration,
     default: bool,
     digest: Option<String>,
@@ -67,7 +67,7 @@ struct Common {
 impl Default for Common {
     fn default() -> Self {
         let expires_in = EXPIRES_IN;
-        Self { request_id: None, expires_in, default: false, digest: None, run: None }
+        Self { durable_id: None, expires_in, default: false, digest: None, run: None }
     }
 }
 
@@ -98,11 +98,13 @@ pub enum Budget {
 
 macro_rules! common_options {
     ($default:ident, $default_doc:literal) => {
-        /// The question's id. Default: a new UUID. With a fixed id, a restarted agent that
-        /// asks again gets the pending question or its answer.
+        /// For a workflow that goes on after a restart: under this id the same question, asked again by this
+        /// agent, gets what is pending or its answer, for 25 hours after it ended. It stands for all that is asked,
+        /// so anything else under it is refused; it is not for the ids that a model gives to its calls. Default:
+        /// each asking has an id of its own.
         #[must_use]
-        pub fn request_id(mut self, id: impl Into<String>) -> Self {
-            self.common.request_id = Some(id.into());
+        pub fn durable_id(mut self, id: impl Into<String>) -> Self {
+            self.common.durable_id = Some(id.into());
             self
         }
 
@@ -147,7 +149,15 @@ impl PermissionRequest {
         description: impl Into<String>,
     ) -> Self {
         let (tool_name, command) = (tool_name.into(), command.into());
-        Self { tool_name, command, description: description.into(), common: Common::default() }
+        let (description, common) = (description.into(), Common::default());
+        Self { tool_name, command, description, tool_use_id: None, common }
+    }
+
+    /// The program's own id of the tool call, as pages know it from `tool_start`. It may come again.
+    #[must_use]
+    pub fn tool_use_id(mut self, id: impl Into<String>) -> Self {
+        self.tool_use_id = Some(id.into());
+        self
     }
 
     common_options!(
@@ -202,23 +212,20 @@ impl Publisher {
     pub async fn ask_permission(&self, ask: PermissionRequest) -> Result<Permission, AskError> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
-        struct Shown {
-            request_id: String,
+        struct Shown<'a> {
             tool_name: String,
             command: String,
             description: String,
             #[serde(skip_serializing_if = "Option::is_none")]
-            digest: Option<String>,
+            tool_use_id: Option<String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            digest: Option<&'a str>,
         }
-        let PermissionRequest { tool_name, command, description, common } = ask;
-        let digest = common.digest.clone();
-        let answer = self
-            .ask(Asks::Permission, common, |request_id, expires_at| {
-                let request_id = request_id.to_owned();
-                let request = Shown { request_id, tool_name, command, description, digest };
-                serde_json::json!({"request": request, "expires_at": expires_at})
-            })
-            .await?;
+        let PermissionRequest { tool_name, command, description, tool_use_id, common } = ask;
+        let digest = common.digest.as_deref();
+        let shown = Shown { tool_name, command, description, tool_use_id, digest };
+        let question = serde_json::to_string(&shown).expect("texts serialise");
+        let answer = self.ask(Asks::Permission, common, question).await?;
         Ok(Permission {
             allowed: answer.allowed,
             always_allow: answer.always,
@@ -236,56 +243,51 @@ impl Publisher {
     /// [`AskError`].
     pub async fn ask_budget(&self, ask: BudgetRequest) -> Result<Budget, AskError> {
         let BudgetRequest { mut fields, common } = ask;
-        let agent_id = self.agent().lifecycle.channel.id().to_owned();
-        let answer = self
-            .ask(Asks::Budget, common, |request_id, expires_at| {
-                fields.insert("request_id".to_owned(), request_id.into());
-                fields.insert("agent_id".to_owned(), agent_id.into());
-                fields.insert("expires_at".to_owned(), expires_at.into());
-                Value::Object(fields)
-            })
-            .await?;
+        fields.insert("agent_id".to_owned(), self.agent().lifecycle.channel.id().into());
+        fields.remove("request_id");
+        fields.remove("expires_at");
+        let question = Value::Object(fields).to_string();
+        let answer = self.ask(Asks::Budget, common, question).await?;
         Ok(if answer.allowed { Budget::Continue } else { Budget::Stop })
     }
 
     /// Boxed: an application's futures stay small.
-    fn ask<'a>(
-        &'a self,
+    fn ask(
+        &self,
         asks: Asks,
         common: Common,
-        data: impl FnOnce(&str, u64) -> Value + Send + 'a,
-    ) -> BoxFuture<'a, Result<ApprovalAnswer, AskError>> {
-        self.ask_and_wait(asks, common, data).boxed()
+        question: String,
+    ) -> BoxFuture<'_, Result<ApprovalAnswer, AskError>> {
+        self.ask_and_wait(asks, common, question).boxed()
     }
 
     async fn ask_and_wait(
         &self,
         asks: Asks,
         common: Common,
-        data: impl FnOnce(&str, u64) -> Value,
+        question: String,
     ) -> Result<ApprovalAnswer, AskError> {
         let agent = self.agent();
-        let Common { request_id, expires_in, default, digest, run } = common;
-        let request_id = request_id.unwrap_or_else(|| Uuid::new_v4().to_string());
+        let Common { durable_id, expires_in, default, digest, run } = common;
+        let durable = durable_id.is_some();
+        let request_id = durable_id.unwrap_or_else(|| Uuid::new_v4().to_string());
         protocol::check_idempotency_key(&request_id)
             .map_err(|_| AskError::Id(request_id.clone()))?;
-        // By this clock; the relay goes by that of Redis.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let data = data(&request_id, (now + expires_in).as_millis() as u64).to_string();
-        protocol::check_data(&data)?;
+        protocol::check_question(&question)?;
         // Answers come as the channel's commands.
         let outlet = Outlet::Queue(Arc::clone(&agent.inbox.queue));
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let _membership = agent.inbox.join(self.channel(), outlet, deadline).await?;
-        let mut answers = agent.inbox.approvals.expect(&request_id);
+        let mut answers = agent.inbox.approvals.expect(self.channel(), &request_id);
         let approval = NewApproval {
             channel: self.channel().clone(),
             request_id: request_id.into(),
             asks,
-            data: data.into(),
+            question: question.into(),
             expires_in,
             default,
             digest: digest.map(Into::into),
+            durable,
         };
         let answered = agent.answered(approval.clone(), &mut answers.0);
         let fenced = agent.inbox.leases.fenced();
@@ -295,11 +297,13 @@ impl Publisher {
             () = fenced.cancelled() => Err(AskError::Fenced),
             () = agent.inbox.stopped.cancelled() => Err(AskError::Closed),
             () = run.cancelled() => {
-                let no = ApprovalAnswer { allowed: false, ..nobodys(&approval, "the run was cancelled") };
+                let command_id = format!("cancelled-{}", approval.request_id).into();
+                let no = nobodys(&approval, "the run was cancelled");
+                let no = ApprovalAnswer { allowed: false, timed_out: false, command_id, ..no };
                 let (agent, fenced) = (Arc::downgrade(agent), fenced.clone());
                 self.agent().inbox.in_background(async move {
                     let Some(agent) = agent.upgrade() else { return };
-                    let resolving = agent.resolve(&approval, ApprovalAnswer { timed_out: false, ..no });
+                    let resolving = agent.resolve(&approval, no);
                     let resolving = timeout(approval.expires_in, resolving);
                     drop(fenced.run_until_cancelled(resolving).await);
                 });
@@ -320,6 +324,7 @@ impl Inner {
         self.lifecycle.buffer.written().await;
         let ends = Instant::now() + approval.expires_in;
         let remaining = || ends.saturating_duration_since(Instant::now());
+        let mut is_pending = false;
         while !remaining().is_zero() {
             let asking = persist_until(ends, async || {
                 // The question expires at the time that it shows, even if it could only be asked late.
@@ -330,10 +335,8 @@ impl Inner {
             });
             match asking.await {
                 Ok(Asked::Answered(answer)) => return Ok(answer),
-                Ok(Asked::Pending) => {}
-                Err(LinkError::Elsewhere(channel)) => {
-                    return Err(AskError::Elsewhere(channel));
-                }
+                Ok(Asked::Pending) => is_pending = true,
+                Err(LinkError::Conflict(why)) => return Err(AskError::Conflict(why)),
                 Err(LinkError::Fenced) => {
                     self.inbox.leases.fenced().cancel();
                     return Err(AskError::Fenced);
@@ -350,11 +353,15 @@ impl Inner {
                 () = self.inbox.approvals.lost.notified() => {}
             }
         }
+        let expired = nobodys(&approval, "nobody answered in time");
+        if !is_pending {
+            // What stands under its id may be another question.
+            return Ok(expired);
+        }
         if let Some(answer) = told(answers, GRACE).await {
             return Ok(answer);
         }
         // Nobody has answered, and no reaper has said so: no relay is running.
-        let expired = nobodys(&approval, "nobody answered in time");
         Ok(self.resolve(&approval, expired).await)
     }
 
@@ -407,16 +414,21 @@ pub(crate) struct Approvals {
     lost: Notify,
 }
 
-type Expected = HashMap<Box<str>, watch::Sender<Option<ApprovalAnswer>>>;
+/// By channel and id.
+type Expected = HashMap<(Channel, Box<str>), watch::Sender<Option<ApprovalAnswer>>>;
 
 /// One caller that waits for an answer.
-struct WaitingAsker(watch::Receiver<Option<ApprovalAnswer>>, Arc<Mutex<Expected>>, Box<str>);
+struct WaitingAsker(
+    watch::Receiver<Option<ApprovalAnswer>>,
+    Arc<Mutex<Expected>>,
+    (Channel, Box<str>),
+);
 
 impl Approvals {
-    fn expect(&self, request_id: &str) -> WaitingAsker {
-        let mut expected = lock(&self.expected);
-        let answers = expected.entry(request_id.into()).or_default().subscribe();
-        WaitingAsker(answers, Arc::clone(&self.expected), request_id.into())
+    fn expect(&self, channel: &Channel, request_id: &str) -> WaitingAsker {
+        let key = (channel.clone(), request_id.into());
+        let answers = lock(&self.expected).entry(key.clone()).or_default().subscribe();
+        WaitingAsker(answers, Arc::clone(&self.expected), key)
     }
 
     /// Answers may have been lost: what waits for one is asked again at once.
@@ -424,12 +436,13 @@ impl Approvals {
         self.lost.notify_waiters();
     }
 
-    /// An answer has come.
-    pub(crate) fn tell(&self, holder: &Holder, told: Told) {
-        if told.agent_id == holder.agent
-            && let Some(answers) = lock(&self.expected).get(&told.request_id)
+    /// An answer has come on the channel.
+    pub(crate) fn tell(&self, holder: &Holder, channel: &Channel, told: Told) {
+        let Told { request_id, agent_id, answer } = told;
+        if agent_id == holder.agent
+            && let Some(answers) = lock(&self.expected).get(&(channel.clone(), request_id))
         {
-            answers.send_replace(Some(told.answer));
+            answers.send_replace(Some(answer));
         }
     }
 }

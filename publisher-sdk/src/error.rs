@@ -261,15 +261,15 @@ impl PublishError {
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
-    /// The question's id breaks the grammar.
+    /// The question's durable id breaks the grammar.
     #[error("`{0}` is not an id of a question: use 1 to 128 characters of A-Z a-z 0-9 . _ : -")]
     Id(String),
     /// The question is too large or nests too deeply.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// A question of this id stands on another channel.
-    #[error("a question of this id stands on `{0}`: give each an id of its own")]
-    Elsewhere(Channel),
+    /// The [durable id](crate::PermissionRequest::durable_id) was used for another question.
+    #[error("{0}: give each question an id of its own")]
+    Conflict(String),
     /// Too many questions wait for answers on the channel.
     #[error(
         "{APPROVALS_MAX} questions wait for answers on this channel: let some be answered first"

@@ -191,7 +191,7 @@ async fn questions_and_services(journal: &Journal, agent: &Agent, session: &Publ
     }
 
     let request = PermissionRequest::new("Bash", "rm -r build", "Deletes the build directory")
-        .request_id("run-1-rm")
+        .durable_id("run-1-rm")
         .for_run(run);
     let permission = session.ask_permission(request).await?;
     let budget = agent.own_channel().ask_budget(BudgetRequest::new().field("tokens_used", 9_000)).await?;

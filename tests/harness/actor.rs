@@ -120,8 +120,9 @@ impl Actor {
 
     /// Asks for a permission, denied where nobody answers in time.
     pub async fn asks(&self, channel: &str, request_id: &str, expires_in: Duration) {
-        let data = json!({"request": {"requestId": request_id, "toolName": "rm"}});
-        let asked = self.ask(channel, request_id, Asks::Permission, data, expires_in).await;
+        let asked = self
+            .ask(channel, request_id, Asks::Permission, json!({"toolName": "rm"}), expires_in)
+            .await;
         assert_eq!(asked, Asked::Pending);
     }
 
@@ -130,8 +131,10 @@ impl Actor {
     /// # Panics
     /// When the question has no answer.
     pub async fn asks_again(&self, channel: &str, request_id: &str) -> ApprovalAnswer {
-        let data = json!({"request": {"requestId": request_id, "toolName": "rm"}});
-        match self.ask(channel, request_id, Asks::Permission, data, PATIENCE).await {
+        match self
+            .ask(channel, request_id, Asks::Permission, json!({"toolName": "rm"}), PATIENCE)
+            .await
+        {
             Asked::Answered(answer) => answer,
             Asked::Pending => panic!("`{request_id}` has no answer"),
         }
@@ -139,8 +142,7 @@ impl Actor {
 
     /// Asks whether to go on though the budget is spent.
     pub async fn asks_for_budget(&self, channel: &str, request_id: &str) {
-        let data = json!({"request_id": request_id});
-        let asked = self.ask(channel, request_id, Asks::Budget, data, PATIENCE * 10).await;
+        let asked = self.ask(channel, request_id, Asks::Budget, json!({}), PATIENCE * 10).await;
         assert_eq!(asked, Asked::Pending);
     }
 
@@ -149,17 +151,18 @@ impl Actor {
         channel: &str,
         id: &str,
         asks: Asks,
-        data: Value,
+        question: Value,
         expires_in: Duration,
     ) -> Asked {
         let new = NewApproval {
             channel: channel.parse().expect("a channel"),
             request_id: id.into(),
             asks,
-            data: data.to_string().into(),
+            question: question.to_string().into(),
             expires_in,
             default: false,
             digest: Some("d1".into()),
+            durable: true,
         };
         let asked = self.journal.ask(self.leases[0].holder(), &new).await;
         asked.expect("Redis answers")

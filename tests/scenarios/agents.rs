@@ -212,7 +212,7 @@ async fn a_question_is_answered_by_a_person_though_redis_crashes_meanwhile() {
     let asking = tokio::spawn({
         let session = session.clone();
         let request = PermissionRequest::new("Bash", "rm -r build", "Deletes what was built");
-        async move { session.ask_permission(request.request_id("q1")).await }
+        async move { session.ask_permission(request.durable_id("q1")).await }
     });
     let is_asked = |seen: &History| seen.events(CHANNEL).len() == 2;
     browser.wait_until("text and question", is_asked).await;

@@ -153,7 +153,7 @@ async fn an_agents_calls_of_one_channel_do_not_overtake_each_other() {
     let mut agent = raw_agent(&cluster).await;
     agent.send(json!({"type": "lease", "id": 2, "channel": "session:42"})).await;
     for n in 0..50_u64 {
-        let question = json!({"request": {}});
+        let question = json!({"toolName": "rm"});
         let ask = json!({"request_id": format!("q{n}"), "asks": "permission", "question": question, "expires_in_ms": 60_000});
         let answer = json!({"allowed": true, "at": 1, "command_id": format!("c{n}")});
         let resolve =

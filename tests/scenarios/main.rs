@@ -22,6 +22,7 @@ mod fan_out;
 mod first_users;
 mod hostile_writers;
 mod http;
+mod ids;
 mod joining;
 mod leases;
 mod leaving;

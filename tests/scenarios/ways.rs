@@ -103,7 +103,7 @@ async fn an_agent_does_the_same_whichever_way_it_comes_in() {
             let session = session.clone();
             tokio::spawn(async move {
                 let ask = PermissionRequest::new("Bash", "rm -r build", "Deletes a directory");
-                session.ask_permission(ask.request_id("q1")).await
+                session.ask_permission(ask.durable_id("q1")).await
             })
         };
         browser.wait_for("the question", |frame| frame["event"] == "permission_request").await;

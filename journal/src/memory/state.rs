@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use protocol::limits::APPROVAL_PLACES_MAX;
 use protocol::{Channel, Offset};
 
 use super::waiting::WaitingList;
@@ -23,7 +24,8 @@ pub(super) struct Records {
     deadlines: HashMap<(Deadline, Record), u64>,
     /// Producers that append to a channel no more.
     fences: HashSet<(Channel, String)>,
-    places: HashMap<Box<str>, (Channel, u64)>,
+    /// By their ids, the channels of approvals, each with the time until which it is known.
+    places: HashMap<Box<str>, Vec<(Channel, u64)>>,
     pub(super) waiting: HashMap<Channel, WaitingList>,
 }
 
@@ -48,7 +50,10 @@ impl Records {
 
     pub(super) fn sweep(&mut self, now: u64) {
         self.states.retain(|_, (_, until)| until.is_none_or(|until| until > now));
-        self.places.retain(|_, (_, until)| *until > now);
+        self.places.retain(|_, places| {
+            places.retain(|(_, until)| *until > now);
+            !places.is_empty()
+        });
         self.indexes.retain(|_, members| !members.is_empty());
         self.waiting.retain(|_, list| !list.is_empty());
     }
@@ -215,33 +220,25 @@ impl Memory {
         indexes.iter().map(sample).collect()
     }
 
-    pub(crate) fn place_approval(
-        &self,
-        request_id: &str,
-        channel: &Channel,
-        lifetime: Duration,
-    ) -> Channel {
+    pub(crate) fn place_approval(&self, request_id: &str, channel: &Channel, lifetime: Duration) {
         let mut state = self.state();
         let now = state.now_us();
-        let place = state
-            .records
-            .places
-            .entry(request_id.into())
-            .and_modify(|(place, until)| {
-                if *until <= now {
-                    place.clone_from(channel);
-                    *until = now + micros(lifetime);
-                }
-            })
-            .or_insert_with(|| (channel.clone(), now + micros(lifetime)));
-        place.0.clone()
+        let until = now + micros(lifetime);
+        let places = state.records.places.entry(request_id.into()).or_default();
+        places.retain(|(_, until)| *until > now);
+        let has_room = places.len() < APPROVAL_PLACES_MAX;
+        match places.iter_mut().find(|(place, _)| place == channel) {
+            Some((_, known)) => *known = until.max(*known),
+            None if has_room => places.push((channel.clone(), until)),
+            None => {}
+        }
     }
 
-    pub(crate) fn approval_place(&self, request_id: &str) -> Option<Channel> {
+    pub(crate) fn approval_places(&self, request_id: &str) -> Vec<Channel> {
         let mut state = self.state();
         let now = state.now_us();
-        let (channel, until) = state.records.places.get(request_id)?;
-        (*until > now).then(|| channel.clone())
+        let places = state.records.places.get(request_id).into_iter().flatten();
+        places.filter(|(_, until)| *until > now).map(|(place, _)| place.clone()).collect()
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.

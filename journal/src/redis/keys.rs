@@ -137,8 +137,8 @@ impl Keys {
         self.of_partition(0, "connections")
     }
 
-    /// On which channel an approval stands. Its slot is its own.
-    pub(crate) fn approval_place(&self, request_id: &str) -> String {
+    /// On which channels approvals of one id stand. Its slot is its own.
+    pub(crate) fn approval_places(&self, request_id: &str) -> String {
         self.of_partition(partition(request_id), &format!("place:{request_id}"))
     }
 

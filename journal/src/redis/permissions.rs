@@ -192,6 +192,7 @@ mod tests {
                     include_str!("waiting.lua"),
                     include_str!("renew.lua"),
                     include_str!("approvals.lua"),
+                    include_str!("places.lua"),
                     include_str!("forget_deadline.lua"),
                 ],
             ),

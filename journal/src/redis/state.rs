@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::limits::APPROVAL_PLACES_MAX;
 use protocol::{Channel, Offset};
 use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, ToRedisArgs, Value};
 use tokio::time::Instant;
@@ -33,6 +34,7 @@ pub(super) struct Scripts {
     waiting: Script,
     pub(super) renew: Script,
     approvals: Script,
+    places: Script,
     forget: Script,
 }
 
@@ -45,6 +47,7 @@ impl Scripts {
             waiting: Script::new(include_str!("waiting.lua")),
             renew: Script::new(include_str!("renew.lua")),
             approvals: Script::new(include_str!("approvals.lua")),
+            places: Script::new(include_str!("places.lua")),
             forget: Script::new(include_str!("forget_deadline.lua")),
         }
     }
@@ -243,40 +246,31 @@ impl Redis {
         invocation.invoke_async(&mut connection).await.map_err(unavailable)
     }
 
-    /// Notes on which channel the approval stands; answers where it stood first.
+    /// Notes that an approval of this id stands on the channel.
     pub(crate) async fn place_approval(
         &self,
         request_id: &str,
         channel: &Channel,
         lifetime: Duration,
-    ) -> Result<Channel, Unavailable> {
+    ) -> Result<(), Unavailable> {
+        let mut invocation = self.state.places.key(self.keys.approval_places(request_id));
+        invocation.arg(APPROVAL_PLACES_MAX).arg(channel.as_str()).arg(millis(lifetime));
         let mut connection = self.lend().await?;
-        let mut command = redis::cmd("SET");
-        let before: Option<String> = command
-            .arg(self.keys.approval_place(request_id))
-            .arg(channel.as_str())
-            .arg("NX")
-            .arg("GET")
-            .arg("PX")
-            .arg(millis(lifetime))
-            .query_async(&mut connection)
-            .await
-            .map_err(unavailable)?;
-        Ok(before.and_then(|before| before.parse().ok()).unwrap_or_else(|| channel.clone()))
+        let _: Vec<String> = invocation.invoke_async(&mut connection).await.map_err(unavailable)?;
+        Ok(())
     }
 
-    pub(crate) async fn approval_place(
+    /// On which channels approvals of this id stand.
+    pub(crate) async fn approval_places(
         &self,
         request_id: &str,
-    ) -> Result<Option<Channel>, Unavailable> {
+    ) -> Result<Vec<Channel>, Unavailable> {
+        let mut invocation = self.state.places.key(self.keys.approval_places(request_id));
+        invocation.arg(APPROVAL_PLACES_MAX);
         let mut connection = self.lend().await?;
-        let mut command = redis::cmd("GET");
-        let place: Option<String> = command
-            .arg(self.keys.approval_place(request_id))
-            .query_async(&mut connection)
-            .await
-            .map_err(unavailable)?;
-        Ok(place.and_then(|place| place.parse().ok()))
+        let places: Vec<String> =
+            invocation.invoke_async(&mut connection).await.map_err(unavailable)?;
+        Ok(places.iter().filter_map(|place| place.parse().ok()).collect())
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.

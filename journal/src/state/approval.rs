@@ -2,23 +2,27 @@
 //!
 //! The question, its place among the channel's pending approvals, the answer, and the command that tells the agent
 //! each change in one step. So every joiner sees what is pending, the first answer wins on all replicas,
-//! and the agent receives it, whatever dies in between.
+//! and the agent receives it, whatever dies in between. An id stands for what was asked: the same again is the
+//! repetition, anything else is a conflict. [`shown`]: what people see of it.
+
+mod shown;
 
 use std::time::Duration;
 
 use protocol::limits::APPROVALS_MAX;
 use protocol::{ApprovalAnswer, Asks, Channel, Kind, Offset, Resolved};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use thiserror::Error;
 use uuid::Uuid;
 
 use super::command::Stamped;
+use super::digest::digest;
 use super::{
     Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted,
     copy,
 };
 use crate::{Journal, NewEntry, Unavailable};
+use shown::answer_event;
 
 /// How long an answer is remembered: as long as the journal that holds the question.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
@@ -28,18 +32,21 @@ pub(crate) const REMEMBERED: Duration = Duration::from_secs(25 * 3_600);
 pub struct NewApproval {
     /// Where it is shown, and who may answer it.
     pub channel: Channel,
-    /// Its id. Asked again with the same one, it is the same approval.
+    /// Its id on the channel. It stands for all that is asked: asked again, it is the same approval.
     pub request_id: Box<str>,
     /// What is asked for.
     pub asks: Asks,
-    /// The event that shows it: a JSON object.
-    pub data: Box<str>,
+    /// What is shown, a JSON object ([`protocol::check_question`]): of a permission the event's `request`, of a
+    /// budget its fields. Its id and its end are added.
+    pub question: Box<str>,
     /// Until when it can be answered.
     pub expires_in: Duration,
     /// What holds when nobody answers: allowed, or go on.
     pub default: bool,
     /// The digest of what is shown. An answer that names another one is refused.
     pub digest: Option<Box<str>>,
+    /// It outlives the agent that asks: asked again after a restart, it is the same.
+    pub durable: bool,
 }
 
 /// The result of an attempt to ask.
@@ -55,9 +62,9 @@ pub enum Asked {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum AskError {
-    /// The id is in use on another channel.
-    #[error("an approval of this id stands on `{0}`")]
-    Elsewhere(Channel),
+    /// The id was used on the channel, and this part of what was asked was another.
+    #[error("this `request_id` was used on this channel with another `{0}`")]
+    Conflict(&'static str),
     /// The agent was declared lost, or taken over by a newer incarnation.
     #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
     Fenced,
@@ -82,8 +89,14 @@ pub struct Pending {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct ApprovalState {
     asks: Asks,
-    agent_id: Box<str>,
+    /// Who asks; the newest incarnation of the agent that has asked.
+    #[serde(flatten)]
+    asker: Holder,
+    /// The digest of the question, byte for byte.
+    question: Box<str>,
     default: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    durable: bool,
     /// Until when it can be answered, Unix milliseconds.
     expires_at: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,59 +105,41 @@ struct ApprovalState {
     answer: Option<ApprovalAnswer>,
 }
 
-/// The event that shows the question.
-fn question_event(asks: Asks) -> &'static str {
-    match asks {
-        Asks::Permission => "permission_request",
-        Asks::Budget => "budget_exhausted",
-    }
-}
-
-/// The command that carries the answer to the agent, and the event that tells everybody else.
-fn answer_names(asks: Asks, answer: &ApprovalAnswer) -> (&'static str, &'static str) {
-    match (asks, answer.allowed, answer.timed_out) {
-        (Asks::Permission, _, false) => ("permission_response", "permission_resolved"),
-        (Asks::Permission, _, true) => ("permission_response", "permission_timeout"),
-        (Asks::Budget, true, _) => ("budget_continue", "budget_resolved"),
-        (Asks::Budget, false, _) => ("budget_stop", "budget_resolved"),
-    }
-}
-
 fn record(channel: &Channel, request_id: &str) -> Record {
     Record { kind: RecordKind::Approval, channel: channel.clone(), id: request_id.into() }
 }
 
 impl Journal {
-    /// Asks: publishes the question and enters it among the channel's pending approvals, in one step. Asked
-    /// again, by a successor too, it gets the standing approval or its answer.
+    /// Asks: publishes the question and enters it among the channel's pending approvals, in one step. The same
+    /// asked again, by a successor too, gets the standing approval or its answer.
     ///
     /// # Errors
     /// [`AskError`].
     pub async fn ask(&self, holder: &Holder, new: &NewApproval) -> Result<Asked, AskError> {
-        let lifetime = new.expires_in + REMEMBERED;
-        let place = self.place_approval(&new.request_id, &new.channel, lifetime).await?;
-        if place != new.channel {
-            return Err(AskError::Elsewhere(place));
-        }
-        let record = record(&new.channel, &new.request_id);
-        let rule = |found, now_ms| asked(found, now_ms, holder, new);
+        self.place_approval(&new.request_id, &new.channel, new.expires_in + REMEMBERED).await?;
+        let (record, question) = (record(&new.channel, &new.request_id), digest(&new.question));
+        let rule = |found, now_ms| asked(found, now_ms, holder, new, &question);
         match self.transact(&record, rule).await? {
-            Transacted::Done(Asked::Pending) => {
-                self.copy_at_once(&new.channel, new.asks, &new.request_id, &new.event()).await;
+            Transacted::Done(Ok(Asked::Pending)) => {
+                // The copy is found by the event's name.
+                let event = new.event(0);
+                self.copy_at_once(&new.channel, new.asks, &new.request_id, &event).await;
                 Ok(Asked::Pending)
             }
-            Transacted::Done(answered) => Ok(answered),
+            Transacted::Done(Ok(answered)) => Ok(answered),
+            Transacted::Done(Err(part)) => Err(AskError::Conflict(part)),
             Transacted::Fenced => Err(AskError::Fenced),
             Transacted::Unmet => Err(AskError::Busy),
         }
     }
 
-    /// On which channel the approval stands: an answer needs no address.
+    /// On which channels approvals of this id stand, at most [`APPROVAL_PLACES_MAX`](protocol::limits::APPROVAL_PLACES_MAX): an answer that can be
+    /// for one of them only needs no address.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn find_approval(&self, request_id: &str) -> Result<Option<Channel>, Unavailable> {
-        self.approval_place(request_id).await
+    pub async fn find_approval(&self, request_id: &str) -> Result<Vec<Channel>, Unavailable> {
+        self.approval_places(request_id).await
     }
 
     /// Answers an approval: the first answer wins, on any replica.
@@ -227,59 +222,23 @@ fn owed(channel: &Channel, asks: Asks, request_id: &str, event: &NewEntry) -> Ve
     copy.map_or_else(Vec::new, |record| copy::owed(&record, event))
 }
 
-fn answer_event(asks: Asks, request_id: &str, answer: &ApprovalAnswer) -> NewEntry {
-    let (_, event) = answer_names(asks, answer);
-    NewEntry::new(event, told(asks, request_id, answer))
-}
-
-fn question(new: &NewApproval, expires_at: u64) -> String {
-    #[derive(Serialize)]
-    struct Question<'a> {
-        event: &'a str,
-        request_id: &'a str,
-        data: &'a RawValue,
-        expires_at: u64,
-    }
-    let data: &RawValue = serde_json::from_str(&new.data).unwrap_or(RawValue::NULL);
-    let (event, request_id) = (question_event(new.asks), &*new.request_id);
-    serde_json::to_string(&Question { event, request_id, data, expires_at }).expect("plain data")
-}
-
-/// The event that tells everybody, in the words that its first users already have.
-fn told(asks: Asks, request_id: &str, answer: &ApprovalAnswer) -> String {
-    let told = match asks {
-        Asks::Permission => serde_json::json!({
-            "requestId": request_id,
-            "allowed": answer.allowed,
-            "alwaysAllow": answer.always,
-            "by": answer.by,
-            "reason": answer.reason,
-        }),
-        Asks::Budget => serde_json::json!({
-            "request_id": request_id,
-            "decision": if answer.allowed { "continue" } else { "stop" },
-            "by": answer.by,
-            "reason": answer.reason,
-            "timed_out": answer.timed_out,
-        }),
-    };
-    told.to_string()
-}
-
-/// The first call shows the question; a repeated call finds the same approval.
+/// The first call shows the question; the same asked again finds the same approval. What differs is named.
 fn asked(
     found: Option<ApprovalState>,
     now_ms: u64,
     holder: &Holder,
     new: &NewApproval,
-) -> Decision<Asked> {
+    question: &str,
+) -> Decision<Result<Asked, &'static str>> {
     if let Some(state) = found {
-        return Decision::Keep(state.answer.map_or(Asked::Pending, Asked::Answered));
+        return repeated(state, now_ms, holder, new, question);
     }
     let state = ApprovalState {
         asks: new.asks,
-        agent_id: holder.agent.clone(),
+        asker: holder.clone(),
+        question: question.into(),
         default: new.default,
+        durable: new.durable,
         expires_at: now_ms + new.expires_in.as_millis() as u64,
         digest: new.digest.clone(),
         answer: None,
@@ -288,14 +247,48 @@ fn asked(
     change.lifetime = Some(new.expires_in + REMEMBERED);
     change.holder = Some(holder.clone());
     change.condition = Condition::Room(Index::Approvals, APPROVALS_MAX as u64);
-    let shown = question(new, state.expires_at);
+    let event = new.event(state.expires_at);
+    let pending = new.pending(&event, state.expires_at);
     change.effects = vec![
-        Effect::Event(new.event()),
-        Effect::Put(Index::Approvals, new.request_id.clone(), shown.into()),
+        Effect::Event(event.clone()),
+        Effect::Put(Index::Approvals, new.request_id.clone(), pending.into()),
         Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
     ];
-    change.effects.extend(owed(&new.channel, new.asks, &new.request_id, &new.event()));
-    Decision::Set(change, Asked::Pending)
+    change.effects.extend(owed(&new.channel, new.asks, &new.request_id, &event));
+    Decision::Set(change, Ok(Asked::Pending))
+}
+
+/// The approval stands. A higher incarnation of its agent that asks the same becomes the asker.
+fn repeated(
+    mut state: ApprovalState,
+    now_ms: u64,
+    holder: &Holder,
+    new: &NewApproval,
+    question: &str,
+) -> Decision<Result<Asked, &'static str>> {
+    let parts = [
+        ("agent", state.asker.agent == holder.agent),
+        ("asks", state.asks == new.asks),
+        ("question", *state.question == *question),
+        ("default", state.default == new.default),
+        ("digest", state.digest == new.digest),
+        ("durable", state.durable == new.durable),
+    ];
+    if let Some((part, _)) = parts.into_iter().find(|(_, is_same)| !is_same) {
+        return Decision::Keep(Err(part));
+    }
+    if let Some(answer) = state.answer {
+        return Decision::Keep(Ok(Asked::Answered(answer)));
+    }
+    if holder.incarnation <= state.asker.incarnation {
+        return Decision::Keep(Ok(Asked::Pending));
+    }
+    state.asker = holder.clone();
+    let left = Duration::from_millis(state.expires_at.saturating_sub(now_ms));
+    let mut change = Change::new(&state);
+    change.lifetime = Some(left + REMEMBERED);
+    change.holder = Some(holder.clone());
+    Decision::Set(change, Ok(Asked::Pending))
 }
 
 /// The first answer that fits holds; after its time it is the default. With what everybody is told now.
@@ -309,8 +302,13 @@ fn resolved(
 ) -> Decision<(Resolved, Option<ApprovalAnswer>)> {
     let Some(mut state) = found else { return Decision::Keep((Resolved::Unknown, None)) };
     if let Some(before) = state.answer.take() {
-        let is_same = before.command_id == answer.command_id && before.by == answer.by;
-        let resolved = if is_same { Resolved::Yours } else { Resolved::Already(before) };
+        let is_repeated = before.command_id == answer.command_id && before.by == answer.by;
+        let is_same = before.allowed == answer.allowed && before.always == answer.always;
+        let resolved = match (is_repeated, is_same) {
+            (true, true) => Resolved::Yours,
+            (true, false) => Resolved::Conflict,
+            (false, _) => Resolved::Already(before),
+        };
         return Decision::Keep((resolved, None));
     }
     if state.asks != asks {
@@ -349,12 +347,6 @@ fn timed_out(found: Option<ApprovalState>, now_ms: u64, record: &Record) -> Deci
     }
 }
 
-impl NewApproval {
-    fn event(&self) -> NewEntry {
-        NewEntry::new(question_event(self.asks), self.data.clone())
-    }
-}
-
 impl ApprovalState {
     /// What holds where nobody answers in time.
     fn default(&self, record: &Record, now_ms: u64) -> ApprovalAnswer {
@@ -372,13 +364,13 @@ impl ApprovalState {
 
 fn answered(record: &Record, mut state: ApprovalState, answer: &ApprovalAnswer) -> Change {
     let asks = state.asks;
-    let (command, _) = answer_names(asks, answer);
+    let command = shown::command(asks, answer);
     let event = answer_event(asks, &record.id, answer);
     let owed = owed(&record.channel, asks, &record.id, &event);
     state.answer = Some(answer.clone());
     let data = serde_json::json!({
         "request_id": &*record.id,
-        "agent_id": state.agent_id,
+        "agent_id": state.asker.agent,
         "answer": answer,
     });
     let data = serde_json::value::to_raw_value(&data).expect("plain data");

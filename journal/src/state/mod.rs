@@ -8,6 +8,7 @@
 //! ▲ [`approval`]: asked, answered once
 //! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom;
 //!   [`alive`] and [`tree`]: who is there
+//! ◆ [`digest`]: what an id stands for
 //! ◆ [`copy`]: what is told on an agent's channel and on the firehose
 //! ◆ [`reaper`]: what falls due while nobody acts, done by the first replica to come; [`continuity`]: since
 //!   when leases may be judged
@@ -17,6 +18,7 @@ pub(crate) mod approval;
 pub(crate) mod command;
 pub(crate) mod continuity;
 mod copy;
+pub(crate) mod digest;
 mod family;
 pub(crate) mod lease;
 mod loss;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use journal::{ApprovalAnswer, AskError, Asked, Asks, NewApproval, Reaper, Resolved};
 use protocol::Channel;
-use protocol::limits::APPROVALS_MAX;
+use protocol::limits::{APPROVAL_PLACES_MAX, APPROVALS_MAX};
 use uuid::Uuid;
 
 use crate::states::{agent, channel, commands, told};
@@ -15,12 +15,16 @@ fn approval(on: &Channel, id: &str) -> NewApproval {
         channel: on.clone(),
         request_id: id.into(),
         asks: Asks::Permission,
-        data: format!(r#"{{"request":{{"requestId":"{id}","toolName":"rm"}}}}"#).into(),
+        question: r#"{"toolName":"rm"}"#.into(),
         expires_in: Duration::from_secs(60),
         default: false,
         digest: Some("d1".into()),
+        durable: true,
     }
 }
+
+/// Changes one part of what is asked.
+type Differ = fn(&mut NewApproval);
 
 fn answer(by: &str, allowed: bool) -> ApprovalAnswer {
     ApprovalAnswer {
@@ -45,8 +49,10 @@ on_both! {
         assert_eq!((head.map(|head| head.n), pending.len()), (Some(1), 1));
         let question: serde_json::Value = serde_json::from_str(&pending[0].question).unwrap();
         assert_eq!(question["data"]["request"]["toolName"], "rm");
-        assert_eq!(journal.find_approval("p1").await, Ok(Some(session.clone())));
-        assert_eq!(journal.find_approval("p2").await, Ok(None));
+        assert_eq!(question["data"]["request"]["requestId"], "p1");
+        assert_eq!(question["data"]["expires_at"], question["expires_at"]);
+        assert_eq!(journal.find_approval("p1").await, Ok(vec![session.clone()]));
+        assert_eq!(journal.find_approval("p2").await, Ok(vec![]));
 
         let answers: Vec<ApprovalAnswer> = (0..8).map(|i| answer(&format!("user{i}"), i % 2 == 0)).collect();
         let resolved = futures_util::future::join_all(answers.iter().map(|answer| {
@@ -76,8 +82,66 @@ on_both! {
             Ok(Asked::Answered(winner.clone()))
         );
         assert_eq!(journal.ask(lease.holder(), &approval(lease.channel(), "p9")).await, Err(AskError::Fenced));
-        let elsewhere = journal.ask(successor.holder(), &approval(&channel("session:2"), "p1")).await;
-        assert_eq!(elsewhere, Err(AskError::Elsewhere(session)));
+    }
+}
+
+on_both! {
+    async fn an_id_stands_for_all_that_was_asked(backend) {
+        let journal = &backend.journal;
+        let (lease, other) = (agent(journal, "a").await, agent(journal, "b").await);
+        let session = channel("session:1");
+        let asked = approval(&session, "p1");
+        let differs: [(&str, Differ); 5] = [
+            ("question", |new| new.question = r#"{"toolName":"ls"}"#.into()),
+            ("asks", |new| new.asks = Asks::Budget),
+            ("default", |new| new.default = true),
+            ("digest", |new| new.digest = None),
+            ("durable", |new| new.durable = false),
+        ];
+        let try_all = async || {
+            for (part, differ) in differs {
+                let mut changed = asked.clone();
+                differ(&mut changed);
+                assert_eq!(journal.ask(lease.holder(), &changed).await, Err(AskError::Conflict(part)));
+            }
+            assert_eq!(journal.ask(other.holder(), &asked).await, Err(AskError::Conflict("agent")));
+        };
+        journal.ask(lease.holder(), &asked).await.unwrap();
+        try_all().await;
+        let later = NewApproval { expires_in: Duration::from_secs(90), ..asked.clone() };
+        assert_eq!(journal.ask(lease.holder(), &later).await, Ok(Asked::Pending), "a clock changes that");
+
+        let yes = answer("ada", true);
+        journal.resolve(&session, "p1", Asks::Permission, &yes, None).await.unwrap();
+        try_all().await;
+        let no = ApprovalAnswer { allowed: false, ..yes.clone() };
+        assert_eq!(journal.resolve(&session, "p1", Asks::Permission, &no, None).await, Ok(Resolved::Conflict));
+
+        let names: Vec<String> = told(journal, &session).await.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["permission_request", "permission_resolved"], "nothing else was shown");
+        assert_eq!(journal.ask(lease.holder(), &asked).await, Ok(Asked::Answered(yes)));
+    }
+}
+
+on_both! {
+    async fn an_id_is_looked_for_on_so_many_channels(backend) {
+        let lease = agent(&backend.journal, "a").await;
+        let sessions: Vec<Channel> = (0..=APPROVAL_PLACES_MAX).map(|n| channel(&format!("session:{n}"))).collect();
+        for session in &sessions {
+            let asked = backend.journal.ask(lease.holder(), &approval(session, "p1")).await;
+            assert_eq!(asked, Ok(Asked::Pending), "each channel has ids of its own");
+        }
+
+        let mut found = backend.journal.find_approval("p1").await.unwrap();
+        found.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        assert_eq!(found, sessions[..APPROVAL_PLACES_MAX]);
+        let last = &sessions[APPROVAL_PLACES_MAX];
+        let yes = answer("ada", true);
+        assert_eq!(
+            backend.journal.resolve(last, "p1", Asks::Permission, &yes, None).await,
+            Ok(Resolved::Yours),
+            "who names the channel needs no place"
+        );
     }
 }
 

@@ -32,10 +32,11 @@ fn approval(on: &Channel, id: &str) -> NewApproval {
         channel: on.clone(),
         request_id: id.into(),
         asks: Asks::Permission,
-        data: "{}".into(),
+        question: "{}".into(),
         expires_in: Duration::from_millis(300),
         default: false,
         digest: None,
+        durable: false,
     }
 }
 

@@ -162,7 +162,8 @@ pub struct AskCall {
     pub request_id: Box<str>,
     /// What is asked for.
     pub asks: Asks,
-    /// The event that shows the question.
+    /// What is shown, an object: of a permission the event's `request`, of a budget its fields. Its id and its end
+    /// are added to it.
     pub question: Box<RawValue>,
     /// How long people have.
     pub expires_in_ms: u64,
@@ -172,6 +173,9 @@ pub struct AskCall {
     /// The digest of what is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Box<str>>,
+    /// The question outlives its agent: asked again after a restart, it is the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub durable: bool,
 }
 
 /// The reply to `ask`.

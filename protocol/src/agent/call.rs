@@ -17,7 +17,10 @@ use crate::limits::{
     AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, REASON_BYTES_MAX,
     RUN_ID_BYTES_MAX,
 };
-use crate::{Channel, DataError, ErrorCode, check_data, check_event_name, check_idempotency_key};
+use crate::{
+    Channel, DataError, ErrorCode, check_data, check_event_name, check_idempotency_key,
+    check_question,
+};
 
 /// A call.
 #[derive(Clone, Debug)]
@@ -245,10 +248,8 @@ impl RawFields<'_> {
             "ask" => {
                 let body: AskCall = self.data()?;
                 check_id(&body.request_id)?;
-                check_data(body.question.get()).map_err(refused_data)?;
-                if !body.question.get().starts_with('{') {
-                    return Err(bad("`question` must be an object"));
-                }
+                check_question(body.question.get())
+                    .map_err(|error| (error.code(), format!("`question`: {error}")))?;
                 CallBody::Ask(body)
             }
             "resolve" => {

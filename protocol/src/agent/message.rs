@@ -72,15 +72,13 @@ pub struct AgentError {
     pub message: String,
     /// Whether the same call, made again later, can succeed.
     pub retryable: bool,
-    /// Of `elsewhere`: where the question stands.
-    pub channel: Option<Channel>,
 }
 
 impl AgentError {
-    /// An error about no channel.
+    /// An error of this code.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let (retryable, message) = (code.is_retryable(), message.into());
-        Self { code: code.as_str().into(), message, retryable, channel: None }
+        Self { code: code.as_str().into(), message, retryable }
     }
 }
 
@@ -124,8 +122,7 @@ impl AgentMessage {
         let kind = std::mem::take(&mut envelope.kind);
         let missing = |name: &str| format!("`{name}` of `{kind}` is missing");
         let data = envelope.data.map(ToOwned::to_owned);
-        let channel = envelope.channel.take();
-        let about = channel.clone().ok_or_else(|| missing("channel"));
+        let about = envelope.channel.take().ok_or_else(|| missing("channel"));
         Ok(Some(match &*kind {
             "connected" => Self::Connected { lease_ms: envelope.lease_ms },
             "reconnect" => Self::Reconnect,
@@ -135,7 +132,6 @@ impl AgentMessage {
                     code: envelope.code.ok_or_else(|| missing("code"))?,
                     message: envelope.message.unwrap_or_default(),
                     retryable: envelope.retryable.unwrap_or_default(),
-                    channel,
                 };
                 Self::Error { id: envelope.id, error }
             }
@@ -170,7 +166,6 @@ impl AgentMessage {
             },
             Self::Error { id, error } => Envelope {
                 id: *id,
-                channel: error.channel.clone(),
                 code: Some(error.code.clone()),
                 message: Some(error.message.clone()),
                 retryable: Some(error.retryable),

@@ -108,6 +108,8 @@ pub enum Resolved {
     OtherDigest,
     /// It asks for the other kind of answer.
     OtherKind,
+    /// Another answer was given under this `command_id`.
+    Conflict,
     /// The approval does not exist (any more).
     Unknown,
 }

@@ -148,11 +148,13 @@ pub struct Cancels {
     pub reason: Option<String>,
 }
 
-/// An answer to an approval. It needs no address: the approval has one.
+/// An answer to an approval. It needs no address where only one approval of its id may be meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Which approval.
     pub request_id: String,
+    /// Where it was asked.
+    pub channel: Option<Channel>,
     /// What sort of approval it answers.
     pub asked: Asked,
     /// Allowed, or go on.

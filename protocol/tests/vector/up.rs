@@ -54,7 +54,7 @@ pub(crate) fn normal(frame: ClientFrame) -> Value {
             json!({ "command": item })
         }
         ClientFrame::Answer(answer) => json!({"answer": {
-            "request_id": answer.request_id,
+            "request_id": answer.request_id, "channel": answer.channel.as_ref().map(|channel| channel.as_str()),
             "asked": match answer.asked {
                 frame::Asked::Permission => "permission",
                 frame::Asked::Budget => "budget",

@@ -265,7 +265,7 @@ impl Inbox {
             // It tells of a state, or comes from a relay that keeps none.
             let is_new = !consumer.is_old(command.offset) && consumer.is_first(&command.command_id);
             if let Some(told) = Told::read(&command) {
-                self.approvals.tell(self.leases.holder(), told);
+                self.approvals.tell(self.leases.holder(), channel, told);
             } else if is_cancel && is_new {
                 self.cancel(&consumer, command);
             } else if is_new && !consumer.is_service() {

@@ -1,7 +1,7 @@
 //! Why a call on a link failed, whichever link it is.
 
 use journal::{AppendError, AskError, LeaseError, Unavailable};
-use protocol::{AgentError, Channel};
+use protocol::AgentError;
 use thiserror::Error;
 
 use crate::error::FENCED;
@@ -12,9 +12,9 @@ pub(crate) enum LinkError {
     /// The agent was declared lost, or a newer incarnation has taken over.
     #[error("{FENCED}")]
     Fenced,
-    /// A question of this id stands on another channel.
-    #[error("a question of this id stands on `{0}`")]
-    Elsewhere(Channel),
+    /// The id was used for something else.
+    #[error("{0}")]
+    Conflict(String),
     /// Too many questions wait already.
     #[error("too many questions wait already")]
     Busy,
@@ -33,10 +33,10 @@ impl LinkError {
 
     pub(super) fn of(error: &AgentError) -> Self {
         let message = error.message.clone();
-        match (&*error.code, &error.channel) {
-            ("fenced", _) => Self::Fenced,
-            ("elsewhere", Some(channel)) => Self::Elsewhere(channel.clone()),
-            ("busy", _) => Self::Busy,
+        match &*error.code {
+            "fenced" => Self::Fenced,
+            "conflict" => Self::Conflict(message),
+            "busy" => Self::Busy,
             _ if error.retryable => Self::Unavailable(Unavailable(message)),
             _ => Self::Refused(message),
         }
@@ -63,7 +63,7 @@ impl From<AskError> for LinkError {
     fn from(error: AskError) -> Self {
         match error {
             AskError::Fenced => Self::Fenced,
-            AskError::Elsewhere(channel) => Self::Elsewhere(channel),
+            AskError::Conflict(_) => Self::Conflict(error.to_string()),
             AskError::Busy => Self::Busy,
             AskError::Unavailable(error) => Self::Unavailable(error),
             error => Self::unavailable(&error.to_string()),
@@ -75,10 +75,8 @@ impl From<LinkError> for AppendError {
     fn from(error: LinkError) -> Self {
         match error {
             LinkError::Fenced => Self::Fenced,
-            LinkError::Refused(why) => Self::Refused(why),
-            LinkError::Elsewhere(_) | LinkError::Busy | LinkError::Unavailable(_) => {
-                Self::Unavailable
-            }
+            LinkError::Refused(why) | LinkError::Conflict(why) => Self::Refused(why),
+            LinkError::Busy | LinkError::Unavailable(_) => Self::Unavailable,
         }
     }
 }

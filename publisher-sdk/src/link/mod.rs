@@ -277,10 +277,11 @@ impl RecordLink {
                 let ask = AskCall {
                     request_id: new.request_id.clone(),
                     asks: new.asks,
-                    question: raw(&new.data)?,
+                    question: raw(&new.question)?,
                     expires_in_ms: new.expires_in.as_millis() as u64,
                     default: new.default,
                     digest: new.digest.clone(),
+                    durable: new.durable,
                 };
                 let reply: AskReply = relay.call(&new.channel, CallBody::Ask(ask)).await?;
                 Ok(reply.answer.map_or(Asked::Pending, Asked::Answered))

@@ -70,7 +70,7 @@ async fn a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told(wa
     let (agent, journal) = way.agent().await;
     let own = agent.own_channel();
     for (id, allowed, expected) in [("b1", true, Budget::Continue), ("b2", false, Budget::Stop)] {
-        let ask = BudgetRequest::new().request_id(id).field("tokens_used", 1_000);
+        let ask = BudgetRequest::new().durable_id(id).field("tokens_used", 1_000);
         let (budget, ()) = tokio::join!(own.ask_budget(ask), async {
             crate::cluster::until("it is asked", async || {
                 let pending = journal.pending(&"agent:a".parse().unwrap()).await.unwrap().1;
@@ -141,7 +141,7 @@ async fn a_cancelled_question_ends_with_its_agent_also_while_redis_is_away() {
 async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed(way: Way) {
     let (first, journal) = way.agent().await;
     let session = first.session("s").await.unwrap();
-    let ask = || request().request_id("p1");
+    let ask = || request().durable_id("p1");
     tokio::select! {
         answered = session.ask_permission(ask()) => panic!("{answered:?}"),
         _ = event(&journal, "session:s", "permission_request") => {}
@@ -154,9 +154,11 @@ async fn an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed(way:
 
     assert!(session.ask_permission(ask()).await.unwrap().allowed);
     assert!(session.ask_permission(ask()).await.unwrap().allowed, "as often as it asks");
-    let elsewhere = second.session("t").await.unwrap().ask_permission(ask()).await;
-    assert!(matches!(elsewhere, Err(AskError::Elsewhere(_))), "{elsewhere:?}");
-    let invalid = session.ask_permission(request().request_id("not an id")).await;
+    let other = PermissionRequest::new("Bash", "rm -r /", "Deletes the build directory");
+    let other = session.ask_permission(other.durable_id("p1")).await;
+    let Err(AskError::Conflict(why)) = other else { panic!("{other:?}") };
+    assert!(why.contains("`question`"), "{why}");
+    let invalid = session.ask_permission(request().durable_id("not an id")).await;
     assert!(matches!(invalid, Err(AskError::Id(_))), "{invalid:?}");
     assert_eq!(said(&journal, "session:s").await, ["permission_request", "permission_resolved"]);
 }

@@ -254,10 +254,11 @@ fn approval(channel: &Channel, call: AskCall) -> NewApproval {
         channel: channel.clone(),
         request_id: call.request_id,
         asks: call.asks,
-        data: call.question.get().into(),
+        question: call.question.get().into(),
         expires_in: Duration::from_millis(call.expires_in_ms).min(APPROVAL_WAIT_MAX),
         default: call.default,
         digest: call.digest,
+        durable: call.durable,
     }
 }
 
@@ -292,9 +293,7 @@ fn ask_error(error: AskError) -> AgentError {
     match error {
         AskError::Fenced => fenced(),
         AskError::Busy => AgentError::new(ErrorCode::Busy, message),
-        AskError::Elsewhere(channel) => {
-            AgentError { channel: Some(channel), ..AgentError::new(ErrorCode::Elsewhere, message) }
-        }
+        AskError::Conflict(_) => AgentError::new(ErrorCode::Conflict, message),
         _ => AgentError::new(ErrorCode::Unavailable, message),
     }
 }

@@ -1,13 +1,13 @@
-//! An answer to an approval: the approval is found by its id, the grant is asked about its channel, and the
-//! answer is given once.
+//! An answer to an approval: the approval stands on the channel that the answer names, or is found by its id; the
+//! grant is asked about its channel, and the answer is given once.
 //!
 //! The first answer wins on all replicas; later ones are told who was first.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use journal::{Asks, Resolved, Status};
-use protocol::ErrorCode;
 use protocol::frame::{Answer, Asked, Refusal, Resolution};
+use protocol::{Channel, ErrorCode};
 
 use super::{Accepted, Commands, patiently, unavailable};
 use crate::auth::Principal;
@@ -24,10 +24,7 @@ impl Commands {
 
     async fn resolve(&self, principal: &Principal, answer: &Answer) -> Result<Accepted, Refusal> {
         let request_id = &answer.request_id;
-        let found = self.journal.find_approval(request_id).await.map_err(unavailable)?;
-        let channel = found
-            .filter(|channel| principal.grant.may_command(channel))
-            .ok_or_else(|| unknown(request_id))?;
+        let channel = self.asked_on(principal, answer).await?;
         let asks = match answer.asked {
             Asked::Permission => Asks::Permission,
             Asked::Budget => Asks::Budget,
@@ -62,6 +59,15 @@ impl Commands {
                 let message = format!("`{request_id}` takes another answer: {message}");
                 return Err(Refusal::new(ErrorCode::BadRequest, message));
             }
+            Resolved::Conflict => {
+                let part = match asks {
+                    Asks::Permission => "`allowed` or `alwaysAllow`",
+                    Asks::Budget => "`type`",
+                };
+                let message =
+                    format!("this `command_id` was used for an answer with another {part}");
+                return Err(Refusal::new(ErrorCode::Conflict, message));
+            }
             Resolved::Unknown => return Err(unknown(request_id)),
         }
         // The answer counts, whether an agent receives it now or not.
@@ -71,6 +77,28 @@ impl Commands {
         tracing::info!(%channel, request_id, allowed, by, listeners, "an approval was answered");
         let (status, is_queued) = (Status::Applied, listeners == 0);
         Ok(Accepted { command_id, status, detail: None, listeners, is_queued })
+    }
+}
+
+impl Commands {
+    /// Of several approvals of one id, the one that this sender may answer.
+    async fn asked_on(&self, principal: &Principal, answer: &Answer) -> Result<Channel, Refusal> {
+        let request_id = &answer.request_id;
+        let found = match &answer.channel {
+            Some(channel) => vec![channel.clone()],
+            None => self.journal.find_approval(request_id).await.map_err(unavailable)?,
+        };
+        let mut found = found.into_iter().filter(|channel| principal.grant.may_command(channel));
+        match (found.next(), found.next()) {
+            (Some(channel), None) => Ok(channel),
+            (None, _) => Err(unknown(request_id)),
+            (Some(_), Some(_)) => {
+                let message = format!(
+                    "several questions have the id `{request_id}`: name the `channel` or the `sessionId`"
+                );
+                Err(Refusal::new(ErrorCode::Ambiguous, message))
+            }
+        }
     }
 }
 

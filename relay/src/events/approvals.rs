@@ -142,10 +142,11 @@ mod tests {
             channel: channel.clone(),
             request_id: id.into(),
             asks: Asks::Permission,
-            data: "{}".into(),
+            question: "{}".into(),
             expires_in: Duration::from_secs(60),
             default: false,
             digest: None,
+            durable: false,
         };
         journal.ask(lease.holder(), &new).await.unwrap();
         journal.read(&Name::events(channel.clone()), Since::Start, 9).await.unwrap().head

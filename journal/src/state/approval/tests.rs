@@ -9,7 +9,7 @@ fn approval() -> Record {
 /// As it is written: it expires at 100.
 fn state(answer: Option<&ApprovalAnswer>) -> Option<ApprovalState> {
     let state = serde_json::json!({
-        "asks": "permission", "agent_id": "a", "default": true, "expires_at": 100, "digest": "d1", "answer": answer,
+        "asks": "permission", "agent_id": "a", "incarnation": 1, "question": digest("{}"), "default": true, "expires_at": 100, "digest": "d1", "answer": answer,
     });
     serde_json::from_value(state).ok()
 }

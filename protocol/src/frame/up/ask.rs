@@ -103,6 +103,7 @@ impl Fields<'_> {
     ) -> Result<ClientFrame, Refusal> {
         Ok(ClientFrame::Answer(Answer {
             request_id,
+            channel: self.asked_on()?,
             asked,
             allowed,
             always,

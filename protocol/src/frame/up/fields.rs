@@ -72,9 +72,19 @@ impl<'a> Fields<'a> {
         match (self.string("agent_id")?, self.string("channel")?) {
             (Some(_), Some(_)) => Err(bad("give `agent_id` or `channel`, not both")),
             (Some(id), None) => agent(&id).map(Some),
-            (None, Some(name)) => name.parse().map(Some).map_err(|error: crate::ChannelError| {
-                bad(error.to_string()).about(shortened(&name))
-            }),
+            (None, Some(name)) => named(&name).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The channel on which a question was asked.
+    pub(super) fn asked_on(&self) -> Result<Option<Channel>, Refusal> {
+        match (self.string("channel")?, self.string("sessionId")?) {
+            (Some(_), Some(_)) => Err(bad("give `channel` or `sessionId`, not both")),
+            (Some(name), None) => named(&name).map(Some),
+            (None, Some(id)) => Channel::session(&id)
+                .map(Some)
+                .map_err(|error| bad(format!("`sessionId`: {error}"))),
             (None, None) => Ok(None),
         }
     }
@@ -142,6 +152,10 @@ pub(super) fn bounded(reason: String) -> Result<String, Refusal> {
             format!("`reason` has {bytes} bytes, the limit is {REASON_BYTES_MAX}"),
         )),
     }
+}
+
+fn named(name: &str) -> Result<Channel, Refusal> {
+    name.parse().map_err(|error: crate::ChannelError| bad(error.to_string()).about(shortened(name)))
 }
 
 pub(super) fn agent(id: &str) -> Result<Channel, Refusal> {
