@@ -23,7 +23,8 @@ pub struct NewEntry {
     pub name: Box<str>,
     /// The data, JSON.
     pub data: Box<str>,
-    /// For 15 minutes, an entry with the same id on the same journal counts as this one, from any producer.
+    /// For 15 minutes, the same entry with the same id on the same journal counts as this one, from any producer;
+    /// another entry with this id is refused.
     pub idempotency_key: Option<Box<str>>,
 }
 
@@ -78,6 +79,10 @@ pub enum AppendError {
     /// Redis did not answer for as long as was waited, or the process ends. The outcome is unknown.
     #[error("redis did not answer; it is unknown whether the entries were appended")]
     Unavailable,
+    /// The idempotency key was used on this journal, for an entry in which this part was another. Nothing was
+    /// appended.
+    #[error("this `id` was used on this channel with another `{0}`")]
+    Conflict(&'static str),
     /// A newer incarnation of this producer writes now, or it was declared lost.
     #[error("a newer incarnation of this producer has taken over, or it was declared lost")]
     Fenced,

@@ -15,6 +15,7 @@ use protocol::{Entry, Offset};
 use crate::append::{AppendOutcome, PRODUCER_RECORD_LIFETIME};
 use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
+use crate::state::digest::digest;
 use crate::{AppendError, Appended, Name, NewEntry, Page, Retention};
 
 /// How often, in appends, journals and idempotency keys that nobody touches are looked through.
@@ -29,7 +30,7 @@ pub(crate) struct Memory {
 struct MemoryState {
     retention: Retention,
     journals: HashMap<Name, StoredStream>,
-    idempotency_key: HashMap<(Name, Box<str>), (Offset, u64)>,
+    idempotency_key: HashMap<(Name, Box<str>), Once>,
     /// The newest number of each author that numbers its entries, and until when it is remembered.
     numbers: HashMap<(Name, Arc<str>), (u64, u64)>,
     followers: HashMap<u64, (Deliver, HashSet<Name>)>,
@@ -40,6 +41,16 @@ struct MemoryState {
     last_epoch: u64,
     records: state::Records,
     counts: counts::Counts,
+}
+
+/// What was appended under an idempotency key, and until when that is known.
+#[derive(Debug)]
+struct Once {
+    offset: Offset,
+    event: Box<str>,
+    /// The digest of its data.
+    data: Box<str>,
+    until: u64,
 }
 
 /// One journal. Never empty.
@@ -84,7 +95,7 @@ impl Memory {
         {
             return Err(AppendError::Fenced);
         }
-        Ok(state.append(name, entries))
+        state.append(name, entries)
     }
 
     /// An id that is not above the producer's newest one is the repetition.
@@ -105,7 +116,7 @@ impl Memory {
             return Ok(vec![Appended { offset: None, listeners: 0 }]);
         }
         *newest = (id, until);
-        Ok(state.append(name, vec![entry]))
+        state.append(name, vec![entry])
     }
 
     pub(crate) fn read(&self, name: &Name, since: Since, entries_max: usize) -> Page {
@@ -191,26 +202,35 @@ impl MemoryState {
         self.last_time_us
     }
 
-    fn append(&mut self, name: &Name, entries: Vec<NewEntry>) -> Vec<Appended> {
+    fn append(&mut self, name: &Name, entries: Vec<NewEntry>) -> AppendOutcome {
         let now = self.now_us();
         self.sweep_sometimes(now);
         self.expire(name, now);
-        let offsets: Vec<Offset> =
-            entries.into_iter().map(|entry| self.append_one(name, entry, now)).collect();
+        let offsets = entries.into_iter().map(|entry| match self.known(name, &entry, now)? {
+            Some(offset) => Ok(offset),
+            None => Ok(self.append_one(name, entry, now)),
+        });
+        let offsets: Result<Vec<Offset>, AppendError> = offsets.collect();
         self.trim(name, now);
         let listeners =
             self.followers.values().filter(|(_, names)| names.contains(name)).count() as u64;
         let appended = |offset| Appended { offset: Some(offset), listeners };
-        offsets.into_iter().map(appended).collect()
+        Ok(offsets?.into_iter().map(appended).collect())
+    }
+
+    /// Where the entry stands already, if its idempotency key says so.
+    fn known(&self, name: &Name, new: &NewEntry, now: u64) -> Result<Option<Offset>, AppendError> {
+        let Some(id) = &new.idempotency_key else { return Ok(None) };
+        match self.idempotency_key.get(&(name.clone(), id.clone())) {
+            None => Ok(None),
+            Some(once) if once.until <= now => Ok(None),
+            Some(once) if once.event != new.name => Err(AppendError::Conflict("event")),
+            Some(once) if once.data != digest(&new.data) => Err(AppendError::Conflict("data")),
+            Some(once) => Ok(Some(once.offset)),
+        }
     }
 
     fn append_one(&mut self, name: &Name, new: NewEntry, now: u64) -> Offset {
-        if let Some(id) = &new.idempotency_key
-            && let Some((offset, until)) = self.idempotency_key.get(&(name.clone(), id.clone()))
-            && *until > now
-        {
-            return *offset;
-        }
         let (epoch, n) = match self.journals.get(name) {
             Some(stored) => (stored.head().epoch, stored.head().n + 1),
             None => {
@@ -221,8 +241,9 @@ impl MemoryState {
         };
         let offset = Offset::of_entry(epoch, n, now);
         if let Some(id) = new.idempotency_key {
-            self.idempotency_key
-                .insert((name.clone(), id), (offset, now + micros(IDEMPOTENCY_KEY_LIFETIME)));
+            let until = now + micros(IDEMPOTENCY_KEY_LIFETIME);
+            let (event, data) = (new.name.clone(), digest(&new.data));
+            self.idempotency_key.insert((name.clone(), id), Once { offset, event, data, until });
         }
         let entry = Arc::new(Entry { offset, time_us: now, name: new.name, data: new.data });
         let stored = self
@@ -268,7 +289,7 @@ impl MemoryState {
             let retention = &self.retention;
             self.journals
                 .retain(|name, stored| stored.newest_us() + micros(retention.of(name).age) >= now);
-            self.idempotency_key.retain(|_, (_, until)| *until > now);
+            self.idempotency_key.retain(|_, once| once.until > now);
             self.numbers.retain(|_, (_, until)| *until > now);
             self.records.sweep(now);
         }

@@ -134,3 +134,31 @@ async fn the_command_id_of_an_answer_stands_for_that_answer() {
     assert_eq!(replies[2]["code"], "conflict", "{}", replies[2]);
     assert!(replies[2]["message"].as_str().unwrap().contains("`allowed`"), "{}", replies[2]);
 }
+
+/// An event under the id of another is not acknowledged as that other, nor lost in silence.
+#[tokio::test]
+async fn a_publish_under_the_id_of_another_event_is_a_conflict() {
+    let cluster = Cluster::with_replicas(2).await;
+    let publish = async |replica: usize, channel: &str, event: &str, data: Value| {
+        let body = json!({"channel": channel, "event": event, "data": data, "id": "build-7"});
+        cluster.replicas[replica].post("/api/v1/publish", body.to_string()).await
+    };
+    let first = publish(0, SESSION, "built", json!({"ok": true})).await.json();
+
+    let again = publish(1, SESSION, "built", json!({"ok": true})).await.json();
+    let elsewhere = publish(1, "session:43", "built", json!({"ok": false})).await;
+    for (part, event, data) in
+        [("data", "built", json!({"ok": false})), ("event", "x", json!({"ok": true}))]
+    {
+        let reply = publish(1, SESSION, event, data).await;
+        assert_eq!((reply.status, &*reply.error_code()), (409, "conflict"), "{}", reply.text());
+        assert_eq!(reply.json()["error"]["retryable"], false);
+        assert!(reply.text().contains(&format!("`{part}`")), "{}", reply.text());
+    }
+    let after = publish(0, SESSION, "built", json!({"ok": true})).await.json();
+
+    assert_eq!((&again["offset"], &after["offset"]), (&first["offset"], &first["offset"]));
+    assert_eq!(elsewhere.status, 200, "another channel's ids are others: {}", elsewhere.text());
+    let read = cluster.replicas[0].get("/api/v1/channels/session:42/events").await.json();
+    assert_eq!(read["events"].as_array().unwrap().len(), 1, "{read}");
+}

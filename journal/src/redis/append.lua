@@ -15,8 +15,8 @@
 --       6… entries, each "name idempotency-key data"; behind the single one of an idempotency key the id's lifetime in ms
 --
 -- Answers "ok <place> <listeners> <argument 4>" | "known " and the rest of what was answered then |
--- "gap <stored sequence or nothing>" | "fenced" |
--- "overtaken <incarnation>". A place is "<id of the first entry> <time in µs>".
+-- "gap <stored sequence or nothing>" | "fenced" | "overtaken <incarnation>" |
+-- "conflict <part>": the idempotency key stands for an entry of another event or other data. A place is "<id of the first entry> <time in µs>".
 --
 -- The record is the answers to the last batches, newest last: it makes every retry harmless, and a broken
 -- pipeline unable to reorder. Options cut it to the newest eight at least, as many as may be in flight.
@@ -50,8 +50,18 @@ if #us < 6 then us = sub('00000' .. us, -6) end
 local answer
 
 local once = KEYS[options == '' and 3 or 4]
--- Where another writer has put something else there, it counts as absent.
-local before = once and string.match(call('GET', once) or '', '^%d+%-%d+ %d+$')
+local before, content
+if once then
+  local event, data = string.match(ARGV[6], '^(%S+) %S+ (.*)$')
+  local digest = redis.sha1hex(data)
+  content = ' ' .. event .. ' ' .. digest
+  -- Where another writer has put something else there, it counts as absent.
+  local place, event_then, digest_then =
+    string.match(call('GET', once) or '', '^(%d+%-%d+ %d+) (%S+) (%x+)$')
+  if place and event_then ~= event then return 'conflict event' end
+  if place and digest_then ~= digest then return 'conflict data' end
+  before = place
+end
 local entries, most, age
 if options ~= '' then
   local field, default = string.match(options, 'k %d+ (%a+) (.*)$')
@@ -113,7 +123,7 @@ else
   listeners = listeners == 0 and ' 0 ' or listeners == 1 and ' 1 ' or ' ' .. listeners .. ' '
   answer = 'ok ' .. id .. ' ' .. seconds .. us .. listeners .. ARGV[4]
   if once then
-    call('SET', once, id .. ' ' .. seconds .. us, 'PX', ARGV[7])
+    call('SET', once, id .. ' ' .. seconds .. us .. content, 'PX', ARGV[7])
   end
 
   if options ~= '' then

@@ -460,6 +460,8 @@ fn read_answer(value: Value) -> RedisResult<Answer> {
         }
         "gap" => Answer::Gap(rest.parse().ok()),
         "fenced" => Answer::Fenced,
+        "conflict" if rest == "event" => Answer::Conflict("event"),
+        "conflict" => Answer::Conflict("data"),
         "overtaken" => Answer::Overtaken(rest.parse().map_err(|_| unexpected())?),
         _ => return Err(unexpected()),
     })

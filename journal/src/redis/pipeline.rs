@@ -172,6 +172,8 @@ pub(super) enum Answer {
     Overtaken(u64),
     /// No answer: it may have been appended.
     Failed,
+    /// Refused: the idempotency key stands for an entry in which this part is another.
+    Conflict(&'static str),
     /// Refused now; time will change it.
     NotNow,
     /// Refused for good.
@@ -449,6 +451,7 @@ impl Pipeline {
             }
             Answer::Fenced => self.refuse(sequence, AppendError::Fenced),
             Answer::Refused(why) => self.refuse(sequence, AppendError::Refused(why)),
+            Answer::Conflict(part) => self.refuse(sequence, AppendError::Conflict(part)),
         }
         if self.outstanding == 0 {
             self.recover(now);

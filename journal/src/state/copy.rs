@@ -9,6 +9,7 @@ use std::time::Duration;
 use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 
+use super::digest::digest;
 use super::{Change, Deadline, Decision, Effect, Record, RecordKind};
 use crate::{Journal, Name, NewEntry, Unavailable};
 
@@ -20,6 +21,8 @@ const COPY_AFTER: Duration = Duration::from_secs(5);
 /// What was told, and perhaps not copied yet.
 #[derive(Debug, Serialize, Deserialize)]
 struct FirehoseCopy {
+    /// The digest of what was told.
+    content: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     uncopied: Option<Uncopied>,
 }
@@ -40,12 +43,17 @@ pub(super) fn owed(record: &Record, entry: &NewEntry) -> Vec<Effect> {
     let is_owed = record.channel.kind() == Kind::Agent;
     let uncopied =
         is_owed.then(|| Uncopied { event: entry.name.clone(), data: entry.data.clone() });
-    let copy = serde_json::to_string(&FirehoseCopy { uncopied }).expect("plain data");
+    let copy = FirehoseCopy { content: content(entry), uncopied };
+    let copy = serde_json::to_string(&copy).expect("plain data");
     let mut effects = vec![Effect::Write(record.clone(), copy, REMEMBERED)];
     if is_owed {
         effects.push(Effect::DueOf(Deadline::Copy, record.clone(), COPY_AFTER));
     }
     effects
+}
+
+fn content(entry: &NewEntry) -> Box<str> {
+    digest(&format!("{} {}", entry.name, entry.data))
 }
 
 /// Waits for a copy as long as no reaper makes it.
@@ -71,10 +79,21 @@ impl Journal {
         self.copied(record).await
     }
 
+    /// Whether it was this that was told.
+    pub(super) async fn was_told(
+        &self,
+        record: &Record,
+        entry: &NewEntry,
+    ) -> Result<bool, Unavailable> {
+        let copy = self.state::<FirehoseCopy>(record).await?;
+        Ok(copy.is_none_or(|copy| copy.content == content(entry)))
+    }
+
     /// It is copied: nothing is owed any more.
     pub(super) async fn copied(&self, record: &Record) -> Result<(), Unavailable> {
-        let copied = |_: Option<FirehoseCopy>, _| {
-            let mut change = Change::new(&FirehoseCopy { uncopied: None });
+        let copied = |copy: Option<FirehoseCopy>, _| {
+            let copied = copy.map(|copy| FirehoseCopy { uncopied: None, ..copy });
+            let mut change = copied.as_ref().map_or_else(Change::removal, Change::new);
             change.lifetime = Some(REMEMBERED);
             change.effects = vec![Effect::Due(Deadline::Copy, None)];
             Decision::Set(change, ())

@@ -75,6 +75,9 @@ pub enum LeaseError {
     /// A newer incarnation of the agent holds it, or this one was declared lost.
     #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
     Fenced,
+    /// The run's end was told under this key, and it was another.
+    #[error("the run's end was told under this `key` with another `event` or other `data`")]
+    Conflict,
     /// The journal could not be reached.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),

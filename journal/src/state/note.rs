@@ -233,10 +233,15 @@ impl Journal {
                 }
                 Ok(())
             }
-            // The end was told before, and its answer was lost.
+            // The end was told before, and its answer was lost; or another end has its key.
             Transacted::Unmet => {
                 note.runs.apply(&mut written.runs);
-                Ok(())
+                match &told {
+                    Some(told) if !self.was_told(&told.record, told.entry).await? => {
+                        Err(LeaseError::Conflict)
+                    }
+                    _ => Ok(()),
+                }
             }
             // The agent has left, and nothing is to be noted.
             Transacted::Done(Err(NotHeld::Released)) if told.is_none() => Ok(()),

@@ -171,7 +171,8 @@ impl Journal {
         let held = self.leases().all().leases.get(&key).cloned();
         let Some(held) = held else { return true };
         match self.restore(&held).await {
-            Ok(()) => true,
+            // Restoring tells no end of a run.
+            Ok(()) | Err(LeaseError::Conflict) => true,
             Err(LeaseError::Fenced) => {
                 self.leases().forget(key);
                 true

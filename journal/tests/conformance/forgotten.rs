@@ -166,6 +166,9 @@ on_both! {
         let entry = end("r1");
         drop(own.end_run("r1", &entry).await.unwrap());
         drop(own.end_run("r1", &entry).await.unwrap());
+        let other = NewEntry { name: "agent_failed".into(), ..entry };
+        let other = own.end_run("r1", &other).await.err();
+        assert_eq!(other, Some(LeaseError::Conflict), "its key stands for that end");
         let channel = own.channel().clone();
         // Dead: its lease runs out, and what it left undone is done.
         drop(own);

@@ -1,6 +1,6 @@
 //! What append, read and follow promise, one by one.
 
-use journal::{Keep, NewEntry, Reason, Retention, Since, Update};
+use journal::{AppendError, Keep, NewEntry, Reason, Retention, Since, Update};
 use protocol::Offset;
 use std::time::Duration;
 
@@ -189,12 +189,39 @@ on_both! {
 
         let first = backend.journal.append(&name, vec![once("a")]).await.unwrap()[0].offset;
         append(&backend.journal, &name, "between").await;
-        let again = backend.journal.append(&name, vec![entry("b"), once("c"), entry("d")]).await.unwrap();
+        let again = backend.journal.append(&name, vec![entry("b"), once("a"), entry("d")]).await.unwrap();
 
         let ns: Vec<u64> = again.iter().map(|appended| appended.offset.unwrap().n).collect();
         assert_eq!((again[1].offset, ns), (first, vec![3, 1, 4]));
         let other = backend.journal.append(&events("other"), vec![once("a")]).await.unwrap()[0].offset.unwrap();
         assert_eq!(other.n, 1, "an idempotency key belongs to its journal");
+    }
+}
+
+on_both! {
+    async fn an_idempotency_key_stands_for_its_entry(backend) {
+        let name = events("once");
+        let once = |text: &str| entry(text).with_key("id-1");
+        let first = backend.journal.append(&name, vec![once("a")]).await.unwrap()[0].offset;
+
+        let other_data = backend.journal.append(&name, vec![once("b")]).await;
+        let other_event = NewEntry { name: "another".into(), ..once("a") };
+        let other_event = backend.journal.append(&name, vec![other_event]).await;
+        // Many behind a refused one: none is lost, none comes twice.
+        let mut behind = Vec::new();
+        for n in 0..20 {
+            let entry = if n % 4 == 0 { once("c") } else { entry(&n.to_string()) };
+            behind.push(backend.journal.enqueue(&name, vec![entry]).await.unwrap());
+        }
+        let behind = futures_util::future::join_all(behind).await;
+
+        assert_eq!(other_data, Err(AppendError::Conflict("data")));
+        assert_eq!(other_event, Err(AppendError::Conflict("event")));
+        let ns: Vec<Option<u64>> = behind.iter().map(|one| one.as_ref().ok()?[0].offset.map(|offset| offset.n)).collect();
+        let expected: Vec<Option<u64>> = (0..20).scan(1, |n, i| Some(if i % 4 == 0 { None } else { *n += 1; Some(*n) })).collect();
+        assert_eq!(ns, expected);
+        let again = backend.journal.append(&name, vec![once("a")]).await.unwrap()[0].offset;
+        assert_eq!(again, first, "the first one still holds");
     }
 }
 

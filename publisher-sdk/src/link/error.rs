@@ -53,6 +53,7 @@ impl From<LeaseError> for LinkError {
     fn from(error: LeaseError) -> Self {
         match error {
             LeaseError::Fenced => Self::Fenced,
+            LeaseError::Conflict => Self::Conflict(error.to_string()),
             LeaseError::Unavailable(error) => Self::Unavailable(error),
             error => Self::unavailable(&error.to_string()),
         }

@@ -284,6 +284,7 @@ fn unavailable(error: Unavailable) -> AgentError {
 fn lease_error(error: LeaseError) -> AgentError {
     match error {
         LeaseError::Fenced => fenced(),
+        LeaseError::Conflict => AgentError::new(ErrorCode::Conflict, error.to_string()),
         error => AgentError::new(ErrorCode::Unavailable, error.to_string()),
     }
 }

@@ -169,7 +169,11 @@ fn check(principal: &Principal, event: Publish<'_>) -> Result<(Name, NewEntry), 
 }
 
 fn refuse(error: &AppendError) -> Refused {
-    let code = if error.is_retryable() { ErrorCode::Unavailable } else { ErrorCode::BadRequest };
+    let code = match error {
+        AppendError::Conflict(_) => ErrorCode::Conflict,
+        error if error.is_retryable() => ErrorCode::Unavailable,
+        _ => ErrorCode::BadRequest,
+    };
     Refused::new(code, error.to_string())
 }
 
