@@ -162,3 +162,45 @@ async fn a_publish_under_the_id_of_another_event_is_a_conflict() {
     let read = cluster.replicas[0].get("/api/v1/channels/session:42/events").await.json();
     assert_eq!(read["events"].as_array().unwrap().len(), 1, "{read}");
 }
+
+/// A `command_id` stands for one command of one user to one channel.
+#[tokio::test]
+async fn a_command_under_the_id_of_another_is_a_conflict() {
+    let cluster = Cluster::with_replicas(2).await;
+    let _agent = cluster.actor("a1").await.opens(SESSION).await;
+    let mut pages = [cluster.browser_on(0).connect().await, cluster.browser_on(1).connect().await];
+    let id = |n: u32| format!("0b5c4d8e-9d3f-4f37-8f0e-{n:012}");
+    let command = |name: &str, data: Value| json!({"type": "command", "channel": SESSION, "name": name, "data": data, "command_id": id(1)});
+    let cancel = |n: u32, more: Value| {
+        let mut cancel = json!({"type": "cancel_agent", "agent_id": "a1", "command_id": id(n)});
+        cancel.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        cancel
+    };
+    let request = |method: &str, params: Value| json!({"type": "request", "channel": SESSION, "method": method, "params": params, "timeout_ms": 50, "command_id": id(3)});
+    let first = pages[0].ask(command("pause", json!({"n": 1}))).await;
+    let stop = pages[0].ask(cancel(2, json!({"run_id": "r1", "reason": "why"}))).await;
+    let asked = pages[0].ask(request("a.b", json!({"n": 1}))).await;
+    assert_eq!(asked["error"]["code"], "timeout", "{asked}");
+
+    for (frame, part) in [
+        (command("pause", json!({"n": 1})), ""),
+        (command("pause", json!({"n": 2})), "data"),
+        (command("resume", json!({"n": 1})), "name"),
+        (cancel(2, json!({"run_id": "r1", "reason": "another word"})), ""),
+        (cancel(2, json!({"run_id": "r2"})), "run_id"),
+        (cancel(2, json!({})), "run_id"),
+        (request("a.b", json!({"n": 2})), "params"),
+        (request("a.c", json!({"n": 1})), "method"),
+        (json!({"type": "command", "agent_id": "a1", "name": "resume", "command_id": id(1)}), ""),
+    ] {
+        let reply = pages[1].ask(frame.clone()).await;
+        let error = if reply["type"] == "response" { &reply["error"] } else { &reply };
+        if part.is_empty() {
+            assert_eq!(reply["type"], "ack", "{frame}: {reply}");
+        } else {
+            assert_eq!(error["code"], "conflict", "{frame}: {reply}");
+            assert!(error["message"].as_str().unwrap().contains(&format!("`{part}`")), "{reply}");
+        }
+    }
+    assert_eq!((&first["type"], &stop["type"]), (&json!("ack"), &json!("ack")));
+}

@@ -3,7 +3,9 @@
 //! At most once, over every crash: taking is one atomic step that only one agent can make, before it
 //! begins; what an agent leaves when it dies is answered `rejected`, never done again, unless it said
 //! that doing it twice does no harm. The state is kept until ten minutes past the final status, so a
-//! repeated `command_id` learns the outcome instead of doing it again.
+//! repeated `command_id` learns the outcome instead of doing it again; it stands for one [`content`] only.
+
+mod content;
 
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use super::{
     Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot, Transacted,
 };
 use crate::{Journal, NewEntry, Unavailable};
+use content::Content;
 
 /// How long an outcome is remembered.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(600);
@@ -53,7 +56,7 @@ pub struct NewCommand {
 impl NewCommand {
     /// Where its answer is found; what is notified with when that is there.
     pub fn key(&self) -> Uuid {
-        key(self.command_id, self.by.as_deref())
+        key(&self.channel, self.command_id, self.by.as_deref())
     }
 }
 
@@ -84,6 +87,9 @@ pub enum SendError {
     /// No agent is there, and the command does not wait for one.
     #[error("no agent is there")]
     NoAgent,
+    /// Its `command_id` was used on the channel for a command in which this part was another. Nothing was done.
+    #[error("this `command_id` was used on this channel with another `{0}`")]
+    Conflict(&'static str),
     /// No place is left for the command.
     #[error("{}", .0.busy())]
     Busy(WaitingClass),
@@ -156,6 +162,8 @@ pub(super) struct CommandState {
     /// Until when it may be taken, Unix milliseconds.
     pub(super) expires_at: u64,
     command_id: Uuid,
+    /// What the `command_id` stands for, beside the name.
+    content: Content,
     /// The entry's name and data, for when it must be offered again.
     pub(super) name: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,11 +193,12 @@ pub(super) struct Taker {
 
 impl CommandState {
     /// The state in which a command is sent, if it is not a request. It follows from the entry.
-    fn sent(command_id: Uuid, name: Box<str>, expires_at: u64) -> Self {
+    fn sent(command_id: Uuid, name: Box<str>, data: &str, expires_at: u64) -> Self {
         Self {
             status: Status::Accepted,
             expires_at,
             command_id,
+            content: Content::of(&name, data),
             name,
             entry: None,
             sender: "".into(),
@@ -203,7 +212,8 @@ impl CommandState {
     /// The state of a command that was read, as long as nobody has taken it. A request's is not known.
     pub(super) fn of(command: &Command) -> Option<Self> {
         let expires_at = command.expires_at.filter(|_| !command.is_request)?;
-        Some(Self::sent(command.command_id.parse().ok()?, command.name.clone(), expires_at))
+        let command_id = command.command_id.parse().ok()?;
+        Some(Self::sent(command_id, command.name.clone(), &command.data, expires_at))
     }
 
     pub(super) fn is_worked_on_by(&self, holder: &Holder) -> bool {
@@ -263,9 +273,10 @@ impl CommandState {
     }
 }
 
-/// One user's command ids are no other's: nobody can have another's command taken for a repetition.
-fn key(command_id: Uuid, by: Option<&str>) -> Uuid {
-    Uuid::new_v5(&command_id, by.unwrap_or_default().as_bytes())
+/// One user's command ids are no other's, and one channel's no other's: nobody can have another's command taken for a
+/// repetition.
+fn key(channel: &Channel, command_id: Uuid, by: Option<&str>) -> Uuid {
+    Uuid::new_v5(&command_id, format!("{channel} {}", by.unwrap_or_default()).as_bytes())
 }
 
 pub(super) fn record(channel: &Channel, key: Uuid) -> Record {
@@ -286,6 +297,8 @@ pub(super) fn raw(json: &str) -> Box<RawValue> {
 #[derive(Debug, PartialEq)]
 enum Sending {
     Stands(CommandOutcome),
+    /// Another command has its id: this part differs.
+    Conflict(&'static str),
     NoAgent,
 }
 
@@ -296,7 +309,12 @@ fn sent(
     new: &NewCommand,
     is_heard: bool,
 ) -> Decision<Sending> {
+    let data = raw(&new.data);
     if let Some(mut state) = found {
+        let content = Content::of(&new.name, data.get());
+        if let Some(part) = content::differs((&state.name, &state.content), (&new.name, &content)) {
+            return Decision::Keep(Sending::Conflict(part));
+        }
         let outcome = state.outcome();
         return match &new.answer_to {
             Some(at) if !state.status.is_final() && !state.waiting.contains(at) => {
@@ -311,7 +329,6 @@ fn sent(
     if !is_heard && !new.may_wait {
         return Decision::Keep(Sending::NoAgent);
     }
-    let data = raw(&new.data);
     let expires_at = now_ms + new.expires_in.as_millis() as u64;
     let is_request = new.answer_to.is_some();
     let stamped = Stamped {
@@ -323,7 +340,7 @@ fn sent(
         data: Some(&data),
     };
     let entry = serde_json::to_string(&stamped).expect("a command is plain data");
-    let mut state = CommandState::sent(new.command_id, new.name.clone(), expires_at);
+    let mut state = CommandState::sent(new.command_id, new.name.clone(), data.get(), expires_at);
     if is_request {
         state.request = true;
         state.entry = Some(entry.clone().into());
@@ -363,6 +380,7 @@ impl Journal {
         let rule = |found, now_ms| sent(found, now_ms, new, listeners > 0);
         match self.transact_from(&record, found, rule).await? {
             Transacted::Done(Sending::Stands(outcome)) => Ok(Sent { key, listeners, outcome }),
+            Transacted::Done(Sending::Conflict(part)) => Err(SendError::Conflict(part)),
             Transacted::Done(Sending::NoAgent) => Err(SendError::NoAgent),
             Transacted::Unmet | Transacted::Fenced => Err(SendError::Busy(new.class)),
         }

@@ -284,7 +284,8 @@ mod tests {
             serde_json::json!({"agent_id": "a", "incarnation": incarnation, "idempotent": idempotent})
         });
         let state = serde_json::json!({
-            "status": status, "expires_at": 100, "command_id": Uuid::nil(), "name": "x", "entry": "{}", "taker": taker,
+            "status": status, "expires_at": 100, "command_id": Uuid::nil(), "content": {"data": ""}, "name": "x",
+            "entry": "{}", "taker": taker,
         });
         serde_json::from_value(state).ok()
     }

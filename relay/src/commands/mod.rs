@@ -133,6 +133,8 @@ impl Commands {
         let (sent, reached) = patiently(Box::pin(async {
             let sent = self.journal.send(&new).await;
             let reached = match &cancels {
+                // It is another command: nothing of this one is done.
+                _ if matches!(sent, Err(SendError::Conflict(_))) => 0,
                 Some(cancels) => self.cancel_children(&new, cancels).await.map_err(unavailable)?,
                 None => 0,
             };
@@ -200,6 +202,7 @@ fn not_sent(error: &SendError, channel: &Channel) -> Refusal {
         SendError::Busy(_) => {
             Refusal::new(ErrorCode::Busy, format!("`{channel}` is busy: {error}"))
         }
+        SendError::Conflict(_) => Refusal::new(ErrorCode::Conflict, error.to_string()),
         SendError::Unavailable(error) => unavailable(error),
         _ => Refusal::new(ErrorCode::Unavailable, error.to_string()),
     };
