@@ -6,6 +6,8 @@
 //! The question is kept on its channel, and the answer beside it, whatever dies in between. Each asking has an id of
 //! its own; a workflow that goes on after a restart gives a durable one, and gets the pending question or its answer.
 
+mod asking;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,6 +29,7 @@ use crate::commands::consumer::Outlet;
 use crate::link::{LinkError, persist, persist_until};
 use crate::options::CONNECT_TIMEOUT;
 use crate::{AskError, Publisher, Run};
+use asking::Asking;
 
 /// How long people have to answer by default.
 const EXPIRES_IN: Duration = Duration::from_secs(3_600);
@@ -189,8 +192,8 @@ impl Publisher {
     /// Asks people whether the agent may, and waits for the first answer or for the default.
     ///
     /// What was said on the channel before is written before the question. While Redis is away this
-    /// waits. Dropping the future leaves the question pending: ask [within](PermissionRequest::for_run) a
-    /// run, and it ends with the run.
+    /// waits. If the future is dropped, or the agent ends, the question is withdrawn, unless it has a
+    /// [durable id](PermissionRequest::durable_id). Asked [within](PermissionRequest::for_run) a run it ends with the run.
     ///
     /// # Errors
     /// [`AskError`].
@@ -289,10 +292,11 @@ impl Publisher {
             digest: digest.map(Into::into),
             durable,
         };
+        let mut asking = Asking::new(agent, &approval);
         let answered = agent.answered(approval.clone(), &mut answers.0);
         let fenced = agent.inbox.leases.fenced();
         let run = run.unwrap_or_default();
-        tokio::select! {
+        let asked = tokio::select! {
             biased;
             () = fenced.cancelled() => Err(AskError::Fenced),
             () = agent.inbox.stopped.cancelled() => Err(AskError::Closed),
@@ -310,7 +314,10 @@ impl Publisher {
                 Err(AskError::Cancelled)
             }
             answer = answered => answer,
-        }
+        };
+        // It has ended, or ends with the lease.
+        asking.waits = false;
+        asked
     }
 }
 

@@ -290,7 +290,7 @@ pub enum AskError {
     /// The run that it [belongs to](crate::PermissionRequest::for_run) was cancelled: it is asked no more.
     #[error("the run was cancelled")]
     Cancelled,
-    /// The agent has been closed. The question stands.
+    /// The agent has been closed. The question is withdrawn, unless it has a durable id.
     #[error("the agent has been closed")]
     Closed,
 }

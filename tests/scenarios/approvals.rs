@@ -302,3 +302,47 @@ async fn a_join_while_redis_is_away_is_answered_when_it_is_back() {
     assert_eq!(pending(&session), ["p1"], "{session}");
     assert_eq!(browser.count("subscribed"), 2, "those that were given up are not answered");
 }
+
+/// Nobody is asked for an agent that is gone, and who answers all the same is told so.
+#[tokio::test]
+async fn a_question_goes_with_its_asker() {
+    let cluster = Cluster::options().short_leases().set().await;
+    let mut browser = cluster.browser_on(1).subscribed_to(SESSION).await;
+    let raw = async |id: &str, session: &str| {
+        let mut agent = cluster.browser().path(&format!("/ws/agents/{id}")).connect().await;
+        for (n, channel) in [(1, format!("agent:{id}")), (2, session.to_owned())] {
+            agent.send(json!({"type": "lease", "id": n, "channel": channel})).await;
+            agent.wait_for("the lease", |frame| frame["id"] == n).await;
+        }
+        agent
+    };
+    let call = async |agent: &mut Browser, kind: &str, n: u64, data: Value| {
+        agent.send(json!({"type": kind, "id": n, "channel": SESSION, "data": data})).await;
+        let reply = agent.wait_for("the reply", |frame| frame["id"] == n).await;
+        assert_eq!(reply["type"], "ack", "{reply}");
+    };
+    let ask = |id: &str| json!({"request_id": id, "asks": "permission", "question": {}, "expires_in_ms": 60_000});
+    let mut agent = raw("a1", SESSION).await;
+    for (n, id) in (3..).zip(["given-up", "left"]) {
+        call(&mut agent, "ask", n, ask(id)).await;
+    }
+    call(&mut agent, "unask", 5, json!({"request_id": "given-up"})).await;
+    call(&mut agent, "release", 6, Value::Null).await;
+    let mut dies = raw("a2", SESSION).await;
+    call(&mut dies, "ask", 3, ask("lost")).await;
+    drop(dies);
+
+    for id in ["given-up", "left", "lost"] {
+        let is_withdrawn = |event: &tests::Event| {
+            let told = (&event.data["requestId"], &event.data["reason"]);
+            event.name == "permission_resolved" && told == (&json!(id), &json!("withdrawn"))
+        };
+        let is_told = |seen: &tests::History| seen.events(SESSION).iter().any(is_withdrawn);
+        browser.wait_until("its end", is_told).await;
+        let late = browser.ask(allow(id, true)).await;
+        let told = (&late["code"], &late["decision"]);
+        assert_eq!(told, (&json!("already_resolved"), &json!("withdrawn")), "{late}");
+    }
+    let joined = cluster.browser_on(0).connect().await.subscribe(SESSION).await;
+    assert!(pending(&joined).is_empty(), "{joined}");
+}

@@ -3,9 +3,10 @@
 //! The question, its place among the channel's pending approvals, the answer, and the command that tells the agent
 //! each change in one step. So every joiner sees what is pending, the first answer wins on all replicas,
 //! and the agent receives it, whatever dies in between. An id stands for what was asked: the same again is the
-//! repetition, anything else is a conflict. [`shown`]: what people see of it.
+//! repetition, anything else is a conflict. [`shown`]: what people see of it; [`withdraw`]: nobody waits any more.
 
 mod shown;
+mod withdraw;
 
 use std::time::Duration;
 
@@ -103,6 +104,12 @@ struct ApprovalState {
     digest: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     answer: Option<ApprovalAnswer>,
+    /// When its asker gave it up, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    withdrawn_at: Option<u64>,
+    /// How often it was withdrawn and asked again.
+    #[serde(default)]
+    round: u32,
 }
 
 fn record(channel: &Channel, request_id: &str) -> Record {
@@ -120,13 +127,12 @@ impl Journal {
         let (record, question) = (record(&new.channel, &new.request_id), digest(&new.question));
         let rule = |found, now_ms| asked(found, now_ms, holder, new, &question);
         match self.transact(&record, rule).await? {
-            Transacted::Done(Ok(Asked::Pending)) => {
+            Transacted::Done(Ok((Asked::Pending, round))) => {
                 // The copy is found by the event's name.
-                let event = new.event(0);
-                self.copy_at_once(&new.channel, new.asks, &new.request_id, &event).await;
+                self.copy_at_once(&record, new.asks, round, &new.event(0)).await;
                 Ok(Asked::Pending)
             }
-            Transacted::Done(Ok(answered)) => Ok(answered),
+            Transacted::Done(Ok((answered, _))) => Ok(answered),
             Transacted::Done(Err(part)) => Err(AskError::Conflict(part)),
             Transacted::Fenced => Err(AskError::Fenced),
             Transacted::Unmet => Err(AskError::Busy),
@@ -159,9 +165,9 @@ impl Journal {
         let Some((resolved, told)) = self.transact(&record, rule).await?.done() else {
             return Ok(Resolved::Unknown);
         };
-        if let Some(answer) = told {
-            self.copy_at_once(channel, asks, request_id, &answer_event(asks, request_id, &answer))
-                .await;
+        if let Some((answer, round)) = told {
+            let event = answer_event(asks, request_id, &answer);
+            self.copy_at_once(&record, asks, round, &event).await;
         }
         Ok(resolved)
     }
@@ -185,9 +191,9 @@ impl Journal {
     pub(super) async fn time_out(&self, record: &Record) -> Result<(), Unavailable> {
         match self.transact(record, |found, now_ms| timed_out(found, now_ms, record)).await?.done()
         {
-            Some(Timeout::Now(asks, answer)) => {
+            Some(Timeout::Now(asks, answer, round)) => {
                 let event = answer_event(asks, &record.id, &answer);
-                self.copy_at_once(&record.channel, asks, &record.id, &event).await;
+                self.copy_at_once(record, asks, round, &event).await;
                 Ok(())
             }
             Some(Timeout::Forgotten) => Ok(()),
@@ -195,44 +201,50 @@ impl Journal {
         }
     }
 
-    async fn copy_at_once(
-        &self,
-        channel: &Channel,
-        asks: Asks,
-        request_id: &str,
-        event: &NewEntry,
-    ) {
-        if let Some(record) = copy_of(channel, asks, request_id, event) {
+    async fn copy_at_once(&self, approval: &Record, asks: Asks, round: u32, event: &NewEntry) {
+        if let Some(record) = copy_of(approval, asks, round, event) {
             copy::at_once(&record, self.copy(&record)).await;
         }
     }
 }
 
 /// What an agent's budget does is of interest to those who watch all agents.
-fn copy_of(channel: &Channel, asks: Asks, request_id: &str, event: &NewEntry) -> Option<Record> {
+fn copy_of(approval: &Record, asks: Asks, round: u32, event: &NewEntry) -> Option<Record> {
+    let Record { channel, id, .. } = approval;
     let is_copied = asks == Asks::Budget && channel.kind() == Kind::Agent;
-    let key =
-        || Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {request_id}", event.name).as_bytes());
+    let key = || {
+        let copy = format!("{} {channel} {id} {round}", event.name);
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, copy.as_bytes())
+    };
     is_copied.then(|| copy::record(channel, &key().to_string()))
 }
 
 /// The step that tells it owes the copy.
-fn owed(channel: &Channel, asks: Asks, request_id: &str, event: &NewEntry) -> Vec<Effect> {
-    let copy = copy_of(channel, asks, request_id, event);
+fn owed(approval: &Record, asks: Asks, round: u32, event: &NewEntry) -> Vec<Effect> {
+    let copy = copy_of(approval, asks, round, event);
     copy.map_or_else(Vec::new, |record| copy::owed(&record, event))
 }
 
-/// The first call shows the question; the same asked again finds the same approval. What differs is named.
+/// With which round it stands, or the part that differs.
+type Repeated = Result<(Asked, u32), &'static str>;
+
+/// The first call shows the question; the same asked again finds the same approval. What differs is named. What was
+/// withdrawn is shown anew.
 fn asked(
     found: Option<ApprovalState>,
     now_ms: u64,
     holder: &Holder,
     new: &NewApproval,
     question: &str,
-) -> Decision<Result<Asked, &'static str>> {
-    if let Some(state) = found {
-        return repeated(state, now_ms, holder, new, question);
-    }
+) -> Decision<Repeated> {
+    let round = match found {
+        None => 0,
+        Some(state) => match state.differs(holder, new, question) {
+            Some(part) => return Decision::Keep(Err(part)),
+            None if state.withdrawn_at.is_none() => return repeated(state, now_ms, holder),
+            None => state.round + 1,
+        },
+    };
     let state = ApprovalState {
         asks: new.asks,
         asker: holder.clone(),
@@ -242,6 +254,8 @@ fn asked(
         expires_at: now_ms + new.expires_in.as_millis() as u64,
         digest: new.digest.clone(),
         answer: None,
+        withdrawn_at: None,
+        round,
     };
     let mut change = Change::new(&state);
     change.lifetime = Some(new.expires_in + REMEMBERED);
@@ -254,41 +268,26 @@ fn asked(
         Effect::Put(Index::Approvals, new.request_id.clone(), pending.into()),
         Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
     ];
-    change.effects.extend(owed(&new.channel, new.asks, &new.request_id, &event));
-    Decision::Set(change, Ok(Asked::Pending))
+    let record = record(&new.channel, &new.request_id);
+    change.effects.extend(owed(&record, new.asks, round, &event));
+    Decision::Set(change, Ok((Asked::Pending, round)))
 }
 
 /// The approval stands. A higher incarnation of its agent that asks the same becomes the asker.
-fn repeated(
-    mut state: ApprovalState,
-    now_ms: u64,
-    holder: &Holder,
-    new: &NewApproval,
-    question: &str,
-) -> Decision<Result<Asked, &'static str>> {
-    let parts = [
-        ("agent", state.asker.agent == holder.agent),
-        ("asks", state.asks == new.asks),
-        ("question", *state.question == *question),
-        ("default", state.default == new.default),
-        ("digest", state.digest == new.digest),
-        ("durable", state.durable == new.durable),
-    ];
-    if let Some((part, _)) = parts.into_iter().find(|(_, is_same)| !is_same) {
-        return Decision::Keep(Err(part));
-    }
+fn repeated(mut state: ApprovalState, now_ms: u64, holder: &Holder) -> Decision<Repeated> {
+    let round = state.round;
     if let Some(answer) = state.answer {
-        return Decision::Keep(Ok(Asked::Answered(answer)));
+        return Decision::Keep(Ok((Asked::Answered(answer), round)));
     }
     if holder.incarnation <= state.asker.incarnation {
-        return Decision::Keep(Ok(Asked::Pending));
+        return Decision::Keep(Ok((Asked::Pending, round)));
     }
     state.asker = holder.clone();
     let left = Duration::from_millis(state.expires_at.saturating_sub(now_ms));
     let mut change = Change::new(&state);
     change.lifetime = Some(left + REMEMBERED);
     change.holder = Some(holder.clone());
-    Decision::Set(change, Ok(Asked::Pending))
+    Decision::Set(change, Ok((Asked::Pending, round)))
 }
 
 /// The first answer that fits holds; after its time it is the default. With what everybody is told now.
@@ -299,7 +298,7 @@ fn resolved(
     asks: Asks,
     answer: &ApprovalAnswer,
     digest: Option<&str>,
-) -> Decision<(Resolved, Option<ApprovalAnswer>)> {
+) -> Decision<(Resolved, Option<(ApprovalAnswer, u32)>)> {
     let Some(mut state) = found else { return Decision::Keep((Resolved::Unknown, None)) };
     if let Some(before) = state.answer.take() {
         let is_repeated = before.command_id == answer.command_id && before.by == answer.by;
@@ -311,24 +310,28 @@ fn resolved(
         };
         return Decision::Keep((resolved, None));
     }
+    if let Some(at) = state.withdrawn_at {
+        return Decision::Keep((Resolved::Withdrawn(at), None));
+    }
     if state.asks != asks {
         return Decision::Keep((Resolved::OtherKind, None));
     }
+    let round = state.round;
     if now_ms >= state.expires_at {
         let default = state.default(record, now_ms);
         let change = answered(record, state, &default);
-        return Decision::Set(change, (Resolved::Already(default.clone()), Some(default)));
+        return Decision::Set(change, (Resolved::Already(default.clone()), Some((default, round))));
     }
     if digest.is_some() && state.digest.as_deref() != digest {
         return Decision::Keep((Resolved::OtherDigest, None));
     }
     let change = answered(record, state, answer);
-    Decision::Set(change, (Resolved::Yours, Some(answer.clone())))
+    Decision::Set(change, (Resolved::Yours, Some((answer.clone(), round))))
 }
 
 /// What becomes of an approval's deadline.
 enum Timeout {
-    Now(Asks, ApprovalAnswer),
+    Now(Asks, ApprovalAnswer, u32),
     Forgotten,
     No,
 }
@@ -339,15 +342,33 @@ fn timed_out(found: Option<ApprovalState>, now_ms: u64, record: &Record) -> Deci
             let change = Change::forgotten(record, Deadline::TimeOut, Index::Approvals);
             Decision::Set(change, Timeout::Forgotten)
         }
-        Some(state) if state.answer.is_none() && now_ms >= state.expires_at => {
-            let (asks, default) = (state.asks, state.default(record, now_ms));
-            Decision::Set(answered(record, state, &default), Timeout::Now(asks, default))
+        Some(state) if state.is_pending() && now_ms >= state.expires_at => {
+            let (asks, round) = (state.asks, state.round);
+            let default = state.default(record, now_ms);
+            Decision::Set(answered(record, state, &default), Timeout::Now(asks, default, round))
         }
         Some(_) => Decision::Keep(Timeout::No),
     }
 }
 
 impl ApprovalState {
+    fn is_pending(&self) -> bool {
+        self.answer.is_none() && self.withdrawn_at.is_none()
+    }
+
+    /// The part in which what is asked is another than what was asked.
+    fn differs(&self, holder: &Holder, new: &NewApproval, question: &str) -> Option<&'static str> {
+        let parts = [
+            ("agent", self.asker.agent == holder.agent),
+            ("asks", self.asks == new.asks),
+            ("question", *self.question == *question),
+            ("default", self.default == new.default),
+            ("digest", self.digest == new.digest),
+            ("durable", self.durable == new.durable),
+        ];
+        parts.into_iter().find(|(_, is_same)| !is_same).map(|(part, _)| part)
+    }
+
     /// What holds where nobody answers in time.
     fn default(&self, record: &Record, now_ms: u64) -> ApprovalAnswer {
         ApprovalAnswer {
@@ -366,7 +387,6 @@ fn answered(record: &Record, mut state: ApprovalState, answer: &ApprovalAnswer) 
     let asks = state.asks;
     let command = shown::command(asks, answer);
     let event = answer_event(asks, &record.id, answer);
-    let owed = owed(&record.channel, asks, &record.id, &event);
     state.answer = Some(answer.clone());
     let data = serde_json::json!({
         "request_id": &*record.id,
@@ -384,13 +404,20 @@ fn answered(record: &Record, mut state: ApprovalState, answer: &ApprovalAnswer) 
         data: Some(&data),
     };
     let stamped = serde_json::to_string(&stamped).expect("plain data");
-    let mut change = Change::new(&state);
+    let mut change = ended(record, &state, event);
+    change.effects.push(Effect::Command(NewEntry::new(command, stamped)));
+    change
+}
+
+/// The step in which it ends, as `event` tells everybody.
+fn ended(record: &Record, state: &ApprovalState, event: NewEntry) -> Change {
+    let mut change = Change::new(state);
     change.lifetime = Some(REMEMBERED);
+    let owed = owed(record, state.asks, state.round, &event);
     change.effects = vec![
         Effect::Event(event),
         Effect::Remove(Index::Approvals, record.id.clone()),
         Effect::Due(Deadline::TimeOut, None),
-        Effect::Command(NewEntry::new(command, stamped)),
     ];
     change.effects.extend(owed);
     change

@@ -334,6 +334,7 @@ impl Journal {
             return Ok(());
         }
         self.settle_open(channel, holder).await?;
+        self.unask_all(channel, holder).await?;
         let rule = |found: Option<LeaseState>, open: &OpenRuns, now_ms| {
             released(found, open, now_ms, &record, holder, taking)
         };

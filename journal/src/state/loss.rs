@@ -217,6 +217,7 @@ impl Journal {
     /// All runs are told: the rest.
     async fn settled(&self, record: &Record, loss: &Loss) -> Result<(), Unavailable> {
         self.settle_open(&record.channel, &loss.holder).await?;
+        self.unask_all(&record.channel, &loss.holder).await?;
         if record.channel.kind() == Kind::Agent
             && let Some(parent) = &loss.parent
         {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use journal::{ApprovalAnswer, AskError, Asked, Asks, NewApproval, Reaper, Resolved};
+use journal::{ApprovalAnswer, AskError, Asked, Asks, Holder, NewApproval, Reaper, Resolved};
 use protocol::Channel;
 use protocol::limits::{APPROVAL_PLACES_MAX, APPROVALS_MAX};
 use uuid::Uuid;
@@ -180,6 +180,50 @@ on_both! {
         let yes = answer("ada", true);
         backend.journal.resolve(&session, "p0", Asks::Permission, &yes, None).await.unwrap();
         assert_eq!(ask(APPROVALS_MAX).await, Ok(Asked::Pending));
+    }
+}
+
+on_both! {
+    async fn a_question_that_nobody_waits_for_is_withdrawn(backend) {
+        let journal = &backend.journal;
+        let lease = agent(journal, "a").await;
+        let session = channel("session:1");
+        let lease_there = journal.lease(&session, "a", Some(lease.holder().incarnation), None).await.unwrap();
+        let ask = async |id: &str, durable: bool| {
+            let new = NewApproval { durable, ..approval(&session, id) };
+            assert_eq!(journal.ask(lease.holder(), &new).await, Ok(Asked::Pending));
+        };
+        for (id, durable) in [("given-up", false), ("left", false), ("kept", true)] {
+            ask(id, durable).await;
+        }
+        let pending = async || -> Vec<String> {
+            let pending = journal.pending(&session).await.unwrap().1;
+            let mut ids: Vec<String> = pending.iter().map(|one| one.request_id.to_string()).collect();
+            ids.sort();
+            ids
+        };
+
+        let older = Holder { incarnation: lease.holder().incarnation - 1, ..lease.holder().clone() };
+        journal.unask(&session, "given-up", &older).await.unwrap();
+        assert_eq!(pending().await, ["given-up", "kept", "left"], "a newer incarnation asks it");
+        for _ in 0..2 {
+            journal.unask(&session, "given-up", lease.holder()).await.unwrap();
+            journal.unask(&session, "kept", lease.holder()).await.unwrap();
+        }
+        assert_eq!(pending().await, ["kept", "left"]);
+        lease_there.release().await.unwrap();
+        assert_eq!(pending().await, ["kept"]);
+
+        let late = journal.resolve(&session, "left", Asks::Permission, &answer("ada", true), None).await.unwrap();
+        assert!(matches!(late, Resolved::Withdrawn(_)), "{late:?}");
+        ask("left", false).await;
+        assert_eq!(pending().await, ["kept", "left"], "asked again, it is shown anew");
+        let told = told(journal, &session).await;
+        let ended: Vec<&serde_json::Value> =
+            told.iter().filter(|(name, _)| name == "permission_resolved").map(|(_, data)| data).collect();
+        assert_eq!(ended.len(), 2, "each once: {told:?}");
+        assert!(ended.iter().all(|data| data["reason"] == "withdrawn" && data["allowed"] == false), "{ended:?}");
+        assert!(commands(journal, &session).await.is_empty(), "there is nobody to be told");
     }
 }
 

@@ -178,6 +178,13 @@ pub struct AskCall {
     pub durable: bool,
 }
 
+/// Of `unask`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnaskCall {
+    /// The question's id.
+    pub request_id: Box<str>,
+}
+
 /// The reply to `ask`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskReply {

@@ -8,7 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::body::{
     AskCall, EndRunCall, FinishCall, FollowCall, LeaseCall, NoteCall, ProgressCall, ResolveCall,
-    TakeCall, WithdrawCall,
+    TakeCall, UnaskCall, WithdrawCall,
 };
 use super::message::{AgentError, AgentMessage};
 use super::record::{Parent, Status};
@@ -60,6 +60,8 @@ pub enum CallBody {
     Ask(AskCall),
     /// Answer a question.
     Resolve(ResolveCall),
+    /// Wait for the answer to a question no more.
+    Unask(UnaskCall),
     /// Declare the agent a child of another.
     Adopt(Parent),
     /// Take that back.
@@ -152,6 +154,7 @@ impl AgentCall {
             CallBody::Finish(_) => "finish",
             CallBody::Ask(_) => "ask",
             CallBody::Resolve(_) => "resolve",
+            CallBody::Unask(_) => "unask",
             CallBody::Adopt(_) => "adopt",
             CallBody::Disown(_) => "disown",
             CallBody::Withdraw(_) => "withdraw",
@@ -184,6 +187,7 @@ impl AgentCall {
             CallBody::Finish(body) => (None, Some(json(body))),
             CallBody::Ask(body) => (None, Some(json(body))),
             CallBody::Resolve(body) => (None, Some(json(body))),
+            CallBody::Unask(body) => (None, Some(json(body))),
             CallBody::Adopt(body) | CallBody::Disown(body) => (None, Some(json(body))),
             CallBody::Withdraw(body) => (None, Some(json(body))),
         };
@@ -260,6 +264,11 @@ impl RawFields<'_> {
                     return Err((ErrorCode::TooLarge, message));
                 }
                 CallBody::Resolve(body)
+            }
+            "unask" => {
+                let body: UnaskCall = self.data()?;
+                check_id(&body.request_id)?;
+                CallBody::Unask(body)
             }
             "adopt" => CallBody::Adopt(self.parent()?),
             "disown" => CallBody::Disown(self.parent()?),

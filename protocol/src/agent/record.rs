@@ -110,6 +110,8 @@ pub enum Resolved {
     OtherKind,
     /// Another answer was given under this `command_id`.
     Conflict,
+    /// Its asker gave it up, at this time, Unix milliseconds: nobody waits for an answer.
+    Withdrawn(u64),
     /// The approval does not exist (any more).
     Unknown,
 }

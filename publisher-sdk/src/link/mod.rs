@@ -25,6 +25,7 @@ use journal::{
 };
 use protocol::agent::body::{
     AskCall, AskReply, FinishCall, Finished, LeaseCall, ProgressCall, ResolveCall, TakeCall, Taken,
+    UnaskCall,
 };
 use protocol::{Asks, CallBody, Channel};
 use serde_json::value::RawValue;
@@ -285,6 +286,22 @@ impl RecordLink {
                 };
                 let reply: AskReply = relay.call(&new.channel, CallBody::Ask(ask)).await?;
                 Ok(reply.answer.map_or(Asked::Pending, Asked::Answered))
+            }
+        }
+    }
+
+    /// Waits for the answer to a question no more.
+    pub(crate) async fn unask(
+        &self,
+        channel: &Channel,
+        request_id: &str,
+        holder: &Holder,
+    ) -> Result<(), LinkError> {
+        match self {
+            Self::Journal(journal) => Ok(journal.unask(channel, request_id, holder).await?),
+            Self::Relay(relay) => {
+                let unask = UnaskCall { request_id: request_id.into() };
+                relay.call(channel, CallBody::Unask(unask)).await
             }
         }
     }

@@ -12,6 +12,7 @@ on_every_way! {
     a_permission_is_asked_after_what_was_said_and_answered_by_a_person,
     a_budget_is_asked_for_on_the_agents_channel_and_the_firehose_is_told,
     a_question_asked_within_a_run_ends_with_it,
+    a_question_that_is_given_up_is_withdrawn,
     an_agent_that_asks_again_after_a_restart_gets_the_answer_it_missed,
 }
 
@@ -109,6 +110,38 @@ async fn a_question_asked_within_a_run_ends_with_it(way: Way) {
     assert_eq!(resolved["allowed"], json!(false));
     assert_eq!(resolved["reason"], json!("the run was cancelled"));
     assert!(journal.pending(session.channel()).await.unwrap().1.is_empty());
+}
+
+/// The caller stops waiting, or the agent closes.
+async fn a_question_that_is_given_up_is_withdrawn(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let session = agent.session("s").await.unwrap();
+    let is_withdrawn = async |n: usize| {
+        crate::cluster::until("it is withdrawn", async || {
+            let told = events(&journal, "session:s").await;
+            let ended = told.iter().filter(|(name, _)| name == "permission_resolved");
+            (ended.filter(|(_, data)| data["reason"] == "withdrawn").count() == n).then_some(())
+        })
+        .await;
+        assert!(journal.pending(session.channel()).await.unwrap().1.is_empty());
+    };
+    tokio::select! {
+        answered = session.ask_permission(request()) => panic!("{answered:?}"),
+        _ = event(&journal, "session:s", "permission_request") => {}
+    }
+    is_withdrawn(1).await;
+
+    let (asker, own) = (session.clone(), request());
+    let asking = tokio::spawn(async move { asker.ask_permission(own).await });
+    crate::cluster::until("it is asked", async || {
+        let pending = journal.pending(session.channel()).await.unwrap().1;
+        pending.first().map(drop)
+    })
+    .await;
+    agent.close().await.unwrap();
+    let asked = asking.await.unwrap();
+    assert!(matches!(asked, Err(AskError::Closed)), "{asked:?}");
+    is_withdrawn(2).await;
 }
 
 /// The answer cannot be written, and nobody waits for it any more.

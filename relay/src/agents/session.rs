@@ -17,7 +17,7 @@ use journal::{
 };
 use protocol::agent::body::{
     AskCall, AskReply, EndRunCall, FinishCall, Finished, LeaseCall, Leased, ProgressCall,
-    ResolveCall, TakeCall, Taken,
+    ResolveCall, TakeCall, Taken, UnaskCall,
 };
 use protocol::limits::APPROVAL_WAIT_MAX;
 use protocol::{AgentCall, AgentError, AgentMessage, CallBody, Channel, ErrorCode, Kind};
@@ -184,6 +184,10 @@ impl AgentSession {
                     Asked::Pending => AskReply { answer: None },
                     Asked::Answered(answer) => AskReply { answer: Some(answer) },
                 }))
+            }
+            CallBody::Unask(UnaskCall { request_id }) => {
+                journal.unask(channel, &request_id, &holder).await.map_err(unavailable)?;
+                Ok(None)
             }
             CallBody::Resolve(ResolveCall { request_id, asks, mut answer, digest }) => {
                 // An agent answers in no person's name.

@@ -68,6 +68,7 @@ impl Commands {
                     format!("this `command_id` was used for an answer with another {part}");
                 return Err(Refusal::new(ErrorCode::Conflict, message));
             }
+            Resolved::Withdrawn(at) => return Err(withdrawn(at)),
             Resolved::Unknown => return Err(unknown(request_id)),
         }
         // The answer counts, whether an agent receives it now or not.
@@ -104,6 +105,12 @@ impl Commands {
 
 fn unknown(request_id: &str) -> Refusal {
     Refusal::not_found(format_args!("approval `{request_id}`"))
+}
+
+fn withdrawn(at: u64) -> Refusal {
+    let message = "the question was withdrawn: nobody waits for an answer";
+    let resolution = Some(Resolution { by: None, at, decision: "withdrawn" });
+    Refusal { resolution, ..Refusal::new(ErrorCode::AlreadyResolved, message) }
 }
 
 fn came_late(asks: Asks, first: journal::ApprovalAnswer) -> Refusal {

@@ -68,28 +68,59 @@ fn with(object: &str, fields: &str) -> String {
 
 /// The event that tells everybody what came of it, in the words that its first users already have.
 pub(super) fn answer_event(asks: Asks, request_id: &str, answer: &ApprovalAnswer) -> NewEntry {
-    let (event, data) = match asks {
+    let ApprovalAnswer { allowed, always, reason, by, timed_out, .. } = answer;
+    let reason = reason.as_deref();
+    match asks {
         Asks::Permission => {
-            let event = if answer.timed_out { "permission_timeout" } else { "permission_resolved" };
-            let data = serde_json::json!({
-                "requestId": request_id,
-                "allowed": answer.allowed,
-                "alwaysAllow": answer.always,
-                "by": answer.by,
-                "reason": answer.reason,
-            });
-            (event, data)
+            let event = if *timed_out { "permission_timeout" } else { "permission_resolved" };
+            permission_ended(event, request_id, *allowed, *always, by.as_deref(), reason)
         }
-        Asks::Budget => {
-            let data = serde_json::json!({
-                "request_id": request_id,
-                "decision": if answer.allowed { "continue" } else { "stop" },
-                "by": answer.by,
-                "reason": answer.reason,
-                "timed_out": answer.timed_out,
-            });
-            ("budget_resolved", data)
+        Asks::Budget => budget_ended(request_id, *allowed, by.as_deref(), reason, *timed_out),
+    }
+}
+
+/// The same where nobody waits for an answer any more.
+pub(super) fn withdrawn_event(asks: Asks, request_id: &str) -> NewEntry {
+    let reason = Some("withdrawn");
+    match asks {
+        Asks::Permission => {
+            permission_ended("permission_resolved", request_id, false, false, None, reason)
         }
-    };
+        Asks::Budget => budget_ended(request_id, false, None, reason, false),
+    }
+}
+
+fn permission_ended(
+    event: &str,
+    request_id: &str,
+    allowed: bool,
+    always: bool,
+    by: Option<&str>,
+    reason: Option<&str>,
+) -> NewEntry {
+    let data = serde_json::json!({
+        "requestId": request_id,
+        "allowed": allowed,
+        "alwaysAllow": always,
+        "by": by,
+        "reason": reason,
+    });
     NewEntry::new(event, data.to_string())
+}
+
+fn budget_ended(
+    request_id: &str,
+    goes_on: bool,
+    by: Option<&str>,
+    reason: Option<&str>,
+    timed_out: bool,
+) -> NewEntry {
+    let data = serde_json::json!({
+        "request_id": request_id,
+        "decision": if goes_on { "continue" } else { "stop" },
+        "by": by,
+        "reason": reason,
+        "timed_out": timed_out,
+    });
+    NewEntry::new("budget_resolved", data.to_string())
 }

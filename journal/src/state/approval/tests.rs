@@ -43,6 +43,30 @@ fn the_first_answer_in_time_holds() {
     assert_eq!(resolve(None, 99, None), (false, Resolved::Unknown));
 }
 
+fn holder(incarnation: u64) -> Holder {
+    Holder { agent: "a".into(), incarnation }
+}
+
+#[test]
+fn a_question_is_withdrawn_with_its_asker_and_no_other() {
+    let withdrawn = |state, holder: &Holder| {
+        let decision = withdraw::withdrawn(state, 50, &approval(), holder);
+        matches!(decision, Decision::Set(..))
+    };
+    assert!(withdrawn(state(None), &holder(1)) && withdrawn(state(None), &holder(2)));
+    assert!(!withdrawn(state(None), &holder(0)), "a newer incarnation asks it");
+    assert!(!withdrawn(state(None), &Holder { agent: "b".into(), incarnation: 1 }));
+    assert!(!withdrawn(state(Some(&no("c1"))), &holder(1)), "it was answered");
+    let durable = state(None).map(|state| ApprovalState { durable: true, ..state });
+    assert!(!withdrawn(durable, &holder(1)));
+
+    let gone = || state(None).map(|state| ApprovalState { withdrawn_at: Some(50), ..state });
+    assert!(!withdrawn(gone(), &holder(1)), "once");
+    assert_eq!(resolve(gone(), 60, None), (false, Resolved::Withdrawn(50)));
+    let late = timed_out(gone(), 100, &approval());
+    assert!(matches!(late, Decision::Keep(Timeout::No)), "it gets no default");
+}
+
 #[test]
 fn after_its_time_the_default_holds() {
     let (changes, late) = resolve(state(None), 100, None);
