@@ -429,11 +429,12 @@ impl Journal {
         ask!(self.approval_places(request_id))
     }
 
-    /// The newest event of the channel, and the questions that wait, by their ids.
+    /// The newest event of the channel, the journal's clock, Unix milliseconds, and the questions that wait, by
+    /// their ids.
     async fn approvals(
         &self,
         channel: &Channel,
-    ) -> Result<(Option<protocol::Offset>, Members), Unavailable> {
+    ) -> Result<(Option<protocol::Offset>, u64, Members), Unavailable> {
         ask!(self.approvals(channel))
     }
 

@@ -37,6 +37,10 @@ pub const QUESTION_BYTES_MAX: usize = 60 * 1024;
 pub const APPROVAL_PLACES_MAX: usize = 8;
 /// Questions that wait for answers on one channel: each joiner is told of them all.
 pub const APPROVALS_MAX: usize = 64;
+/// Budget questions of all agents that are pending on `global:events`, too.
+pub const FIREHOSE_APPROVALS_MAX: usize = 1_024;
+/// A larger one is told there, and is not pending there, in bytes of its data.
+pub const FIREHOSE_APPROVAL_BYTES_MAX: usize = 4 * 1024;
 /// The reason of a Cancel or an answer, in bytes: it travels inside several other things.
 pub const REASON_BYTES_MAX: usize = 4 * 1024;
 /// Requests of one connection that wait for their replies.

@@ -346,3 +346,32 @@ async fn a_question_goes_with_its_asker() {
     let joined = cluster.browser_on(0).connect().await.subscribe(SESSION).await;
     assert!(pending(&joined).is_empty(), "{joined}");
 }
+
+/// Who watches all agents sees which budgets wait for an answer, and nothing else of what is asked.
+#[tokio::test]
+async fn a_budget_that_waits_for_an_answer_is_pending_on_the_firehose() {
+    let cluster = Cluster::options().with_secret().set().await;
+    let agent = cluster.actor("a1").await.opens(SESSION).await;
+    agent.asks_for_budget("agent:a1", "b1").await;
+    agent.asks(SESSION, "p1", MINUTE).await;
+    let token = |command: &[&str]| {
+        let token = Token::of("ada").allowing("subscribe", &["global:events"]);
+        token.allowing("command", command).sign()
+    };
+    let firehose =
+        |command: &[&str]| cluster.browser_on(1).path("/ws/events").token(&token(command));
+    let mut watching = firehose(&[]).connect().await;
+    let subscribed = watching.wait_for_type("subscribed").await;
+    let answer = json!({"type": "budget_continue", "request_id": "b1", "channel": "agent:a1"});
+
+    let refused = watching.ask(answer.clone()).await;
+    let applied = firehose(&["agent:a1"]).connect().await.ask(answer).await;
+    watching.wait_for("its end", |frame| frame["type"] == "budget_resolved").await;
+    let mut late = firehose(&[]).connect().await;
+    let after = late.wait_for_type("subscribed").await;
+
+    assert_eq!(pending(&subscribed), ["b1"], "{subscribed}");
+    assert_eq!(subscribed["pending"][0]["channel"], "agent:a1", "{subscribed}");
+    assert_eq!((&refused["code"], &applied["status"]), (&json!("not_found"), &json!("applied")));
+    assert!(pending(&after).is_empty(), "{after}");
+}

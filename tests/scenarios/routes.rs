@@ -1,7 +1,7 @@
 //! The routes that subscribe at once and send flat events.
 
 use serde_json::{Value, json};
-use tests::Cluster;
+use tests::{Cluster, Token};
 
 /// `/ws/events` is the firehose of every agent's lifecycle.
 #[tokio::test]
@@ -134,4 +134,23 @@ async fn flat_data_that_is_not_an_object_is_put_into_data() {
         cluster.replicas[0].publish("session:s1", "note", data).await;
         assert_eq!(browser.wait_for_type("note").await["data"], shown);
     }
+}
+
+/// `/ws/events` is no session's, whatever it is called.
+#[tokio::test]
+async fn a_session_that_is_called_as_a_route_has_a_path_of_its_own() {
+    let cluster = Cluster::options().with_secret().set().await;
+    let token = Token::of("ada").allowing("subscribe", &["session:*"]).sign();
+    let at = |path: &str| cluster.browser().path(path).token(&token);
+
+    let mut session = at("/ws/session:events").connect().await;
+    let subscribed = session.wait_for_type("subscribed").await;
+    let mut other = at("/ws/session:42").connect().await;
+    let other = other.wait_for_type("subscribed").await;
+    let mut clash = at("/ws/events").connect().await;
+    let refused = clash.wait_for_type("error").await;
+
+    assert_eq!((&subscribed["sessionId"], &other["sessionId"]), (&json!("events"), &json!("42")));
+    assert_eq!(refused["code"], "not_found", "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("`/ws/session:events`"), "{refused}");
 }

@@ -242,10 +242,11 @@ impl Memory {
     }
 
     /// The newest event of the channel, and the questions that wait, by their ids.
-    pub(crate) fn approvals(&self, channel: &Channel) -> (Option<Offset>, Members) {
-        let state = self.state();
+    pub(crate) fn approvals(&self, channel: &Channel) -> (Option<Offset>, u64, Members) {
+        let mut state = self.state();
+        let now_ms = state.now_us() / 1_000;
         let head = state.journals.get(&Name::events(channel.clone())).map(StoredStream::head);
-        (head, state.records.index(channel, &Index::Approvals))
+        (head, now_ms, state.records.index(channel, &Index::Approvals))
     }
 }
 

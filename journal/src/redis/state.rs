@@ -277,14 +277,17 @@ impl Redis {
     pub(crate) async fn approvals(
         &self,
         channel: &Channel,
-    ) -> Result<(Option<Offset>, Members), Unavailable> {
+    ) -> Result<(Option<Offset>, u64, Members), Unavailable> {
         let script = &self.state.approvals;
         let mut invocation = script.key(self.keys.stream(&Name::events(channel.clone())));
         invocation.key(self.keys.index(channel, &Index::Approvals));
         let mut connection = self.lend().await?;
         let answer: Vec<String> =
             invocation.invoke_async(&mut connection).await.map_err(unavailable)?;
-        let [id, time, approvals @ ..] = &*answer else { return Ok((None, Vec::new())) };
+        let [now_ms, id, time, approvals @ ..] = &*answer else {
+            return Err(Unavailable("redis answers to another question".to_owned()));
+        };
+        let now_ms = now_ms.parse().unwrap_or(0);
         let head = match &**id {
             "" => None,
             id => Some(wire::position(id, time).map_err(unavailable)?),
@@ -292,6 +295,7 @@ impl Redis {
         let approvals = approvals.chunks_exact(2);
         Ok((
             head,
+            now_ms,
             approvals.map(|pair| (pair[0].as_str().into(), pair[1].as_str().into())).collect(),
         ))
     }

@@ -3,8 +3,10 @@
 //! The question, its place among the channel's pending approvals, the answer, and the command that tells the agent
 //! each change in one step. So every joiner sees what is pending, the first answer wins on all replicas,
 //! and the agent receives it, whatever dies in between. An id stands for what was asked: the same again is the
-//! repetition, anything else is a conflict. [`shown`]: what people see of it; [`withdraw`]: nobody waits any more.
+//! repetition, anything else is a conflict. [`shown`]: what people see of it; [`withdraw`]: nobody waits any more;
+//! [`firehose`]: what stands on `global:events` as well.
 
+mod firehose;
 mod shown;
 mod withdraw;
 
@@ -14,15 +16,14 @@ use protocol::limits::APPROVALS_MAX;
 use protocol::{ApprovalAnswer, Asks, Channel, Kind, Offset, Resolved};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use uuid::Uuid;
 
 use super::command::Stamped;
 use super::digest::digest;
 use super::{
     Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted,
-    copy,
 };
 use crate::{Journal, NewEntry, Unavailable};
+use firehose::{UncopiedPhase, has_ended};
 use shown::answer_event;
 
 /// How long an answer is remembered: as long as the journal that holds the question.
@@ -110,6 +111,9 @@ struct ApprovalState {
     /// How often it was withdrawn and asked again.
     #[serde(default)]
     round: u32,
+    /// What was told and does not stand on `global:events` yet, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    uncopied: Vec<UncopiedPhase>,
 }
 
 fn record(channel: &Channel, request_id: &str) -> Record {
@@ -127,12 +131,11 @@ impl Journal {
         let (record, question) = (record(&new.channel, &new.request_id), digest(&new.question));
         let rule = |found, now_ms| asked(found, now_ms, holder, new, &question);
         match self.transact(&record, rule).await? {
-            Transacted::Done(Ok((Asked::Pending, round))) => {
-                // The copy is found by the event's name.
-                self.copy_at_once(&record, new.asks, round, &new.event(0)).await;
+            Transacted::Done(Ok(Asked::Pending)) => {
+                self.copy_told(&record, new.asks).await;
                 Ok(Asked::Pending)
             }
-            Transacted::Done(Ok((answered, _))) => Ok(answered),
+            Transacted::Done(Ok(answered)) => Ok(answered),
             Transacted::Done(Err(part)) => Err(AskError::Conflict(part)),
             Transacted::Fenced => Err(AskError::Fenced),
             Transacted::Unmet => Err(AskError::Busy),
@@ -162,12 +165,11 @@ impl Journal {
     ) -> Result<Resolved, Unavailable> {
         let record = record(channel, request_id);
         let rule = |found, now_ms| resolved(found, now_ms, &record, asks, answer, digest);
-        let Some((resolved, told)) = self.transact(&record, rule).await?.done() else {
+        let Some(resolved) = self.transact(&record, rule).await?.done() else {
             return Ok(Resolved::Unknown);
         };
-        if let Some((answer, round)) = told {
-            let event = answer_event(asks, request_id, &answer);
-            self.copy_at_once(&record, asks, round, &event).await;
+        if matches!(resolved, Resolved::Yours | Resolved::Already(_)) {
+            self.copy_told(&record, asks).await;
         }
         Ok(resolved)
     }
@@ -180,53 +182,28 @@ impl Journal {
         &self,
         channel: &Channel,
     ) -> Result<(Option<Offset>, Vec<Pending>), Unavailable> {
-        let (head, approvals) = self.approvals(channel).await?;
-        let pending = approvals.into_iter();
-        let pending =
-            pending.map(|(request_id, question)| Pending { request_id, question }).collect();
-        Ok((head, pending))
+        let (head, now_ms, approvals) = self.approvals(channel).await?;
+        // Elsewhere the step in which a question ends takes it away.
+        let is_over =
+            |question: &str| channel.kind() == Kind::Global && has_ended(question, now_ms);
+        let pending = approvals.into_iter().filter(|(_, question)| !is_over(question));
+        let pending = pending.map(|(id, question)| Pending { request_id: id, question });
+        Ok((head, pending.collect()))
     }
 
     /// Deadline: nobody answered in time.
     pub(super) async fn time_out(&self, record: &Record) -> Result<(), Unavailable> {
         match self.transact(record, |found, now_ms| timed_out(found, now_ms, record)).await?.done()
         {
-            Some(Timeout::Now(asks, answer, round)) => {
-                let event = answer_event(asks, &record.id, &answer);
-                self.copy_at_once(record, asks, round, &event).await;
+            Some(Timeout::Now(asks)) => {
+                self.copy_told(record, asks).await;
                 Ok(())
             }
             Some(Timeout::Forgotten) => Ok(()),
             Some(Timeout::No) | None => self.forget_deadline(record, Deadline::TimeOut).await,
         }
     }
-
-    async fn copy_at_once(&self, approval: &Record, asks: Asks, round: u32, event: &NewEntry) {
-        if let Some(record) = copy_of(approval, asks, round, event) {
-            copy::at_once(&record, self.copy(&record)).await;
-        }
-    }
 }
-
-/// What an agent's budget does is of interest to those who watch all agents.
-fn copy_of(approval: &Record, asks: Asks, round: u32, event: &NewEntry) -> Option<Record> {
-    let Record { channel, id, .. } = approval;
-    let is_copied = asks == Asks::Budget && channel.kind() == Kind::Agent;
-    let key = || {
-        let copy = format!("{} {channel} {id} {round}", event.name);
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, copy.as_bytes())
-    };
-    is_copied.then(|| copy::record(channel, &key().to_string()))
-}
-
-/// The step that tells it owes the copy.
-fn owed(approval: &Record, asks: Asks, round: u32, event: &NewEntry) -> Vec<Effect> {
-    let copy = copy_of(approval, asks, round, event);
-    copy.map_or_else(Vec::new, |record| copy::owed(&record, event))
-}
-
-/// With which round it stands, or the part that differs.
-type Repeated = Result<(Asked, u32), &'static str>;
 
 /// The first call shows the question; the same asked again finds the same approval. What differs is named. What was
 /// withdrawn is shown anew.
@@ -236,16 +213,16 @@ fn asked(
     holder: &Holder,
     new: &NewApproval,
     question: &str,
-) -> Decision<Repeated> {
-    let round = match found {
-        None => 0,
+) -> Decision<Result<Asked, &'static str>> {
+    let (round, uncopied) = match found {
+        None => (0, Vec::new()),
         Some(state) => match state.differs(holder, new, question) {
             Some(part) => return Decision::Keep(Err(part)),
             None if state.withdrawn_at.is_none() => return repeated(state, now_ms, holder),
-            None => state.round + 1,
+            None => (state.round + 1, state.uncopied),
         },
     };
-    let state = ApprovalState {
+    let mut state = ApprovalState {
         asks: new.asks,
         asker: holder.clone(),
         question: question.into(),
@@ -256,41 +233,44 @@ fn asked(
         answer: None,
         withdrawn_at: None,
         round,
+        uncopied,
     };
+    let event = new.event(state.expires_at);
+    let copy = state.told(&new.channel, &event);
     let mut change = Change::new(&state);
     change.lifetime = Some(new.expires_in + REMEMBERED);
     change.holder = Some(holder.clone());
     change.condition = Condition::Room(Index::Approvals, APPROVALS_MAX as u64);
-    let event = new.event(state.expires_at);
     let pending = new.pending(&event, state.expires_at);
     change.effects = vec![
-        Effect::Event(event.clone()),
+        Effect::Event(event),
         Effect::Put(Index::Approvals, new.request_id.clone(), pending.into()),
         Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
     ];
-    let record = record(&new.channel, &new.request_id);
-    change.effects.extend(owed(&record, new.asks, round, &event));
-    Decision::Set(change, Ok((Asked::Pending, round)))
+    change.effects.extend(copy);
+    Decision::Set(change, Ok(Asked::Pending))
 }
 
 /// The approval stands. A higher incarnation of its agent that asks the same becomes the asker.
-fn repeated(mut state: ApprovalState, now_ms: u64, holder: &Holder) -> Decision<Repeated> {
-    let round = state.round;
+fn repeated(
+    mut state: ApprovalState,
+    now_ms: u64,
+    holder: &Holder,
+) -> Decision<Result<Asked, &'static str>> {
     if let Some(answer) = state.answer {
-        return Decision::Keep(Ok((Asked::Answered(answer), round)));
+        return Decision::Keep(Ok(Asked::Answered(answer)));
     }
     if holder.incarnation <= state.asker.incarnation {
-        return Decision::Keep(Ok((Asked::Pending, round)));
+        return Decision::Keep(Ok(Asked::Pending));
     }
     state.asker = holder.clone();
-    let left = Duration::from_millis(state.expires_at.saturating_sub(now_ms));
     let mut change = Change::new(&state);
-    change.lifetime = Some(left + REMEMBERED);
+    change.lifetime = Some(state.lifetime(now_ms));
     change.holder = Some(holder.clone());
-    Decision::Set(change, Ok((Asked::Pending, round)))
+    Decision::Set(change, Ok(Asked::Pending))
 }
 
-/// The first answer that fits holds; after its time it is the default. With what everybody is told now.
+/// The first answer that fits holds; after its time it is the default.
 fn resolved(
     found: Option<ApprovalState>,
     now_ms: u64,
@@ -298,8 +278,8 @@ fn resolved(
     asks: Asks,
     answer: &ApprovalAnswer,
     digest: Option<&str>,
-) -> Decision<(Resolved, Option<(ApprovalAnswer, u32)>)> {
-    let Some(mut state) = found else { return Decision::Keep((Resolved::Unknown, None)) };
+) -> Decision<Resolved> {
+    let Some(mut state) = found else { return Decision::Keep(Resolved::Unknown) };
     if let Some(before) = state.answer.take() {
         let is_repeated = before.command_id == answer.command_id && before.by == answer.by;
         let is_same = before.allowed == answer.allowed && before.always == answer.always;
@@ -308,30 +288,29 @@ fn resolved(
             (true, false) => Resolved::Conflict,
             (false, _) => Resolved::Already(before),
         };
-        return Decision::Keep((resolved, None));
+        return Decision::Keep(resolved);
     }
     if let Some(at) = state.withdrawn_at {
-        return Decision::Keep((Resolved::Withdrawn(at), None));
+        return Decision::Keep(Resolved::Withdrawn(at));
     }
     if state.asks != asks {
-        return Decision::Keep((Resolved::OtherKind, None));
+        return Decision::Keep(Resolved::OtherKind);
     }
-    let round = state.round;
     if now_ms >= state.expires_at {
         let default = state.default(record, now_ms);
         let change = answered(record, state, &default);
-        return Decision::Set(change, (Resolved::Already(default.clone()), Some((default, round))));
+        return Decision::Set(change, Resolved::Already(default));
     }
     if digest.is_some() && state.digest.as_deref() != digest {
-        return Decision::Keep((Resolved::OtherDigest, None));
+        return Decision::Keep(Resolved::OtherDigest);
     }
     let change = answered(record, state, answer);
-    Decision::Set(change, (Resolved::Yours, Some((answer.clone(), round))))
+    Decision::Set(change, Resolved::Yours)
 }
 
 /// What becomes of an approval's deadline.
 enum Timeout {
-    Now(Asks, ApprovalAnswer, u32),
+    Now(Asks),
     Forgotten,
     No,
 }
@@ -343,9 +322,8 @@ fn timed_out(found: Option<ApprovalState>, now_ms: u64, record: &Record) -> Deci
             Decision::Set(change, Timeout::Forgotten)
         }
         Some(state) if state.is_pending() && now_ms >= state.expires_at => {
-            let (asks, round) = (state.asks, state.round);
-            let default = state.default(record, now_ms);
-            Decision::Set(answered(record, state, &default), Timeout::Now(asks, default, round))
+            let (asks, default) = (state.asks, state.default(record, now_ms));
+            Decision::Set(answered(record, state, &default), Timeout::Now(asks))
         }
         Some(_) => Decision::Keep(Timeout::No),
     }
@@ -354,6 +332,12 @@ fn timed_out(found: Option<ApprovalState>, now_ms: u64, record: &Record) -> Deci
 impl ApprovalState {
     fn is_pending(&self) -> bool {
         self.answer.is_none() && self.withdrawn_at.is_none()
+    }
+
+    /// How long it is kept from now on.
+    fn lifetime(&self, now_ms: u64) -> Duration {
+        let left = if self.is_pending() { self.expires_at.saturating_sub(now_ms) } else { 0 };
+        Duration::from_millis(left) + REMEMBERED
     }
 
     /// The part in which what is asked is another than what was asked.
@@ -404,22 +388,22 @@ fn answered(record: &Record, mut state: ApprovalState, answer: &ApprovalAnswer) 
         data: Some(&data),
     };
     let stamped = serde_json::to_string(&stamped).expect("plain data");
-    let mut change = ended(record, &state, event);
+    let mut change = ended(record, state, event);
     change.effects.push(Effect::Command(NewEntry::new(command, stamped)));
     change
 }
 
 /// The step in which it ends, as `event` tells everybody.
-fn ended(record: &Record, state: &ApprovalState, event: NewEntry) -> Change {
-    let mut change = Change::new(state);
+fn ended(record: &Record, mut state: ApprovalState, event: NewEntry) -> Change {
+    let copy = state.told(&record.channel, &event);
+    let mut change = Change::new(&state);
     change.lifetime = Some(REMEMBERED);
-    let owed = owed(record, state.asks, state.round, &event);
     change.effects = vec![
         Effect::Event(event),
         Effect::Remove(Index::Approvals, record.id.clone()),
         Effect::Due(Deadline::TimeOut, None),
     ];
-    change.effects.extend(owed);
+    change.effects.extend(copy);
     change
 }
 

@@ -1,6 +1,6 @@
 //! ◆ What is told on an agent's own channel and must stand on the firehose as well.
 //!
-//! [`note`](super::note), [`approval`](super::approval) → **copy**. The step that tells it leaves a record of the
+//! [`note`](super::note) → **copy**. The step that tells it leaves a record of the
 //! copy that is owed, with a deadline. The caller of that step copies at once; where it fails or dies, a reaper
 //! copies. The copy carries the record's id as its idempotency key.
 
@@ -16,7 +16,7 @@ use crate::{Journal, Name, NewEntry, Unavailable};
 /// How long it is remembered that something was told: a caller may say it again.
 const REMEMBERED: Duration = Duration::from_secs(3_600);
 /// After this time a reaper copies. Until then the caller of the step tries.
-const COPY_AFTER: Duration = Duration::from_secs(5);
+pub(super) const COPY_AFTER: Duration = Duration::from_secs(5);
 
 /// What was told, and perhaps not copied yet.
 #[derive(Debug, Serialize, Deserialize)]

@@ -91,11 +91,13 @@ pub(crate) enum Deadline {
     Settle,
     /// What is told must stand on the firehose as well.
     Copy,
+    /// The same of an approval.
+    CopyApproval,
 }
 
 impl Deadline {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Expire, Self::TimeOut, Self::Lose, Self::Settle, Self::Copy];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Expire, Self::TimeOut, Self::Lose, Self::Settle, Self::Copy, Self::CopyApproval];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -104,6 +106,7 @@ impl Deadline {
             Self::Lose => "lose",
             Self::Settle => "settle",
             Self::Copy => "copy",
+            Self::CopyApproval => "copy-approval",
         }
     }
 
@@ -111,7 +114,7 @@ impl Deadline {
     pub(crate) fn kind(self) -> RecordKind {
         match self {
             Self::Expire => RecordKind::Command,
-            Self::TimeOut => RecordKind::Approval,
+            Self::TimeOut | Self::CopyApproval => RecordKind::Approval,
             Self::Lose => RecordKind::Lease,
             Self::Settle => RecordKind::Loss,
             Self::Copy => RecordKind::Copy,

@@ -117,6 +117,7 @@ impl Journal {
             Deadline::Lose => self.lose(record).await,
             Deadline::Settle => self.settle(record).await,
             Deadline::Copy => self.copy(record).await,
+            Deadline::CopyApproval => self.copy_approval(record).await,
         }
     }
 }

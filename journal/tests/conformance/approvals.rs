@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use journal::{ApprovalAnswer, AskError, Asked, Asks, Holder, NewApproval, Reaper, Resolved};
 use protocol::Channel;
-use protocol::limits::{APPROVAL_PLACES_MAX, APPROVALS_MAX};
+use protocol::limits::{APPROVAL_PLACES_MAX, APPROVALS_MAX, FIREHOSE_APPROVAL_BYTES_MAX};
 use uuid::Uuid;
 
 use crate::states::{agent, channel, commands, told};
@@ -249,7 +249,7 @@ on_both! {
     }
 }
 
-/// Asked again when the idempotency key of the copy has long run out.
+/// Asked again when it is long forgotten that the copy was made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_that_is_asked_for_again_is_copied_to_the_firehose_once() {
     let server = Server::start().await;
@@ -260,10 +260,40 @@ async fn a_budget_that_is_asked_for_again_is_copied_to_the_firehose_once() {
     journal.ask(lease.holder(), &budget).await.unwrap();
     let mut redis = server.connection().await;
     let keys: Vec<String> =
-        redis::cmd("KEYS").arg("*:idem:*").query_async(&mut redis).await.unwrap();
+        redis::cmd("KEYS").arg("*:copy:global:events:*").query_async(&mut redis).await.unwrap();
     let _: () = redis::cmd("DEL").arg(keys).query_async(&mut redis).await.unwrap();
 
     journal.ask(lease.holder(), &budget).await.unwrap();
 
     assert_eq!(told(&journal, &Channel::global_events()).await.len(), 1);
+}
+
+on_both! {
+    async fn what_an_agent_asks_about_its_budget_is_pending_on_the_firehose(backend) {
+        let journal = &backend.journal;
+        let lease = agent(journal, "a").await;
+        let (own, session, firehose) =
+            (lease.channel().clone(), channel("session:1"), Channel::global_events());
+        let ask = async |on: &Channel, id: &str, asks: Asks, question: &str| {
+            let new = NewApproval { asks, question: question.into(), ..approval(on, id) };
+            journal.ask(lease.holder(), &new).await.unwrap();
+        };
+        ask(&own, "b1", Asks::Budget, r#"{"tokens_used":7}"#).await;
+        ask(&own, "p1", Asks::Permission, "{}").await;
+        ask(&session, "b1", Asks::Budget, "{}").await;
+        let large = format!(r#"{{"why":"{}"}}"#, "x".repeat(FIREHOSE_APPROVAL_BYTES_MAX));
+        ask(&own, "b2", Asks::Budget, &large).await;
+
+        let (head, pending) = journal.pending(&firehose).await.unwrap();
+
+        assert_eq!((head.map(|head| head.n), pending.len()), (Some(2), 1), "{pending:?}");
+        let one: serde_json::Value = serde_json::from_str(&pending[0].question).unwrap();
+        let there = journal.pending(&own).await.unwrap().1;
+        let there = there.iter().find(|one| &*one.request_id == "b1").unwrap();
+        let mut there: serde_json::Value = serde_json::from_str(&there.question).unwrap();
+        there["channel"] = "agent:a".into();
+        assert_eq!(one, there, "as on its own channel, and where to answer");
+        journal.resolve(&own, "b1", Asks::Budget, &answer("ada", true), None).await.unwrap();
+        assert!(journal.pending(&firehose).await.unwrap().1.is_empty());
+    }
 }

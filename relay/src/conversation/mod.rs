@@ -24,7 +24,7 @@ use protocol::frame::{
     RelayFrame, Subscribe, Target,
 };
 use protocol::limits::{COMMANDS_PER_SECOND, PING_INTERVAL, REQUESTS_MAX};
-use protocol::{CloseCode, ErrorCode, Format};
+use protocol::{Channel, CloseCode, ErrorCode, Format};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
@@ -325,8 +325,7 @@ impl Conversation {
     ) -> Result<(), Refusal> {
         let target = &subscribe.target;
         if !self.principal.grant.may_subscribe(&target.channel) {
-            let refusal = Refusal::not_found(format_args!("`{}`", target.channel));
-            return Err(refusal.about(target.channel.as_str()));
+            return Err(not_permitted(&target.channel));
         }
         let format = subscribe.format.unwrap_or(match target.addressing {
             Addressing::Channel => self.format,
@@ -397,6 +396,16 @@ impl Conversation {
         let (channel, error) = (refusal.channel.as_deref(), refusal.body());
         self.outbox.push(RelayFrame::Error { id, channel, error }.to_text());
     }
+}
+
+fn not_permitted(channel: &Channel) -> Refusal {
+    let refusal = if *channel == Channel::global_events() {
+        // Its route may have been taken for a session's.
+        Refusal::not_found("`global:events` (a session called `events` is at `/ws/session:events`)")
+    } else {
+        Refusal::not_found(format_args!("`{channel}`"))
+    };
+    refusal.about(channel.as_str())
 }
 
 #[cfg(test)]

@@ -37,9 +37,9 @@ pub(crate) struct Pending {
     pub(super) approvals: Box<RawValue>,
 }
 
-/// Whether agents ask on such a channel.
+/// Whether agents ask on such a channel, or what they ask is told there, too.
 pub(super) fn may_stand_on(channel: &Channel) -> bool {
-    matches!(channel.kind(), Kind::Session | Kind::Agent)
+    matches!(channel.kind(), Kind::Session | Kind::Agent) || *channel == Channel::global_events()
 }
 
 #[derive(Debug)]

@@ -54,14 +54,16 @@ pub(super) async fn firehose(
     upgrade(&app, &caller, request, Some(target), Heartbeat::Never)
 }
 
-/// `GET /ws/{session_id}`: subscribed to that session.
+/// `GET /ws/{session_id}`, and `/ws/session:{session_id}`, for a session that is called as another route is:
+/// subscribed to that session.
 pub(super) async fn session(
     State(app): State<Arc<AppState>>,
     Path(id): Path<String>,
     caller: Caller,
     request: Request,
 ) -> Result<Response, Refused> {
-    let target = Target { channel: Channel::session(&id)?, addressing: Addressing::SessionId };
+    let id = id.strip_prefix("session:").unwrap_or(&id);
+    let target = Target { channel: Channel::session(id)?, addressing: Addressing::SessionId };
     upgrade(&app, &caller, request, Some(target), Heartbeat::WhenSilent)
 }
 

@@ -28,8 +28,8 @@ fn no(command_id: &str) -> ApprovalAnswer {
 
 fn resolve(found: Option<ApprovalState>, now_ms: u64, digest: Option<&str>) -> (bool, Resolved) {
     match resolved(found, now_ms, &approval(), Asks::Permission, &no("c1"), digest) {
-        Decision::Keep((resolved, _)) => (false, resolved),
-        Decision::Set(_, (resolved, _)) => (true, resolved),
+        Decision::Keep(resolved) => (false, resolved),
+        Decision::Set(_, resolved) => (true, resolved),
     }
 }
 
@@ -78,4 +78,42 @@ fn after_its_time_the_default_holds() {
     assert!(matches!(due, Decision::Set(_, Timeout::Now(..))));
     let answered = timed_out(state(Some(&no("c1"))), 100, &approval());
     assert!(matches!(answered, Decision::Keep(Timeout::No)));
+}
+
+/// Whoever tells something may die before it is copied.
+#[tokio::test]
+async fn no_end_overtakes_its_question_on_the_firehose() {
+    let journal = Journal::in_memory();
+    let (channel, firehose) = (Channel::agent("a").expect("an id"), Channel::global_events());
+    let new = NewApproval {
+        channel: channel.clone(),
+        request_id: "q1".into(),
+        asks: Asks::Budget,
+        question: "{}".into(),
+        expires_in: Duration::from_secs(60),
+        default: false,
+        digest: None,
+        durable: false,
+    };
+    let asking = |found, now_ms| asked(found, now_ms, &holder(1), &new, "d");
+    let leaving = |found, now_ms| withdraw::withdrawn(found, now_ms, &approval(), &holder(1));
+    for _ in 0..2 {
+        journal.transact(&approval(), asking).await.expect("memory answers");
+        journal.transact(&approval(), leaving).await.expect("memory answers");
+    }
+    journal.transact(&approval(), asking).await.expect("memory answers");
+
+    journal.copy_approval(&approval()).await.expect("memory answers");
+    journal.copy_approval(&approval()).await.expect("memory answers");
+
+    let name = crate::Name::events(firehose.clone());
+    let page = journal.read(&name, crate::Since::Start, 10).await.expect("memory answers");
+    let told: Vec<&str> = page.entries.iter().map(|entry| &*entry.name).collect();
+    let (asked, ended) = ("budget_exhausted", "budget_resolved");
+    assert_eq!(told, [asked, ended, asked, ended, asked], "each once, in order");
+    let pending = journal.pending(&firehose).await.expect("memory answers").1;
+    assert!(
+        matches!(&*pending, [one] if one.question.contains("\"channel\":\"agent:a\"")),
+        "{pending:?}"
+    );
 }

@@ -49,9 +49,8 @@ impl Journal {
 
     async fn withdraw(&self, record: &Record, holder: &Holder) -> Result<(), Unavailable> {
         let rule = |found, now_ms| withdrawn(found, now_ms, record, holder);
-        if let Transacted::Done(Some((asks, round))) = self.transact(record, rule).await? {
-            let event = shown::withdrawn_event(asks, &record.id);
-            self.copy_at_once(record, asks, round, &event).await;
+        if let Transacted::Done(Some(asks)) = self.transact(record, rule).await? {
+            self.copy_told(record, asks).await;
         }
         Ok(())
     }
@@ -72,12 +71,12 @@ pub(super) fn withdrawn(
     now_ms: u64,
     record: &Record,
     holder: &Holder,
-) -> Decision<Option<(Asks, u32)>> {
+) -> Decision<Option<Asks>> {
     let Some(mut state) = found.filter(|state| state.is_left_by(holder)) else {
         return Decision::Keep(None);
     };
     state.withdrawn_at = Some(now_ms);
-    let which = (state.asks, state.round);
-    let event = shown::withdrawn_event(state.asks, &record.id);
-    Decision::Set(ended(record, &state, event), Some(which))
+    let asks = state.asks;
+    let event = shown::withdrawn_event(asks, &record.id);
+    Decision::Set(ended(record, state, event), Some(asks))
 }
