@@ -17,6 +17,8 @@ pub struct Page {
     /// Why the position asked for is not continued by `entries`, which begin at the oldest retained
     /// instead.
     pub reset: Option<Reason>,
+    /// `entries` begin with the oldest retained, and there were older ones.
+    pub truncated: bool,
     /// Where `entries` begin, exclusive; `None` where nothing was ever written.
     pub start: Option<Offset>,
     /// In order, without a gap.
@@ -138,7 +140,13 @@ impl Rows {
         let check = own.map(|entry| entry.offset.check);
         judge(&position, &self.extent, check)?;
         let entries = self.entries.into_iter().skip(usize::from(check.is_some())).collect();
-        Ok(Page { reset: None, start: Some(position), entries, head: Some(self.head) })
+        Ok(Page {
+            reset: None,
+            truncated: false,
+            start: Some(position),
+            entries,
+            head: Some(self.head),
+        })
     }
 
     /// The page that begins at the oldest entry because of `reason`.
@@ -148,7 +156,8 @@ impl Rows {
 
     fn page(self, reset: Option<Reason>) -> Page {
         let start = Some(Offset::before(self.extent.epoch, self.extent.first));
-        Page { reset, start, entries: self.entries, head: Some(self.head) }
+        let truncated = self.extent.first > 1;
+        Page { reset, truncated, start, entries: self.entries, head: Some(self.head) }
     }
 }
 
@@ -158,7 +167,7 @@ pub(crate) fn absent(since: Since) -> Page {
         Since::Start => None,
         Since::Offset(position) => Some(position),
     };
-    Page { reset: None, start, entries: Vec::new(), head: None }
+    Page { reset: None, truncated: false, start, entries: Vec::new(), head: None }
 }
 
 #[cfg(test)]

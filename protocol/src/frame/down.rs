@@ -38,6 +38,9 @@ pub enum RelayFrame<'a> {
         head: Option<String>,
         /// False where `since` could not be honoured; a `reset` follows.
         recovered: bool,
+        /// Delivery starts with the oldest event retained, and there were older ones.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        truncated: bool,
         /// Questions that wait for an answer, as of `head`; absent on channels where agents do not ask.
         #[serde(skip_serializing_if = "Option::is_none")]
         pending: Option<&'a RawValue>,
@@ -70,6 +73,9 @@ pub enum RelayFrame<'a> {
         offset: Option<String>,
         /// The newest entry.
         head: Option<String>,
+        /// There were older events than those that follow.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        truncated: bool,
         /// Questions that wait for an answer, as of `head`; absent on channels where agents do not ask.
         #[serde(skip_serializing_if = "Option::is_none")]
         pending: Option<&'a RawValue>,

@@ -146,6 +146,8 @@ pub(crate) enum Plain {
         offset: Option<String>,
         head: Option<String>,
         recovered: bool,
+        #[serde(default)]
+        truncated: bool,
         pending: Option<Box<str>>,
     },
     Unsubscribed {
@@ -161,6 +163,8 @@ pub(crate) enum Plain {
         reason: String,
         offset: Option<String>,
         head: Option<String>,
+        #[serde(default)]
+        truncated: bool,
         pending: Option<Box<str>>,
     },
     Ack {
@@ -257,13 +261,14 @@ impl Plain {
                 }
                 .to_text()
             }
-            Self::Subscribed { id, target, offset, head, recovered, pending } => {
+            Self::Subscribed { id, target, offset, head, recovered, truncated, pending } => {
                 RelayFrame::Subscribed {
                     id: raw(id).as_deref(),
                     channel: target.target().named(),
                     offset: offset.clone(),
                     head: head.clone(),
                     recovered: *recovered,
+                    truncated: *truncated,
                     pending: raw(pending).as_deref(),
                 }
                 .to_text()
@@ -277,11 +282,12 @@ impl Plain {
                 RelayFrame::CaughtUp { channel: target.target().named(), offset: offset.clone() }
                     .to_text()
             }
-            Self::Reset { target, reason, offset, head, pending } => RelayFrame::Reset {
+            Self::Reset { target, reason, offset, head, truncated, pending } => RelayFrame::Reset {
                 channel: target.target().named(),
                 reason,
                 offset: offset.clone(),
                 head: head.clone(),
+                truncated: *truncated,
                 pending: raw(pending).as_deref(),
             }
             .to_text(),

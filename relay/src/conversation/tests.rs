@@ -1,6 +1,6 @@
 //! Conversations without a socket: frames, finished work and the time go in; frames, work and close codes come out.
 
-use journal::{Journal, Name, NewEntry};
+use journal::{Journal, Keep, Name, NewEntry, Retention};
 use protocol::{Channel, Grant};
 use serde_json::{Value, json};
 
@@ -19,7 +19,10 @@ struct Viewer {
 
 impl Viewer {
     fn new() -> Self {
-        let journal = Journal::in_memory();
+        Self::on(Journal::in_memory())
+    }
+
+    fn on(journal: Journal) -> Self {
         let events = Events::start(&journal, &Supervisor::new());
         let wake = Arc::<Wake>::default();
         let principal = Arc::new(auth::authenticate(None, None).unwrap());
@@ -91,6 +94,60 @@ async fn a_subscriber_is_answered_with_the_page_that_was_read_for_it() {
     viewer.conversation.on_done(Done::Page(ticket, page, pending));
 
     assert_eq!(viewer.kinds(), ["subscribed", "event", "event", "event", "caught_up"]);
+}
+
+/// A journal that is read from its oldest entry on does not look whole where it is not.
+#[tokio::test]
+async fn what_began_earlier_than_what_is_retained_is_said_to_be_truncated() {
+    let mut viewer = Viewer::on(Journal::in_memory_keeping(keeping(10)));
+    viewer.append("agent:a", 11).await;
+    viewer.append("agent:b", 10).await;
+    for (channel, truncated) in [("agent:a", json!(true)), ("agent:b", Value::Null)] {
+        viewer.says(&subscribe(channel));
+        let _ = viewer.receives();
+        let Read::Page(ticket, request) = viewer.read().await else { panic!("a page is read") };
+        let (page, pending) = viewer.events.read(&request).await.unwrap();
+        viewer.conversation.on_done(Done::Page(ticket, page, pending));
+
+        let subscribed = viewer.receives().remove(0);
+
+        assert_eq!(
+            (&subscribed["type"], &subscribed["recovered"]),
+            (&json!("subscribed"), &json!(true))
+        );
+        assert_eq!(subscribed["truncated"], truncated, "{subscribed}");
+    }
+}
+
+/// Who waited for the first event, and was too slow for it, is told of the loss.
+#[tokio::test]
+async fn who_waited_for_the_first_event_and_missed_it_gets_a_reset() {
+    let mut viewer = Viewer::on(Journal::in_memory_keeping(keeping(10)));
+    viewer.says(&json!({"type": "subscribe", "channel": "project:p"}));
+    let mut kinds = Vec::new();
+    while kinds.len() < 3 {
+        std::future::poll_fn(|cx| viewer.wake.poll_woken(cx)).await;
+        kinds.extend(viewer.kinds());
+    }
+    assert_eq!(kinds, ["connected", "subscribed", "caught_up"]);
+
+    viewer.append("project:p", 3_000).await;
+    let Read::Page(ticket, request) = viewer.read().await else { panic!("a page is read") };
+    let (page, pending) = viewer.events.read(&request).await.unwrap();
+    viewer.conversation.on_done(Done::Page(ticket, page, pending));
+
+    let reset = viewer.receives().remove(0);
+    assert_eq!(
+        (&reset["type"], &reset["reason"]),
+        (&json!("reset"), &json!("retention")),
+        "{reset}"
+    );
+    assert_eq!(reset["truncated"], true, "{reset}");
+}
+
+fn keeping(entries: u64) -> Retention {
+    let other = Keep { entries, ..Retention::default().other };
+    Retention { other, ..Retention::default() }
 }
 
 /// One page at a time; when nobody wants it any more the next one has its turn.

@@ -72,7 +72,8 @@ impl Broadcast {
             self.phase = Phase::Reading { has_news: false };
             let since = self.cursor.map_or(Since::Start, Since::Offset);
             let name = watched.name.clone();
-            return Next::Read(Request { name, since, head, is_join: false });
+            let is_join = self.cursor.is_none();
+            return Next::Read(Request { name, since, head, is_join });
         };
         say_each(&self.channel, Format::Flat, &entries, out);
         self.cursor = entries.last().map_or(self.cursor, |last| Some(last.entry.offset));

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use journal::{Follower, Journal, Page, Update, Updates};
+use journal::{Follower, Journal, Page, Reason, Update, Updates};
 use protocol::Channel;
 use tokio::sync::watch;
 
@@ -86,7 +86,11 @@ impl Events {
         &self,
         request: &Request,
     ) -> Result<(Page, Option<Arc<Pending>>), ReadError> {
-        let page = self.pages.read(request).await?;
+        let mut page = self.pages.read(request).await?;
+        if page.truncated && !request.is_join {
+            // The first event was waited for, and has gone already.
+            page.reset.get_or_insert(Reason::Retention);
+        }
         let (channel, head) = (request.name.channel.clone(), page.head);
         let is_start = request.is_join || page.reset.is_some();
         let pending = if is_start && approvals::may_stand_on(&channel) {

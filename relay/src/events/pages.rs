@@ -170,7 +170,13 @@ fn continued(page: &Page, position: &Offset) -> Option<Page> {
     };
     let is_same = own == *position || (own.epoch == position.epoch && position.check == 0);
     let rest = page.entries.get(skip..).filter(|rest| is_same && !rest.is_empty())?;
-    Some(Page { reset: None, start: Some(*position), entries: rest.to_vec(), head: page.head })
+    Some(Page {
+        reset: None,
+        truncated: false,
+        start: Some(*position),
+        entries: rest.to_vec(),
+        head: page.head,
+    })
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ impl Subscription {
             _ if !has_approvals => {
                 let head = self.membership.watched().head().flatten();
                 let position = Position { offset: self.cursor, head };
-                return self.say_subscribed(&[id], position, true, None, out);
+                return self.say_subscribed(&[id], position, None, None, out);
             }
             SubscriptionState::Repeated { ids, .. } | SubscriptionState::Reading { ids, .. } => ids,
             SubscriptionState::Following(delivery) => {
@@ -168,7 +168,7 @@ impl Subscription {
                     return Next::Ask(self.question(head));
                 }
                 let position = Position { offset: self.cursor, head };
-                self.say_subscribed(&ids, position, true, None, out);
+                self.say_subscribed(&ids, position, None, None, out);
                 self.state = SubscriptionState::Following(Delivery::CatchingUp);
             }
             SubscriptionState::Repeated { delivery, ids } => {
@@ -221,7 +221,7 @@ impl Subscription {
         };
         self.state = SubscriptionState::Following(delivery);
         let position = Position { offset: self.cursor, head: pending.head };
-        self.say_subscribed(&ids, position, true, Some(pending), out);
+        self.say_subscribed(&ids, position, None, Some(pending), out);
         Next::Again
     }
 
@@ -237,7 +237,7 @@ impl Subscription {
         let (mut delivery, ids, has_news) = match &mut self.state {
             SubscriptionState::JoiningRead { ids, has_news } => {
                 let (ids, has_news) = (std::mem::take(ids), *has_news);
-                self.say_subscribed(&ids, position, page.reset.is_none(), pending, out);
+                self.say_subscribed(&ids, position, Some(page), pending, out);
                 self.cursor = page.start;
                 (Delivery::CatchingUp, Vec::new(), has_news)
             }
@@ -254,6 +254,7 @@ impl Subscription {
                 reason: reason.as_str(),
                 offset: position.offset.map(|offset| offset.to_string()),
                 head: position.head.map(|offset| offset.to_string()),
+                truncated: page.truncated,
                 pending: pending.map(|pending| &*pending.approvals),
             };
             out.push(frame.to_text().into());
@@ -299,10 +300,11 @@ impl Subscription {
         &self,
         ids: &[Option<CorrelationId>],
         position: Position,
-        recovered: bool,
+        page: Option<&Page>,
         pending: Option<&Pending>,
         out: &mut Vec<Bytes>,
     ) {
+        let recovered = page.is_none_or(|page| page.reset.is_none());
         for id in ids {
             let frame = RelayFrame::Subscribed {
                 id: id.as_deref(),
@@ -310,6 +312,7 @@ impl Subscription {
                 offset: position.offset.map(|offset| offset.to_string()),
                 head: position.head.map(|offset| offset.to_string()),
                 recovered,
+                truncated: recovered && page.is_some_and(|page| page.truncated),
                 pending: pending.map(|pending| &*pending.approvals),
             };
             out.push(frame.to_text().into());

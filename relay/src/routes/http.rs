@@ -183,6 +183,8 @@ pub(super) struct EventsPage {
     offset: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reset: Option<&'static str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
     more: bool,
 }
 
@@ -204,6 +206,7 @@ pub(super) async fn read(
         events: events.collect::<Result<_, _>>()?,
         offset: page.end().map(|offset| offset.to_string()),
         reset: page.reset.map(journal::Reason::as_str),
+        truncated: page.truncated,
         more: page.has_more(),
     }))
 }
