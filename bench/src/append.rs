@@ -136,12 +136,12 @@ fn measure(way: &Way, options: &Options, redis: &RedisServer) -> Result<Figure> 
             Ok(figure)
         }
         Way::Script { source, batch, full: true } => {
-            // Ten journals of a session, with the 10,000 entries that they keep by default.
+            // Ten journals of a session, full with the 8 MiB that they keep by default.
             let names = &names[..names.len().min(10)];
             Appends::load(source, names, &data, 100, &mut connection)?.drive(
                 &mut connection,
                 16,
-                10_000 * names.len(),
+                full(options.bytes) * names.len(),
             )?;
             let mut appends = Appends::load(source, names, &data, *batch, &mut connection)?;
             appends.begin(&mut connection)?;
@@ -224,6 +224,11 @@ fn check(names: &[Name], events: usize, connection: &mut Connection) -> Result<(
 fn names(count: usize) -> Result<Vec<Name>> {
     let name = |index: usize| Ok(Name::events(Channel::session(&format!("bench-{index}"))?));
     (0..count).map(name).collect()
+}
+
+/// More events than a session's journal keeps.
+fn full(bytes: usize) -> usize {
+    9 * 1024 * 1024 / (bytes + 20)
 }
 
 /// JSON of so many bytes.

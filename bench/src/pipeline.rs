@@ -7,8 +7,12 @@ use redis::{Cmd, Connection, ConnectionLike, FromRedisValue, Value};
 
 /// A journal begins beyond the epoch that its producer names, so this one is known beforehand.
 const EPOCH: u64 = 9_999_999_999_999;
-/// How long `append.lua` keeps a record, and how much of a session by default.
-const KEPT: &str = "900000 session 10000 8388608 86400000";
+/// How long `append.lua` keeps a record.
+const RECORD: &str = "900000";
+/// How much it keeps of a session, where nothing else is set.
+const KEPT: &str = "session 100000 8388608 86400000";
+/// Of how many events one says how much to keep.
+const KEEP_EVENTS: usize = 64;
 
 /// A source of commands.
 pub(crate) trait Pipeline {
@@ -182,7 +186,10 @@ impl Pipeline for Appends {
         let journal = &mut self.journals[turn];
         journal.sequence += 1;
         let opens = journal.sequence == 1;
-        let keeps = opens || journal.sequence.is_multiple_of((64 / self.batch as u64).max(1));
+        let keeps =
+            opens || journal.sequence.is_multiple_of((KEEP_EVENTS / self.batch).max(1) as u64);
+        let appended =
+            if opens { 128 * 1024 } else { KEEP_EVENTS.max(self.batch) * self.row.len() };
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(&self.hash)
@@ -198,8 +205,8 @@ impl Pipeline for Appends {
             .arg(format!("{:016}{:016}", journal.incarnation, journal.sequence - 1))
             .arg(format!("{:016}{:016}", journal.incarnation, journal.sequence))
             .arg(match (opens, keeps) {
-                (true, _) => format!("ok {KEPT}"),
-                (false, true) => format!("k {KEPT}"),
+                (true, _) => format!("ok {RECORD} {appended} {KEPT}"),
+                (false, true) => format!("k {RECORD} {appended} {KEPT}"),
                 (false, false) => String::new(),
             });
         for _ in 0..self.batch {

@@ -90,6 +90,15 @@ pub(crate) const LEASE: Flag = Flag {
            replicas and agents",
 };
 
+pub(crate) const RETAIN: Flag = Flag {
+    name: "retain",
+    variable: "RELAY_RETAIN",
+    value: Some("KIND=SIZE/AGE,…"),
+    default: None,
+    help: "How much journals keep, for example session=16MiB/24h; of session, global, other, commands and \
+           service; the same for all replicas",
+};
+
 pub(crate) const DEMO_PAGE: Flag = Flag {
     name: "demo-page",
     variable: "RELAY_DEMO_PAGE",
@@ -134,6 +143,7 @@ const SERVING: &[&Flag] = &[
     &ALLOW_ANONYMOUS,
     &DRAIN,
     &LEASE,
+    &RETAIN,
     &DEMO_PAGE,
     &LOG_FORMAT,
 ];

@@ -9,6 +9,7 @@ mod flags;
 mod logs;
 mod open_files;
 mod problem;
+mod retain;
 mod settings;
 mod signals;
 mod subcommands;
@@ -65,13 +66,15 @@ async fn run() -> ExitCode {
     logs::start(log_format, log_filter);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let ended = match work {
-        Work::Serve(config) => Box::pin(subcommands::serve::run(config)).await,
+        Work::Serve(config, retention) => {
+            Box::pin(subcommands::serve::run(config, retention)).await
+        }
         Work::Demo(config) => Box::pin(subcommands::demo::run(config, log_format)).await,
         Work::DemoAgent { redis, lease, session, agent_id } => {
             Box::pin(subcommands::demo_agent::run(&redis, lease, &session, &agent_id)).await
         }
-        Work::Check(given, journal) => {
-            return match subcommands::check::run(&given, &journal).await {
+        Work::Check(given, journal, retention) => {
+            return match subcommands::check::run(&given, &journal, &retention).await {
                 true => ExitCode::SUCCESS,
                 false => ExitCode::FAILURE,
             };

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use journal::{Journal, LEASE_DEFAULT};
+use journal::{Journal, LEASE_DEFAULT, Retention};
 use protocol::Channel;
 use relay::{Config, Key};
 use tracing_subscriber::filter::EnvFilter;
@@ -11,10 +11,12 @@ use tracing_subscriber::filter::EnvFilter;
 use crate::arguments::{Given, Source, Value};
 use crate::flags::{
     ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE, DRAIN, Flag,
-    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, PREFIX, REDIS, SERVE, SESSION,
+    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, PREFIX, REDIS, RETAIN, SERVE,
+    SESSION,
 };
 use crate::logs::{self, Format};
 use crate::problem::{Problem, named, shown};
+use crate::retain;
 use crate::value::{self, Refusal};
 
 /// Everything that was configured.
@@ -30,8 +32,8 @@ pub(crate) struct Settings {
 /// What is to be done.
 #[derive(Debug)]
 pub(crate) enum Work {
-    Serve(Config),
-    Check(Box<Given>, Journal),
+    Serve(Config, Retention),
+    Check(Box<Given>, Journal, Retention),
     Demo(Config),
     DemoAgent { redis: String, lease: Duration, session: String, agent_id: String },
 }
@@ -49,7 +51,7 @@ pub(crate) fn resolve(
     let mut judge = Judge { given: &given, problems, warnings: Vec::new() };
     let name = given.subcommand.name;
     let work = if name == SERVE.name || name == CHECK.name {
-        judge.serving().map(Work::Serve)
+        judge.serving().map(|(config, retention)| Work::Serve(config, retention))
     } else if name == DEMO.name {
         judge.demo().map(Work::Demo)
     } else {
@@ -61,7 +63,9 @@ pub(crate) fn resolve(
     let Judge { problems, warnings, .. } = judge;
     let (Some(work), true) = (work, problems.is_empty()) else { return Err(problems) };
     let work = match work {
-        Work::Serve(config) if name == CHECK.name => Work::Check(Box::new(given), config.journal),
+        Work::Serve(config, retention) if name == CHECK.name => {
+            Work::Check(Box::new(given), config.journal, retention)
+        }
         work => work,
     };
     Ok(Settings { log_format, log_filter, warnings, work })
@@ -74,11 +78,12 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn serving(&mut self) -> Option<Config> {
+    fn serving(&mut self) -> Option<(Config, Retention)> {
         let listen = self.read(&LISTEN, value::address);
         let admin_listen = self.read(&ADMIN_LISTEN, value::address);
         let drain = self.read(&DRAIN, value::duration);
         let lease = self.read(&LEASE, value::lease).unwrap_or(LEASE_DEFAULT);
+        let retention = self.read(&RETAIN, retain::retention).unwrap_or_default();
         let allow_anonymous = self.read(&ALLOW_ANONYMOUS, value::switch).unwrap_or(false);
         let journal = match self.redis() {
             Some((_, journal)) => Some(journal),
@@ -116,7 +121,7 @@ impl Judge<'_> {
         if !has_key {
             self.judge_openness(&config);
         }
-        Some(config)
+        Some((config, retention))
     }
 
     fn demo(&mut self) -> Option<Config> {
@@ -273,7 +278,7 @@ mod tests {
 
     fn config(line: &str) -> Config {
         match settings(line, None).unwrap().work {
-            Work::Serve(config) | Work::Demo(config) => config,
+            Work::Serve(config, _) | Work::Demo(config) => config,
             other => panic!("{other:?}"),
         }
     }
@@ -294,7 +299,7 @@ mod tests {
         fs::write(&file, [b'x'; 32]).unwrap();
         let line = format!(
             "serve --listen 0.0.0.0:1 --redis redis://h --jwt-secret-file {} --admin-listen \
-             127.0.0.1:2 --drain 250ms --lease 3s --log-format text",
+             127.0.0.1:2 --drain 250ms --lease 3s --retain session=1h --log-format text",
             file.display()
         );
         let config = config(&line);
@@ -304,12 +309,16 @@ mod tests {
         assert_eq!(config.journal.lease_length(), Duration::from_secs(3));
         assert!(config.key.is_some() && !config.journal.is_in_memory());
         assert_eq!(settings(&line, None).unwrap().log_format, Format::Text);
+        let Work::Serve(_, retention) = settings(&line, None).unwrap().work else {
+            panic!("{line}")
+        };
+        assert_eq!(retention.session.age, Duration::from_secs(3_600));
     }
 
     #[tokio::test]
     async fn every_mistake_is_found_at_once() {
         let line = "serve --listen nonsense --redis http://x --jwt-secret-file /no/such/file \
-                    --admin-listen y --drain 5 --lease 100ms --allow-anonymous=maybe --log-format loud --bogus";
+                    --admin-listen y --drain 5 --lease 100ms --retain session=16MB --allow-anonymous=maybe --log-format loud --bogus";
         let problems = problems(line);
         let said = problems.join("\n");
         for word in [
@@ -319,13 +328,14 @@ mod tests {
             "`y`",
             "`5`",
             "`100ms`",
+            "`session=16MB`",
             "maybe",
             "loud",
             "bogus",
         ] {
             assert!(said.contains(word), "no {word} in {said}");
         }
-        assert_eq!(problems.len(), 9, "{said}");
+        assert_eq!(problems.len(), 10, "{said}");
     }
 
     #[tokio::test]

@@ -9,25 +9,25 @@ use crate::{Name, Side};
 /// What journals keep, by the kind of their channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Events of `session:` channels: 10,000 entries, 8 MiB, 24 h.
+    /// Events of `session:` channels: 100,000 entries, 8 MiB, 24 h.
     pub session: Keep,
-    /// Events of `global:` channels: 10,000 entries, 8 MiB, 1 h.
+    /// Events of `global:` channels: 100,000 entries, 8 MiB, 1 h.
     pub global: Keep,
-    /// Events of all other channels: 1,000 entries, 2 MiB, 24 h.
+    /// Events of all other channels: 10,000 entries, 2 MiB, 24 h.
     pub other: Keep,
     /// Commands to agents: 4,096 entries, 16 MiB, 24 h. What waits is kept beside them and is not trimmed.
     pub commands: Keep,
-    /// Requests to services: 20,000 entries, 64 MiB, 24 h. Likewise.
+    /// Requests to services: likewise.
     pub service: Keep,
 }
 
-/// How much one journal keeps. It is trimmed now and then, so it may hold up to 64 entries more; the newest
-/// entry is always kept. An idle journal expires as a whole when its newest entry is too old.
+/// How much one journal keeps. It is trimmed now and then, so it may hold up to 64 entries of each writer more,
+/// and some hundredths of the bytes; the newest entry is always kept. An idle journal expires as a whole when its newest entry is too old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
     /// How many entries.
     pub entries: u64,
-    /// How many bytes, about.
+    /// How many bytes, about, as the store counts them.
     pub bytes: u64,
     /// How old the oldest may be.
     pub age: Duration,
@@ -39,11 +39,11 @@ const MIB: u64 = 1024 * 1024;
 impl Default for Retention {
     fn default() -> Self {
         Self {
-            session: Keep { entries: 10_000, bytes: 8 * MIB, age: 24 * HOUR },
-            global: Keep { entries: 10_000, bytes: 8 * MIB, age: HOUR },
-            other: Keep { entries: 1_000, bytes: 2 * MIB, age: 24 * HOUR },
+            session: Keep { entries: 100_000, bytes: 8 * MIB, age: 24 * HOUR },
+            global: Keep { entries: 100_000, bytes: 8 * MIB, age: HOUR },
+            other: Keep { entries: 10_000, bytes: 2 * MIB, age: 24 * HOUR },
             commands: Keep { entries: 4_096, bytes: 16 * MIB, age: 24 * HOUR },
-            service: Keep { entries: 20_000, bytes: 64 * MIB, age: 24 * HOUR },
+            service: Keep { entries: 4_096, bytes: 16 * MIB, age: 24 * HOUR },
         }
     }
 }
@@ -72,7 +72,7 @@ impl Retention {
     }
 
     /// Every setting under its name in Redis.
-    pub(crate) fn fields(&self) -> [(&'static str, Keep); 5] {
+    pub fn fields(&self) -> [(&'static str, Keep); 5] {
         [
             ("session", self.session),
             ("global", self.global),

@@ -110,7 +110,7 @@ async fn without_since_a_browser_starts_at_the_head() {
 /// "start" asks for all that is retained; it is never answered with a reset.
 #[tokio::test]
 async fn from_the_start_is_everything_retained_and_never_a_reset() {
-    let cluster = Cluster::with_replicas(1).await;
+    let cluster = Cluster::options().replicas(1).flag("--retain=other=1000").set().await;
     cluster.replicas[0].publish_numbers("project:p", 0..1_500).await;
 
     let mut joiner = cluster.browser().connect().await;
@@ -121,4 +121,29 @@ async fn from_the_start_is_everything_retained_and_never_a_reset() {
     assert_eq!(numbers.last(), Some(&1_499));
     assert_eq!(subscribed["recovered"], true, "{subscribed}");
     assert!(joiner.history().resets("project:p").is_empty());
+}
+
+/// What is retained does not look like all that ever was.
+#[tokio::test]
+async fn from_the_start_of_what_was_trimmed_says_that_it_is_truncated() {
+    let cluster = Cluster::options().replicas(1).flag("--retain=other=1000").set().await;
+    let replica = &cluster.replicas[0];
+    replica.publish_numbers("project:whole", 0..10).await;
+    replica.publish_numbers("project:trimmed", 0..1_500).await;
+
+    for (channel, truncated) in [("project:whole", Value::Null), ("project:trimmed", json!(true))] {
+        let mut joiner = cluster.browser().connect().await;
+        let subscribed = joiner.subscribe_since(channel, Some("start")).await;
+        assert_eq!(subscribed["truncated"], truncated, "{subscribed}");
+
+        let path = format!("/api/v1/channels/{channel}/events");
+        let page = replica.get(&path).await.json();
+        assert_eq!(page["truncated"], truncated, "{channel} by HTTP");
+        let rest = format!("{path}?since={}", page["offset"].as_str().unwrap());
+        assert_eq!(
+            replica.get(&rest).await.json()["truncated"],
+            Value::Null,
+            "{channel}: the rest"
+        );
+    }
 }

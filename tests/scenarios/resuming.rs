@@ -208,7 +208,7 @@ async fn a_replica_that_was_frozen_goes_on_without_a_gap() {
 /// F16: away for longer than the channel remembers. What is gone is gone, and said so.
 #[tokio::test]
 async fn away_beyond_retention_is_told_so_and_given_what_is_left() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = Cluster::options().replicas(2).flag("--retain=other=1000").set().await;
     let mut browser = cluster.browser_on(0).subscribed_to("project:p").await;
     cluster.replicas[0].publish_numbers("project:p", 0..10).await;
     browser.expect_numbers("project:p", 0..10).await;
@@ -232,7 +232,7 @@ async fn away_beyond_retention_is_told_so_and_given_what_is_left() {
 /// one is still there.
 #[tokio::test]
 async fn away_for_exactly_as_long_as_the_channel_remembers_is_not_a_reset() {
-    let cluster = Cluster::with_replicas(2).await;
+    let cluster = Cluster::options().replicas(2).flag("--retain=other=1000").set().await;
     let mut browser = cluster.browser_on(0).subscribed_to("project:p").await;
     cluster.replicas[0].publish_numbers("project:p", 0..1).await;
     browser.expect_numbers("project:p", 0..1).await;

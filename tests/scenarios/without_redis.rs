@@ -6,7 +6,8 @@ use tests::replica::Setup;
 use tests::{Browser, Replica};
 
 async fn embedded() -> Replica {
-    Replica::start(Setup::serve(None)).await
+    let flags = vec!["--retain=other=1000".to_owned()];
+    Replica::start(Setup { flags, ..Setup::serve(None) }).await
 }
 
 async fn on(replica: &Replica, channel: &str) -> Browser {

@@ -1,15 +1,16 @@
 //! `check`: says what `serve` would do, and does not do it.
 
-use journal::{Journal, without_secrets};
+use journal::{Journal, Retention, without_secrets};
 
 use crate::arguments::{Given, Source};
-use crate::flags::{Flag, JWT_SECRET_FILE, LOG_FORMAT, REDIS};
+use crate::flags::{Flag, JWT_SECRET_FILE, LOG_FORMAT, REDIS, RETAIN};
+use crate::retain;
 
 /// Prints the configuration, and whether a relay can work with its Redis: false where it cannot, whatever is waited
 /// for. A Redis that does not answer is not a mistake: the relay starts without it, and serves as soon as it is there.
 #[expect(clippy::print_stdout, reason = "the report is what was asked for")]
-pub(crate) async fn run(given: &Given, journal: &Journal) -> bool {
-    print!("The configuration is valid.\n\n{}", effective(given));
+pub(crate) async fn run(given: &Given, journal: &Journal, retention: &Retention) -> bool {
+    print!("The configuration is valid.\n\n{}\n{}", effective(given), kept(retention));
     if journal.is_in_memory() {
         return true;
     }
@@ -61,12 +62,21 @@ fn effective(given: &Given) -> String {
     given.subcommand.flags.iter().map(row).collect()
 }
 
+/// How much each journal keeps.
+fn kept(retention: &Retention) -> String {
+    let row = |(kind, keep)| format!("  {kind:<16} {}\n", retain::shown(&keep));
+    let rows: String = retention.fields().into_iter().map(row).collect();
+    format!("Journals keep at most so many bytes, for so long, and so many entries:\n\n{rows}")
+}
+
 /// What it means that a flag without default was not given.
 fn absence(name: &str) -> &'static str {
     if name == REDIS.name {
         "none: the journals live in this process' memory"
     } else if name == JWT_SECRET_FILE.name {
         "none: everybody may do everything"
+    } else if name == RETAIN.name {
+        "the defaults"
     } else if name == LOG_FORMAT.name {
         "text on a terminal, otherwise json"
     } else {
@@ -98,5 +108,19 @@ mod tests {
             assert!(table.contains(row), "{table}");
         }
         assert!(!table.contains("canary"), "{table}");
+    }
+
+    #[test]
+    fn what_is_kept_is_shown_for_every_kind_of_journals() {
+        let table = kept(&retain::retention("session=16MiB/48h").unwrap());
+        for row in [
+            "  session          16MiB/48h/100000\n",
+            "  global           8MiB/1h/100000\n",
+            "  other            2MiB/24h/10000\n",
+            "  commands         16MiB/24h/4096\n",
+            "  service          16MiB/24h/4096\n",
+        ] {
+            assert!(table.contains(row), "{table}");
+        }
     }
 }

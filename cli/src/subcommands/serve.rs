@@ -14,7 +14,7 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Serves until it is asked to end.
-pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, retention: Retention) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let journal = config.journal.clone();
     if journal.is_in_memory() {
@@ -24,7 +24,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         );
     }
     let running = start(config).await?;
-    let retention = tokio::spawn(write_retention(journal));
+    let writing = tokio::spawn(write_retention(journal, retention));
     let failure = tokio::select! {
         () = signals.next() => None,
         failure = running.failed() => Some(failure),
@@ -34,7 +34,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         Some(failure) => tracing::error!(task = failure.name, "draining: a task has failed"),
     }
     signals.unless_again(running.drain()).await?;
-    retention.abort();
+    writing.abort();
     if let Some(failure) = failure {
         return Err(failure.into());
     }
@@ -59,10 +59,10 @@ pub(crate) async fn start(config: Config) -> anyhow::Result<Running> {
 
 /// Tells every writer how much is kept, as soon as Redis can be told. The first attempt is also where
 /// an operator learns that the address or the password is wrong.
-async fn write_retention(journal: Journal) {
+async fn write_retention(journal: Journal, retention: Retention) {
     let mut pause = PAUSE_MIN;
     let mut failed = false;
-    while let Err(error) = journal.keep(&Retention::default()).await {
+    while let Err(error) = journal.keep(&retention).await {
         if failed {
             tracing::debug!(%error, "redis does not answer yet");
         } else {

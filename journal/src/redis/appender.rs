@@ -272,10 +272,12 @@ impl Task {
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(self.script.get_hash())
-            .arg(2 + usize::from(send.keeps) + usize::from(send.idempotency_key.is_some()))
+            .arg(
+                2 + usize::from(send.keeps.is_some()) + usize::from(send.idempotency_key.is_some()),
+            )
             .arg(self.keys.stream(name))
             .arg(self.keys.producer_record(name, producer));
-        if send.keeps {
+        if send.keeps.is_some() {
             command.arg(self.keys.settings(name.channel.partition()));
         }
         if let Some(id) = &send.idempotency_key {
@@ -427,9 +429,7 @@ impl Task {
 
 /// The options of `append.lua`.
 fn options(name: &Name, send: &Send) -> String {
-    if !send.keeps {
-        return String::new();
-    }
+    let Some(appended) = send.keeps else { return String::new() };
     let flags = match (send.open, send.buries) {
         (true, true) => "obk",
         (false, true) => "bk",
@@ -438,7 +438,7 @@ fn options(name: &Name, send: &Send) -> String {
     };
     let retention = keys::retention(Retention::default().of(name));
     format!(
-        "{flags} {} {} {retention}",
+        "{flags} {} {appended} {} {retention}",
         PRODUCER_RECORD_LIFETIME.as_millis(),
         Retention::field(name)
     )

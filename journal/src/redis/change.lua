@@ -71,8 +71,8 @@ local function append(stream, notification, row)
   last[stream] = id
   -- As in append.lua, whose writers look at the age every 100 s.
   call('PEXPIRE', name, string.format('%.0f', keep.age + 100000))
-  -- Now and then: it costs more than all else here.
-  if tonumber(string.match(id, '%d+$')) % 16 == 0 then
+  -- Now and then, as in append.lua: it costs more than all else here.
+  if tonumber(time) % (keep.bytes / 64) < #entry then
     local used = call('MEMORY', 'USAGE', name, 'SAMPLES', '0')
     if used and used > keep.bytes + 8192 then
       call('XTRIM', name, 'MAXLEN', math.max(1, math.floor(call('XLEN', name) * keep.bytes / used)))

@@ -153,8 +153,9 @@ pub(super) struct Send {
     pub(super) epoch: u64,
     /// That epoch lost data: bury it.
     pub(super) buries: bool,
-    /// Keep the journal within its retention now; always with `open`.
-    pub(super) keeps: bool,
+    /// Keep the journal within its retention now; always with `open`. About so many bytes were appended since
+    /// that was said last.
+    pub(super) keeps: Option<usize>,
     pub(super) idempotency_key: Option<Box<str>>,
     pub(super) rows: Arc<[String]>,
 }
@@ -320,6 +321,8 @@ impl Pipeline {
             || self.unkept_entries >= KEEP_ENTRIES
             || self.unkept_bytes >= KEEP_BYTES
             || self.kept_at.is_none_or(|at| now.duration_since(at) >= KEEP_AFTER);
+        // One that begins goes on for others, which may have ended before they said it.
+        let unkept_bytes = if open { KEEP_BYTES } else { self.unkept_bytes };
         if keeps {
             (self.unkept_entries, self.unkept_bytes, self.kept_at) = (0, 0, Some(now));
         }
@@ -330,7 +333,7 @@ impl Pipeline {
             open: open && !self.is_numbered,
             epoch: self.epoch,
             buries: self.buries,
-            keeps,
+            keeps: keeps.then_some(unkept_bytes),
             idempotency_key: batch.idempotency_key.clone(),
             rows: Arc::clone(&batch.rows),
         })

@@ -74,11 +74,11 @@ fn nothing_follows_the_first_append_until_it_is_answered() {
 fn whatever_opens_keeps_too_because_only_then_the_record_gets_its_lifetime() {
     let mut rig = Rig::with(1);
     let first = rig.send();
-    assert!(first[0].open && first[0].keeps);
+    assert!(first[0].open && first[0].keeps == Some(KEEP_BYTES));
     rig.answer(&first[0], 1);
     rig.append(1);
     let second = rig.send();
-    assert!(!second[0].open && !second[0].keeps);
+    assert!(!second[0].open && second[0].keeps.is_none());
     rig.answer(&second[0], 2);
 
     rig.now += RECORD_FOR + Duration::from_secs(1);
@@ -89,7 +89,7 @@ fn whatever_opens_keeps_too_because_only_then_the_record_gets_its_lifetime() {
     rig.pipeline.waiting[0].since = rig.now;
 
     let late = rig.send();
-    assert!(late[0].open && late[0].keeps);
+    assert!(late[0].open && late[0].keeps.is_some());
 }
 
 #[test]
