@@ -20,6 +20,7 @@ mod tokens;
 use std::future::pending;
 use std::time::Duration;
 
+use publisher_sdk::vocabulary::StatusChanged;
 use publisher_sdk::{Agent, FlushError, OpenError};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,9 @@ pub async fn run_agent(
         () = agent.fenced() => return Err(DemoError::Fenced),
     }
     drop(stage);
+    if let Err(error) = agent.own_channel().send_event(&StatusChanged::new("stopped")) {
+        tracing::warn!(%error, "the agent's last status was not sent");
+    }
     Ok(agent.close().await?)
 }
 

@@ -43,6 +43,9 @@ async fn two_pages_see_the_same_question_and_the_slower_one_is_told() {
     cluster.replicas[1].thaw();
 
     two.wait("he is told", &format!("{NOTE}.startsWith('Somebody was faster: allowed')")).await;
+    let card = "document.querySelector('.tool[data-tool=Permission]').shadowRoot.textContent";
+    two.wait("the card says whose it was", &format!("{card}.includes('llowed on another page')"))
+        .await;
     picture(&two, "answered.png").await;
     for page in [&one, &two] {
         let asks = "document.querySelector('.question[data-kind=budget]')";
@@ -87,6 +90,8 @@ async fn a_killed_agent_shows_as_lost() {
     let lost = "document.querySelector('#run')?.dataset.status === 'failed' \
                 && document.querySelector('#run .end').textContent.includes('died without a word')";
     one.wait("the agent is lost", lost).await;
+    let waits = "document.querySelector('#note').textContent.startsWith('The agent was lost')";
+    one.wait("no next run is promised", waits).await;
     picture(&one, "lost.png").await;
 }
 
