@@ -1,4 +1,4 @@
-//! The one check of an event's data: well-formed JSON, not too deep, not too large.
+//! The one check of an event's data: well-formed JSON, not too deep, not too large, no number that is too long.
 //!
 //! It is done once where an entry enters and once per replica that carries it; after that the data
 //! is carried as bytes.
@@ -7,7 +7,10 @@ use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use crate::ErrorCode;
-use crate::limits::{EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX, QUESTION_BYTES_MAX};
+use crate::limits::{
+    DETAIL_BYTES_MAX, DETAIL_DEPTH_MAX, EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX,
+    EVENT_DATA_NUMBER_MAX, QUESTION_BYTES_MAX,
+};
 
 /// Why data is refused.
 #[derive(Debug, Error)]
@@ -16,18 +19,16 @@ pub enum DataError {
     #[error("the data is not well-formed JSON: {0}")]
     Malformed(String),
     /// It nests too deeply.
-    #[error("the data nests deeper than {EVENT_DATA_DEPTH_MAX} levels")]
-    Deep,
+    #[error("the data nests deeper than {0} levels")]
+    Deep(usize),
+    /// A number is too long.
+    #[error(
+        "the data has a number of {0} characters, the limit is {EVENT_DATA_NUMBER_MAX}: send it as a string"
+    )]
+    Number(usize),
     /// It is too large.
-    #[error(
-        "the data has {0} bytes, the limit is {EVENT_DATA_BYTES_MAX}: store it elsewhere and send a link"
-    )]
-    Large(usize),
-    /// It is a question that is too large.
-    #[error(
-        "the question has {0} bytes, the limit is {QUESTION_BYTES_MAX}: store it elsewhere and send a link"
-    )]
-    LargeQuestion(usize),
+    #[error("the data has {0} bytes, the limit is {1}: store it elsewhere and send a link")]
+    Large(usize, usize),
     /// It is a question that is not an object.
     #[error("the question must be an object")]
     NotAnObject,
@@ -37,8 +38,10 @@ impl DataError {
     /// With which code it is refused.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Large(_) | Self::LargeQuestion(_) => ErrorCode::TooLarge,
-            Self::Malformed(_) | Self::Deep | Self::NotAnObject => ErrorCode::BadRequest,
+            Self::Large(..) => ErrorCode::TooLarge,
+            Self::Malformed(_) | Self::Deep(_) | Self::Number(_) | Self::NotAnObject => {
+                ErrorCode::BadRequest
+            }
         }
     }
 }
@@ -48,12 +51,28 @@ impl DataError {
 /// # Errors
 /// [`DataError`] says why not.
 pub fn check_data(data: &str) -> Result<(), DataError> {
-    if data.len() > EVENT_DATA_BYTES_MAX {
-        return Err(DataError::Large(data.len()));
+    check(data, EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX)
+}
+
+/// Whether `detail` may be the detail of a command's outcome: it must fit into the event that tells of it.
+///
+/// # Errors
+/// [`DataError`] says why not.
+pub fn check_detail(detail: &str) -> Result<(), DataError> {
+    check(detail, DETAIL_BYTES_MAX, DETAIL_DEPTH_MAX)
+}
+
+fn check(data: &str, bytes_max: usize, depth_max: usize) -> Result<(), DataError> {
+    if data.len() > bytes_max {
+        return Err(DataError::Large(data.len(), bytes_max));
     }
-    // First the depth, as a plain scan: what nests too deeply never meets a recursive parser.
-    if depth(data.as_bytes()) > EVENT_DATA_DEPTH_MAX {
-        return Err(DataError::Deep);
+    // First the measures, by a plain scan: what nests too deeply never meets a recursive parser.
+    let Measures { depth, number } = measure(data.as_bytes());
+    if depth > depth_max {
+        return Err(DataError::Deep(depth_max));
+    }
+    if number > EVENT_DATA_NUMBER_MAX {
+        return Err(DataError::Number(number));
     }
     serde_json::from_str::<IgnoredAny>(data)
         .map(drop)
@@ -65,33 +84,48 @@ pub fn check_data(data: &str) -> Result<(), DataError> {
 /// # Errors
 /// [`DataError`] says why not.
 pub fn check_question(question: &str) -> Result<(), DataError> {
-    if question.len() > QUESTION_BYTES_MAX {
-        return Err(DataError::LargeQuestion(question.len()));
-    }
-    if depth(question.as_bytes()) >= EVENT_DATA_DEPTH_MAX {
-        return Err(DataError::Deep);
-    }
-    check_data(question)?;
+    check(question, QUESTION_BYTES_MAX, EVENT_DATA_DEPTH_MAX - 1)?;
     if question.trim_start().starts_with('{') { Ok(()) } else { Err(DataError::NotAnObject) }
 }
 
-/// The deepest nesting of brackets outside strings.
-fn depth(json: &[u8]) -> usize {
-    let (mut level, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
+#[derive(Default)]
+struct Measures {
+    /// The deepest nesting of brackets outside strings.
+    depth: usize,
+    /// The longest number, in characters.
+    number: usize,
+}
+
+fn measure(json: &[u8]) -> Measures {
+    let mut most = Measures::default();
+    let (mut level, mut digits, mut in_string, mut escaped) = (0usize, 0usize, false, false);
     for &byte in json {
-        match (in_string, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => in_string = !in_string,
-            (false, b'{' | b'[') => {
-                level += 1;
-                deepest = deepest.max(level);
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
             }
-            (false, b'}' | b']') => level = level.saturating_sub(1),
+            continue;
+        }
+        if matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E') {
+            digits += 1;
+            most.number = most.number.max(digits);
+            continue;
+        }
+        digits = 0;
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                level += 1;
+                most.depth = most.depth.max(level);
+            }
+            b'}' | b']' => level = level.saturating_sub(1),
             _ => {}
         }
     }
-    deepest
+    most
 }
 
 #[cfg(test)]
@@ -116,7 +150,7 @@ mod tests {
     fn depth_is_bounded_and_brackets_in_strings_do_not_count() {
         let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         assert!(check_data(&nested(EVENT_DATA_DEPTH_MAX)).is_ok());
-        assert!(matches!(check_data(&nested(EVENT_DATA_DEPTH_MAX + 1)), Err(DataError::Deep)));
+        assert!(matches!(check_data(&nested(EVENT_DATA_DEPTH_MAX + 1)), Err(DataError::Deep(_))));
         assert!(check_data(&format!("\"\\\"{}\"", "[".repeat(1_000))).is_ok());
     }
 
@@ -125,11 +159,14 @@ mod tests {
         let object = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
         assert!(check_question(&object(QUESTION_BYTES_MAX)).is_ok());
         let large = check_question(&object(QUESTION_BYTES_MAX + 1));
-        assert!(matches!(large, Err(DataError::LargeQuestion(_))), "{large:?}");
+        assert!(matches!(large, Err(DataError::Large(..))), "{large:?}");
         let nested =
             |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
         assert!(check_question(&nested(EVENT_DATA_DEPTH_MAX - 2)).is_ok());
-        assert!(matches!(check_question(&nested(EVENT_DATA_DEPTH_MAX - 1)), Err(DataError::Deep)));
+        assert!(matches!(
+            check_question(&nested(EVENT_DATA_DEPTH_MAX - 1)),
+            Err(DataError::Deep(_))
+        ));
         for bad in ["[]", "1", "null", "{},{}"] {
             assert!(check_question(bad).is_err(), "{bad}");
         }
@@ -139,6 +176,6 @@ mod tests {
     fn size_is_bounded() {
         let data = format!("\"{}\"", "x".repeat(EVENT_DATA_BYTES_MAX - 2));
         assert!(check_data(&data).is_ok());
-        assert!(matches!(check_data(&format!("{data} ")), Err(DataError::Large(_))));
+        assert!(matches!(check_data(&format!("{data} ")), Err(DataError::Large(..))));
     }
 }

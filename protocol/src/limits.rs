@@ -13,6 +13,12 @@ pub const EVENT_DATA_BYTES_MAX: usize = 64 * 1024;
 /// How deep an event's data may nest. Below serde's 128 and Python's 1,000, so that every consumer
 /// can read what every other accepted.
 pub const EVENT_DATA_DEPTH_MAX: usize = 100;
+/// One number in an event's data, in characters: Python reads 4,300 digits, and a double has 309 before its point.
+pub const EVENT_DATA_NUMBER_MAX: usize = 400;
+/// The detail of a command's outcome, in bytes: what is left of an event's data where it tells of the outcome.
+pub const DETAIL_BYTES_MAX: usize = EVENT_DATA_BYTES_MAX - 256;
+/// How deep a detail may nest there.
+pub const DETAIL_DEPTH_MAX: usize = EVENT_DATA_DEPTH_MAX - 1;
 /// One frame from a browser, in bytes.
 pub const FRAME_UP_BYTES_MAX: usize = 64 * 1024;
 /// One merged frame stays below this many bytes of text, as any single event does.

@@ -1,12 +1,12 @@
 //! Joining adjacent text deltas without losing a byte, so that catching up costs O(messages), not
 //! O(tokens).
 //!
-//! Only entries with consecutive offsets, equal `turnId` and no fields but `delta` and `turnId` are
+//! Only entries with consecutive offsets, equal `turnId` (`null` is none) and no fields but `delta` and `turnId` are
 //! joined; the joined frame carries the last offset and how many it joins, so a consumer whose connection
 //! breaks between any two frames loses nothing. Deltas are joined as *raw JSON string bodies*: an emoji whose
 //! two surrogate escapes were split between two deltas comes together again.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::limits::MERGED_BYTES_MAX;
@@ -106,12 +106,8 @@ impl<'a> PlainDelta<'a> {
         struct Fields<'a> {
             #[serde(borrow)]
             delta: &'a RawValue,
-            #[serde(borrow, default, rename = "turnId", deserialize_with = "present")]
+            #[serde(borrow, default, rename = "turnId")]
             turn_id: Option<&'a RawValue>,
-        }
-        /// Keeps an explicit `null` apart from an absent field: the joined frame could not.
-        fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
-            Deserialize::deserialize(from).map(Some)
         }
 
         if &*entry.name != "text_delta" {

@@ -118,6 +118,7 @@ fn plain_delta(entry: &Entry) -> Option<(Option<String>, Vec<u16>)> {
     let mut fields: HashMap<String, &RawValue> = serde_json::from_str(&entry.data).ok()?;
     let delta = fields.remove("delta")?.get();
     let turn = fields.remove("turnId").map(|turn| turn.get().to_owned());
+    let turn = turn.filter(|turn| turn != "null");
     let is_string = |json: &str| json.starts_with('"');
     let plain = &*entry.name == "text_delta"
         && fields.is_empty()

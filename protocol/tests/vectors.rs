@@ -226,9 +226,10 @@ fn data() {
         let found = match check_data(&data.join()) {
             Ok(()) => "ok",
             Err(DataError::Malformed(_)) => "malformed",
-            Err(DataError::Deep) => "deep",
-            Err(DataError::Large(_)) => "large",
-            Err(DataError::LargeQuestion(_) | DataError::NotAnObject) => "a question's",
+            Err(DataError::Deep(_)) => "deep",
+            Err(DataError::Number(_)) => "number",
+            Err(DataError::Large(..)) => "large",
+            Err(DataError::NotAnObject) => "not an object",
         };
         assert_eq!(found, is, "{name}");
     }

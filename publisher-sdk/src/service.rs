@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use protocol::{Channel, Kind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -129,13 +129,14 @@ impl Agent {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn serve<F>(
+    pub async fn serve<F, R>(
         &self,
         name: &str,
         handler: impl Fn(Request) -> F + Send + Sync + 'static,
     ) -> Result<Service, OpenError>
     where
-        F: Future<Output = Result<Value, RequestError>> + Send + 'static,
+        F: Future<Output = Result<R, RequestError>> + Send + 'static,
+        R: Serialize + 'static,
     {
         self.service(name).serve(handler).await
     }
@@ -162,23 +163,28 @@ impl ServiceOptions {
         Self { is_idempotent: true, ..self }
     }
 
-    /// Serves: each request goes to one call of `handler` on one of all workers. A handler that
-    /// panics answers `handler_panicked`, and nothing else is disturbed.
+    /// Serves: each request goes to one call of `handler` on one of all workers. The reply is carried as it is written:
+    /// the order of keys and every digit of a `RawValue`, too. A handler that panics answers `handler_panicked`, and
+    /// nothing else is disturbed.
     ///
     /// # Errors
     /// [`OpenError`]; [`AlreadyServed`](OpenError::AlreadyServed) where this agent does.
-    pub async fn serve<F>(
+    pub async fn serve<F, R>(
         self,
         handler: impl Fn(Request) -> F + Send + Sync + 'static,
     ) -> Result<Service, OpenError>
     where
-        F: Future<Output = Result<Value, RequestError>> + Send + 'static,
+        F: Future<Output = Result<R, RequestError>> + Send + 'static,
+        R: Serialize + 'static,
     {
         let channel = Channel::new(Kind::Service, &self.name)?;
         let agent = Arc::clone(self.agent.inner());
         let pool = Arc::new(Pool {
             permits: Arc::new(Semaphore::new(self.at_once)),
-            handler: Box::new(move |request| Box::pin(handler(request))),
+            handler: Box::new(move |request| {
+                let reply = handler(request);
+                Box::pin(async move { written(&reply.await?) })
+            }),
             is_idempotent: self.is_idempotent,
             program: Handle::current(),
         });
@@ -189,7 +195,13 @@ impl ServiceOptions {
     }
 }
 
-type Handler = dyn Fn(Request) -> BoxFuture<'static, Result<Value, RequestError>> + Send + Sync;
+type Handler =
+    dyn Fn(Request) -> BoxFuture<'static, Result<Box<RawValue>, RequestError>> + Send + Sync;
+
+/// The reply as it goes to the caller.
+fn written(reply: &impl Serialize) -> Result<Box<RawValue>, RequestError> {
+    to_raw_value(reply).map_err(|error| RequestError::new("bad_reply", error.to_string()))
+}
 
 /// The permits of one worker.
 pub(crate) struct Pool {
@@ -245,7 +257,7 @@ impl Worker {
             // A panic in the call itself, or in the future it gives.
             let handling = AssertUnwindSafe(async { (self.pool.handler)(request).await });
             match handling.catch_unwind().await {
-                Ok(Ok(result)) => report.applied(Some(&result)),
+                Ok(Ok(result)) => report.replied(&result),
                 Ok(Err(error)) => report.refused(&error),
                 Err(_) => report.refused(&RequestError::new(
                     "handler_panicked",

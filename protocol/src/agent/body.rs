@@ -9,12 +9,17 @@ use uuid::Uuid;
 use super::record::{ApprovalAnswer, Asks, Parent, Status, Take};
 use crate::Channel;
 use crate::frame::Since;
+use crate::integer::{integer, optional_integer, or_default};
 
 /// Of `lease`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseCall {
     /// The agent's incarnation; absent on the first lease of its own channel.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "optional_integer",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub incarnation: Option<u64>,
     /// Who spawned it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,10 +37,18 @@ pub struct Leased {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoteCall {
     /// The runs that are open.
-    #[serde(default, skip_serializing_if = "ListChange::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "ListChange::is_empty"
+    )]
     pub runs: ListChange<Box<str>>,
     /// The channels that the agent serves.
-    #[serde(default, skip_serializing_if = "ListChange::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "or_default",
+        skip_serializing_if = "ListChange::is_empty"
+    )]
     pub channels: ListChange<Channel>,
 }
 
@@ -43,10 +56,20 @@ pub struct NoteCall {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListChange<T> {
     /// What is there now. It may have been before.
-    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default = "Vec::new",
+        deserialize_with = "or_default",
+        skip_serializing_if = "Vec::is_empty",
+        bound(deserialize = "T: Deserialize<'de>")
+    )]
     pub added: Vec<T>,
     /// What is there no longer.
-    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default = "Vec::new",
+        deserialize_with = "or_default",
+        skip_serializing_if = "Vec::is_empty",
+        bound(deserialize = "T: Deserialize<'de>")
+    )]
     pub removed: Vec<T>,
 }
 
@@ -116,7 +139,7 @@ pub struct TakeCall {
     /// The command's key.
     pub key: Uuid,
     /// Where this agent dies, another may do it again.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub idempotent: bool,
 }
 
@@ -166,15 +189,16 @@ pub struct AskCall {
     /// are added to it.
     pub question: Box<RawValue>,
     /// How long people have.
+    #[serde(deserialize_with = "integer")]
     pub expires_in_ms: u64,
     /// What holds when nobody answers: allowed, or go on.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub default: bool,
     /// The digest of what is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Box<str>>,
     /// The question outlives its agent: asked again after a restart, it is the same.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     pub durable: bool,
 }
 
@@ -224,6 +248,7 @@ pub struct EndRunCall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WithdrawCall {
     /// The id of the call that is given up.
+    #[serde(deserialize_with = "integer")]
     pub call: u64,
 }
 

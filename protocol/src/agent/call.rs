@@ -13,13 +13,14 @@ use super::body::{
 use super::message::{AgentError, AgentMessage};
 use super::record::{Parent, Status};
 use crate::frame::Since;
+use crate::integer::Integer;
 use crate::limits::{
     AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, REASON_BYTES_MAX,
     RUN_ID_BYTES_MAX,
 };
 use crate::{
-    Channel, DataError, ErrorCode, check_data, check_event_name, check_idempotency_key,
-    check_question,
+    Channel, DataError, ErrorCode, check_data, check_detail, check_event_name,
+    check_idempotency_key, check_question,
 };
 
 /// A call.
@@ -121,8 +122,8 @@ impl AgentCall {
             let (id, code) = (None, ErrorCode::BadRequest);
             CallError { id, code, message: format!("the frame is not a call: {error}") }
         })?;
-        let id = fields.id.and_then(|id| serde_json::from_str::<u64>(id.get()).ok());
-        let id = id.filter(|id| *id <= AGENT_NUMBER_MAX);
+        let id = fields.id.and_then(|id| serde_json::from_str::<Integer>(id.get()).ok());
+        let id = id.map(|Integer(id)| id).filter(|id| *id <= AGENT_NUMBER_MAX);
         let refuse = |(code, message)| CallError { id, code, message };
         if text.len() > AGENT_FRAME_BYTES_MAX {
             let message = format!("the frame has more than {AGENT_FRAME_BYTES_MAX} bytes");
@@ -245,7 +246,7 @@ impl RawFields<'_> {
                     return Err(bad("`status` must be `applied` or `rejected`"));
                 }
                 if let Some(detail) = &body.detail {
-                    check_data(detail.get()).map_err(refused_data)?;
+                    check_detail(detail.get()).map_err(refused_data)?;
                 }
                 CallBody::Finish(body)
             }

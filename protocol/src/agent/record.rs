@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Channel;
+use crate::integer::{integer, or_default};
 
 /// Which agent and run spawned this one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +80,7 @@ pub struct ApprovalAnswer {
     /// Allowed, or go on.
     pub allowed: bool,
     /// The same from now on; the agent has to remember it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub always: bool,
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,9 +89,10 @@ pub struct ApprovalAnswer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<Box<str>>,
     /// When, Unix milliseconds.
+    #[serde(deserialize_with = "integer")]
     pub at: u64,
     /// Nobody answered in time.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
     /// The answering command's id.
     pub command_id: Box<str>,

@@ -58,7 +58,7 @@ impl Inbox {
         match run_id {
             None if is_old => report.rejected("it was sent before the agent was there"),
             run_id => match self.runs.cancel(&command.channel, run_id.as_deref(), &cancellation) {
-                Hit::Cancelled => report.applied(None),
+                Hit::Cancelled => report.applied(),
                 Hit::Nothing => report.rejected("nothing runs"),
                 Hit::Ended => report.rejected("the run has ended"),
                 Hit::TooMany => report.rejected("too many runs that have not begun are cancelled"),
@@ -67,7 +67,7 @@ impl Inbox {
                     self.in_background(async move {
                         let begins = tokio::time::timeout(EARLY_LASTS, begun.cancelled());
                         match stopped.run_until_cancelled(begins).await {
-                            Some(Ok(())) => report.applied(None),
+                            Some(Ok(())) => report.applied(),
                             _ => report.rejected("no such run has begun"),
                         }
                     });

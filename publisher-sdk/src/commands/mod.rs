@@ -124,7 +124,7 @@ impl Command {
 
     /// Says that it is done. Does not wait. A `cancel_agent` has been reported already.
     pub fn applied(self) {
-        self.report.applied(None);
+        self.report.applied();
     }
 
     /// Says that it is not done, and why, in words for a person. Does not wait.
@@ -140,13 +140,11 @@ impl Command {
         self.report.progress().say(data)
     }
 
-    /// Answers a request. Does not wait. A `result` that cannot be written as JSON is an error of
-    /// the agent's and answered as such.
+    /// Answers a request. Does not wait. The `result` is carried as it is written: the order of keys and every digit
+    /// of a `RawValue`, too. One that cannot be written as JSON, or is too large, is an error of the agent's and
+    /// answered as such.
     pub fn reply(self, result: &impl Serialize) {
-        match serde_json::to_value(result) {
-            Ok(result) => self.report.applied(Some(&result)),
-            Err(error) => self.refuse(&RequestError::new("bad_reply", error.to_string())),
-        }
+        self.report.replied(result);
     }
 
     /// Answers a request with an error. Does not wait.

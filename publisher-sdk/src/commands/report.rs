@@ -4,7 +4,6 @@
 
 use journal::{CommandOutcome, Status};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use uuid::Uuid;
 
 use super::inbox::Membership;
@@ -77,15 +76,21 @@ impl Report {
         Self(None)
     }
 
-    /// Done. `result`: a request's reply, within the bounds of data.
-    pub(crate) fn applied(mut self, result: Option<&Value>) {
-        let detail: Option<Box<str>> = result.map(|result| result.to_string().into());
-        match detail.as_deref().map(protocol::check_data) {
-            None | Some(Ok(())) => self.make(Status::Applied, |_| detail),
-            Some(Err(error)) => {
-                let message = format!("the reply: {error}");
-                self.refused(&RequestError::new("bad_reply", message));
-            }
+    /// Done.
+    pub(crate) fn applied(mut self) {
+        self.make(Status::Applied, |_| None);
+    }
+
+    /// Done, with a request's reply, as it is written. One that no reader takes is an error of the agent's.
+    pub(crate) fn replied(mut self, result: &(impl Serialize + ?Sized)) {
+        let checked = serde_json::to_string(result).map_err(|error| error.to_string());
+        let checked = checked.and_then(|reply| match protocol::check_detail(&reply) {
+            Ok(()) => Ok(reply),
+            Err(error) => Err(format!("the reply: {error}")),
+        });
+        match checked {
+            Ok(reply) => self.make(Status::Applied, |_| Some(reply.into())),
+            Err(message) => self.refused(&RequestError::new("bad_reply", message)),
         }
     }
 
@@ -97,9 +102,14 @@ impl Report {
     /// A request, not done.
     pub(crate) fn refused(mut self, error: &RequestError) {
         self.make(Status::Rejected, |is_request| {
-            let message = within_bounds(&error.message);
+            let (code, message) = (within_bounds(&error.code), within_bounds(&error.message));
             Some(if is_request {
-                json(&RequestError { message: message.to_owned(), ..error.clone() })
+                let retryable = error.retryable;
+                json(&RequestError {
+                    code: code.to_owned(),
+                    message: message.to_owned(),
+                    retryable,
+                })
             } else {
                 json(message)
             })

@@ -5,14 +5,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::cluster::{PATIENCE, Way, events, new_command, nobody_is_on, outcome, request, until};
-use journal::{Status, Update};
+use journal::{NewCommand, Status, Update};
 use publisher_sdk::{Agent, OpenError, RequestError};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 on_every_way! {
     a_request_is_answered_with_what_the_handler_says,
+    a_reply_is_carried_as_it_was_written,
+    a_reply_that_some_reader_would_refuse_is_an_error_of_its_own,
     a_waiting_caller_is_told_how_far_a_request_has_come,
     each_request_goes_to_one_worker_with_a_free_hand,
     a_worker_that_closes_answers_what_it_has_begun_and_leaves_the_rest_to_others,
@@ -60,6 +64,55 @@ async fn a_request_is_answered_with_what_the_handler_says(way: Way) {
     drop(service);
     nobody_is_on(&journal, SUMS).await;
     let _again = agent.serve("sums", async |_| Ok(Value::Null)).await.unwrap();
+}
+
+/// What a program writes, another reads: no digit is lost, and the keys stay in their order.
+async fn a_reply_is_carried_as_it_was_written(way: Way) {
+    const REPLY: &str = r#"{"z":100000000000000000000000000000.0,"a":[1.50,1E2,-0],"m":null}"#;
+    let (agent, journal) = way.agent().await;
+    let reply = || RawValue::from_string(REPLY.to_owned()).map_err(|error| panic!("{error}"));
+    let _service = agent.serve("sums", move |_| std::future::ready(reply())).await.unwrap();
+    let mut commands = agent.commands();
+    let asked = new_command("agent:a", "request", &json!({"method": "sums.add"}));
+    let asked = NewCommand { answer_to: Some("nobody".into()), ..asked };
+
+    let served = request(&journal, SUMS, "sums.add", json!(1)).await;
+    let replied = journal.send(&asked).await.unwrap().key;
+    commands.next().await.unwrap().reply(&reply().unwrap());
+
+    for (channel, key) in [(SUMS, served), ("agent:a", replied)] {
+        let (status, _) = outcome(&journal, channel, key).await;
+        let found = journal.outcome(&channel.parse().unwrap(), key).await.unwrap().unwrap();
+        assert_eq!((status, found.detail.as_deref()), (Status::Applied, Some(REPLY)), "{channel}");
+    }
+}
+
+/// The reply to a command stands in the event that tells of it: that must stay an event.
+async fn a_reply_that_some_reader_would_refuse_is_an_error_of_its_own(way: Way) {
+    let (agent, journal) = way.agent().await;
+    let mut commands = agent.commands();
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    for (index, (reply, status)) in [
+        (nested(99), Status::Applied),
+        (nested(100), Status::Rejected),
+        (nested(20_000), Status::Rejected),
+        (format!("0.{}", "7".repeat(398)), Status::Applied),
+        (format!("0.{}", "7".repeat(399)), Status::Rejected),
+        (format!("\"{}\"", "x".repeat(65_278)), Status::Applied),
+        (format!("\"{}\"", "x".repeat(65_279)), Status::Rejected),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let command_id = Uuid::from_u128(index as u128 + 1);
+        let command = NewCommand { command_id, ..new_command("agent:a", "do_it", &json!(null)) };
+        let key = journal.send(&command).await.unwrap().key;
+        commands.next().await.unwrap().reply(&RawValue::from_string(reply).unwrap());
+        assert_eq!(outcome(&journal, "agent:a", key).await.0, status, "{index}");
+    }
+    let told = events(&journal, "agent:a").await;
+    assert!(told.iter().all(|(name, _)| name == "command_status"), "{told:?}");
+    assert_eq!(told.len(), 14, "each was delivered, and ended");
 }
 
 async fn a_waiting_caller_is_told_how_far_a_request_has_come(way: Way) {
@@ -178,7 +231,7 @@ async fn what_a_lost_worker_has_begun_is_answered_or_done_again_where_that_does_
         let _lost = options
             .serve(move |_| {
                 handler.add_permits(1);
-                std::future::pending()
+                std::future::pending::<Result<Value, RequestError>>()
             })
             .await
             .unwrap();

@@ -21,7 +21,7 @@ use journal::{
     CommandOutcome, Journal, NewCommand, SendError, Sent, Status, Unavailable, WaitingClass,
 };
 use protocol::frame::{Cancels, Command, Refusal, RelayFrame};
-use protocol::{Channel, DataError, ErrorCode, Kind, check_data};
+use protocol::{Channel, ErrorCode, Kind, check_data};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -176,13 +176,8 @@ async fn patiently<T>(
 fn check_as_stamped(data: &str, by: Option<&str>) -> Result<(), Refusal> {
     let by = serde_json::to_string(&by).expect("a text serialises");
     let stamped = format!("{{\"by\":{by},\"data\":{data}{:STAMP_BYTES$}}}", "");
-    check_data(&stamped).map_err(|error| {
-        let code = match error {
-            DataError::Large(_) => ErrorCode::TooLarge,
-            _ => ErrorCode::BadRequest,
-        };
-        Refusal::new(code, format!("the command as a whole: {error}"))
-    })
+    check_data(&stamped)
+        .map_err(|error| Refusal::new(error.code(), format!("the command as a whole: {error}")))
 }
 
 fn raw(json: Box<str>) -> Option<Box<RawValue>> {

@@ -190,8 +190,7 @@ fn read(outcome: CommandOutcome, timeout: Duration) -> Result<Box<RawValue>, Fai
     struct Theirs {
         code: Box<str>,
         message: Box<str>,
-        #[serde(default)]
-        retryable: bool,
+        retryable: Option<bool>,
     }
     let detail = outcome.detail.as_deref().unwrap_or("null");
     match outcome.status {
@@ -199,7 +198,7 @@ fn read(outcome: CommandOutcome, timeout: Duration) -> Result<Box<RawValue>, Fai
             .ok_or_else(|| Failure::new(ErrorCode::Unavailable, "the reply cannot be read")),
         Status::Rejected => {
             if let Ok(Theirs { code, message, retryable }) = serde_json::from_str(detail) {
-                return Err(Failure { code, message, retryable });
+                return Err(Failure { code, message, retryable: retryable.unwrap_or(false) });
             }
             Err(match serde_json::from_str::<Box<str>>(detail).as_deref() {
                 Ok("lost") => {

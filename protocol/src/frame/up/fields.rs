@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{ClientFrame, CorrelationId, Refusal, bad};
 use crate::channel::shortened;
+use crate::integer::Integer;
 use crate::limits::{CORRELATION_ID_BYTES_MAX, REASON_BYTES_MAX};
 use crate::{Channel, ErrorCode};
 
@@ -130,9 +131,9 @@ impl<'a> Fields<'a> {
     pub(super) fn millis(&self, name: &str, most: Duration) -> Result<Option<Duration>, Refusal> {
         let Some(raw) = self.given(name) else { return Ok(None) };
         let most = most.as_millis();
-        let ms: Option<u64> =
-            raw.get().parse().ok().filter(|ms: &u64| (1..=most).contains(&u128::from(*ms)));
-        let ms =
+        let ms: Option<Integer> = serde_json::from_str(raw.get()).ok();
+        let ms = ms.filter(|Integer(ms)| (1..=most).contains(&u128::from(*ms)));
+        let Integer(ms) =
             ms.ok_or_else(|| bad(format!("`{name}` must be a whole number from 1 to {most}")))?;
         Ok(Some(Duration::from_millis(ms)))
     }
