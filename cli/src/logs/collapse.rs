@@ -64,6 +64,7 @@ fn lock(kinds: &Mutex<Kinds<Identifier>>) -> MutexGuard<'_, Kinds<Identifier>> {
     kinds.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[expect(clippy::disallowed_methods, reason = "its thread is its own, not the runtime's")]
 fn report(kinds: &Mutex<Kinds<Identifier>>, received: &Receiver<()>) {
     while received.recv().is_ok() {
         thread::sleep(PERIOD);
