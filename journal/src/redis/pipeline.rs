@@ -153,8 +153,7 @@ pub(super) struct Send {
     pub(super) epoch: u64,
     /// That epoch lost data: bury it.
     pub(super) buries: bool,
-    /// Keep the journal within its retention now; always with `open`. About so many bytes were appended since
-    /// that was said last.
+    /// Keep the journal within its retention now, always with `open`; and how many bytes were appended since then.
     pub(super) keeps: Option<usize>,
     pub(super) idempotency_key: Option<Box<str>>,
     pub(super) rows: Arc<[String]>,
