@@ -63,10 +63,12 @@ pub use state::Holder;
 pub use state::alive::{Alive, AlivePage};
 pub use state::approval::{AskError, Asked, NewApproval, Pending};
 pub use state::command::{Command, CommandOutcome, NewCommand, SendError, Sent};
+pub use state::family::AdoptError;
 pub use state::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Lease, LeaseError};
 pub use state::reaper::Reaper;
 pub use state::tree::{AgentTree, TreeAgent, TreeParent};
 pub use state::waiting::WaitingClass;
+pub use state::walk::{Cancel, Cancelled, Walked};
 
 pub use counts::{COUNTS_LIFETIME, ReplicaCounts};
 

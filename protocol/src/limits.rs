@@ -68,7 +68,9 @@ pub const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Nobody else can take these places, so a full list never refuses the Cancel that would empty it.
 pub const WAITING_CANCELS_MAX: usize = 16;
 /// Agents that one Cancel reaches, the agent's own children and theirs.
-pub const CANCELLED_MAX: usize = 256;
+pub const CANCELLED_MAX: usize = 10_000;
+/// Agents that count as spawned by one agent, or for the runs begun on one session: each has a part in its Cancels.
+pub const CHILDREN_MAX: usize = 1_024;
 /// One frame from an agent behind a relay, in bytes: an event and what stands around it.
 pub const AGENT_FRAME_BYTES_MAX: usize = 68 * 1024;
 /// Calls of one agent behind a relay that are under way; then its connection is read no further.
@@ -105,6 +107,8 @@ pub const APPROVAL_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long a Cancel of all that runs may wait: as long as a lease, so that it does not outlive the
 /// agent that it was meant for.
 pub const CANCEL_WAIT: Duration = Duration::from_secs(15);
+/// How long a Cancel goes on from one spawned agent to the next: a later one must not end what was begun since.
+pub const CANCEL_WALK: Duration = Duration::from_secs(30);
 /// How long the outcome of a command and the reply to a request are remembered.
 pub const OUTCOME_LIFETIME: Duration = Duration::from_secs(600);
 /// How long a request waits when it does not say.

@@ -331,3 +331,44 @@ async fn an_agent_behind_a_relay_may_have_ten_thousand_channels() {
     until("they still are", async || known(&cluster).await).await;
     assert!(!agent.is_fenced());
 }
+
+/// Nobody enters a list of Cancels that the token does not grant: neither an agent's nor a session's.
+#[tokio::test]
+async fn a_stranger_receives_no_cancels() {
+    let cluster = Cluster::options().replicas(1).with_secret().set().await;
+    let token = Token::of("w")
+        .allowing("serve", &["agent:raw", "session:own"])
+        .allowing("command", &["agent:own-boss"]);
+    let agent = cluster.browser().path("/ws/agents/raw").token(&token.sign());
+    let mut agent = agent.connect().await;
+    let mut call = async |id: u64, kind: &str, data: Value| {
+        agent.send(json!({"type": kind, "id": id, "channel": "agent:raw", "data": data})).await;
+        reply(&mut agent, id).await
+    };
+    let theirs = json!({"agent_id": "boss"});
+    let their_session = json!({"agent_id": "own-boss", "session": "session:theirs"});
+    let own = json!({"agent_id": "own-boss", "session": "session:own"});
+
+    let mut refused = vec![
+        call(1, "lease", json!({"parent": theirs})).await,
+        call(2, "lease", json!({"parent": their_session})).await,
+    ];
+    let leased = call(3, "lease", json!({"parent": own})).await;
+    refused.push(call(4, "adopt", theirs).await);
+    refused.push(call(5, "adopt", their_session.clone()).await);
+    refused.push(call(6, "disown", their_session).await);
+    let served = json!({"channels": {"added": ["session:theirs"]}});
+    refused.push(call(7, "note", served).await);
+    let adopted = call(8, "adopt", own).await;
+
+    for error in refused {
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (&json!("error"), &json!("not_found")),
+            "{error}"
+        );
+    }
+    for ack in [leased, adopted] {
+        assert_eq!(ack["type"], "ack", "{ack}");
+    }
+}

@@ -115,8 +115,11 @@ impl Memory {
             Condition::Due(deadline) => state.records.is_due(*deadline, record, now),
             Condition::InTime(deadline) => !state.records.is_due(*deadline, record, now),
             Condition::Absent(other) => state.records.state(other, now).is_none(),
-            Condition::Room(list, most) => {
-                (state.records.index(&record.channel, list).len() as u64) < *most
+            Condition::Room(index, most) => {
+                let members = state.records.indexes.get(&(record.channel.clone(), index.clone()));
+                members.is_none_or(|members| {
+                    (members.len() as u64) < *most || members.contains_key(&record.id)
+                })
             }
         };
         let has_room = |effect: &Effect| match effect {

@@ -130,7 +130,7 @@ impl Redis {
                 step.arg("absent").key(keys.state(record));
             }
             Condition::Room(index, most) => {
-                step.arg("room").key(keys.index(channel, index)).arg(*most);
+                step.arg("room").key(keys.index(channel, index)).arg(*most).arg(&*record.id);
             }
         }
         let append = |step: &mut Step<'_>, part: &str, name: &Name, entry: &NewEntry| {

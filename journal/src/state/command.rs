@@ -367,6 +367,15 @@ impl Journal {
     /// # Errors
     /// [`SendError`]. After `Unavailable`, sending it again tells its outcome.
     pub async fn send(&self, new: &NewCommand) -> Result<Sent, SendError> {
+        self.send_with(new, |_| Vec::new()).await
+    }
+
+    /// The same; `besides`, at the journal's time, happens in the step that sends it.
+    pub(super) async fn send_with(
+        &self,
+        new: &NewCommand,
+        besides: impl Fn(u64) -> Vec<Effect>,
+    ) -> Result<Sent, SendError> {
         let key = new.key();
         let record = record(&new.channel, key);
         let live = self.live(&new.channel).await?;
@@ -377,7 +386,16 @@ impl Journal {
             // It may be a repetition of what was sent while an agent was there.
             false => self.snapshot(&record).await?,
         };
-        let rule = |found, now_ms| sent(found, now_ms, new, listeners > 0);
+        let rule = |found: Option<CommandState>, now_ms| {
+            let is_first = found.is_none();
+            let mut decision = sent(found, now_ms, new, listeners > 0);
+            if let Decision::Set(change, _) = &mut decision
+                && is_first
+            {
+                change.effects.extend(besides(now_ms));
+            }
+            decision
+        };
         match self.transact_from(&record, found, rule).await? {
             Transacted::Done(Sending::Stands(outcome)) => Ok(Sent { key, listeners, outcome }),
             Transacted::Done(Sending::Conflict(part)) => Err(SendError::Conflict(part)),

@@ -4,7 +4,8 @@
 //! by compare-and-set. What everybody is told of it is appended in the same atomic step. So the rules are
 //! written once for both backends of a journal, and Redis needs one script ([`change.lua`](super::redis)).
 //!
-//! ▲ [`command`]: sent; [`waiting`]: until somebody takes it; [`work`]: taken by one agent, finished, or expired
+//! ▲ [`command`]: sent; [`waiting`]: until somebody takes it; [`work`]: taken by one agent, finished, or expired;
+//!   [`walk`]: a Cancel, on to the agents that were spawned
 //! ▲ [`approval`]: asked, answered once
 //! ◆ [`lease`]: held, [renewed](renewal), released, or [lost](loss); [`family`]: who spawned whom;
 //!   [`alive`] and [`tree`]: who is there
@@ -19,7 +20,7 @@ pub(crate) mod command;
 pub(crate) mod continuity;
 mod copy;
 pub(crate) mod digest;
-mod family;
+pub(crate) mod family;
 pub(crate) mod lease;
 mod loss;
 mod note;
@@ -29,6 +30,7 @@ mod standing;
 mod transact;
 pub(crate) mod tree;
 pub(crate) mod waiting;
+pub(crate) mod walk;
 mod work;
 
 use std::fmt;
@@ -54,6 +56,8 @@ pub(crate) enum RecordKind {
     Loss,
     /// What is told, and must stand on the firehose as well.
     Copy,
+    /// A Cancel on its way to the agents that were spawned.
+    Walk,
 }
 
 impl RecordKind {
@@ -65,6 +69,7 @@ impl RecordKind {
             Self::Child => "child",
             Self::Loss => "loss",
             Self::Copy => "copy",
+            Self::Walk => "walk",
         }
     }
 }
@@ -93,11 +98,20 @@ pub(crate) enum Deadline {
     Copy,
     /// The same of an approval.
     CopyApproval,
+    /// A Cancel must go on to the agents that were spawned.
+    Walk,
 }
 
 impl Deadline {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Expire, Self::TimeOut, Self::Lose, Self::Settle, Self::Copy, Self::CopyApproval];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Expire,
+        Self::TimeOut,
+        Self::Lose,
+        Self::Settle,
+        Self::Copy,
+        Self::CopyApproval,
+        Self::Walk,
+    ];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -107,6 +121,7 @@ impl Deadline {
             Self::Settle => "settle",
             Self::Copy => "copy",
             Self::CopyApproval => "copy-approval",
+            Self::Walk => "walk",
         }
     }
 
@@ -118,6 +133,7 @@ impl Deadline {
             Self::Lose => RecordKind::Lease,
             Self::Settle => RecordKind::Loss,
             Self::Copy => RecordKind::Copy,
+            Self::Walk => RecordKind::Walk,
         }
     }
 }
@@ -131,8 +147,10 @@ pub(crate) enum Index {
     Runs(Box<str>),
     /// Channels on which this incarnation holds leases; beside the lease on its own channel.
     Channels(Box<str>),
-    /// Agents that were spawned under this one, with the run of it they belong to.
+    /// Agents that were spawned under this one, each with the time of its adoption and the run of it they belong to.
     Children,
+    /// Agents that this Cancel has found on its way.
+    Walked(Box<str>),
     /// Commands that this agent has taken and not finished.
     Open(Box<str>),
     /// Approvals that nobody has answered, each with its question.
@@ -146,6 +164,7 @@ impl Index {
             Self::Runs(producer) => ("runs", producer),
             Self::Channels(producer) => ("channels", producer),
             Self::Children => ("children", ""),
+            Self::Walked(cancel) => ("walked", cancel),
             Self::Open(agent) => ("open", agent),
             Self::Approvals => ("approvals", ""),
         }

@@ -229,7 +229,7 @@ impl Journal {
                 note.channels.apply(&mut written.channels);
                 drop(written);
                 if let Some(parent) = parent {
-                    self.adopt(&parent, &held.holder).await?;
+                    self.adopt_again(&parent, &held.holder).await?;
                 }
                 Ok(())
             }

@@ -118,6 +118,7 @@ impl Journal {
             Deadline::Settle => self.settle(record).await,
             Deadline::Copy => self.copy(record).await,
             Deadline::CopyApproval => self.copy_approval(record).await,
+            Deadline::Walk => self.walk_on(record).await,
         }
     }
 }

@@ -66,7 +66,7 @@ pub(crate) enum Condition {
     Due(Deadline),
     /// The deadline has not fallen due.
     InTime(Deadline),
-    /// The index holds fewer than so many.
+    /// The index holds fewer than so many, or the record's id already.
     Room(Index, u64),
     /// Another record of the channel has no state.
     Absent(Record),

@@ -18,6 +18,7 @@
 mod approvals;
 mod commands;
 mod failover;
+mod family;
 mod forgotten;
 mod gate;
 mod leases;

@@ -207,6 +207,7 @@ impl RawFields<'_> {
                         "`incarnation` must be a number from 1 to {AGENT_NUMBER_MAX}"
                     )));
                 }
+                body.parent.as_ref().map_or(Ok(()), check_parent)?;
                 CallBody::Lease(body)
             }
             "note" => {
@@ -295,10 +296,14 @@ impl RawFields<'_> {
 
     fn parent(&self) -> Result<Parent, Refused> {
         let parent: Parent = self.data()?;
-        Channel::agent(&parent.agent_id).map_err(|error| bad(format!("`agent_id`: {error}")))?;
-        parent.run_id.as_deref().map_or(Ok(()), check_run_id)?;
+        check_parent(&parent)?;
         Ok(parent)
     }
+}
+
+fn check_parent(parent: &Parent) -> Result<(), Refused> {
+    Channel::agent(&parent.agent_id).map_err(|error| bad(format!("`agent_id`: {error}")))?;
+    parent.run_id.as_deref().map_or(Ok(()), check_run_id)
 }
 
 fn required(name: &str, field: Option<&RawValue>) -> Result<String, Refused> {

@@ -94,6 +94,12 @@ pub enum RelayFrame<'a> {
         /// It waits for an agent.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         queued: bool,
+        /// Of a Cancel: how many of the agents that were spawned it has reached so far; absent where there are none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reached: Option<u64>,
+        /// Of how many that are known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        of: Option<u64>,
         /// What the agent said about it.
         #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<&'a RawValue>,

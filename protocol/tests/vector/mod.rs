@@ -174,6 +174,8 @@ pub(crate) enum Plain {
         listeners: u64,
         #[serde(default)]
         queued: bool,
+        reached: Option<u64>,
+        of: Option<u64>,
         detail: Option<Box<str>>,
     },
     Response {
@@ -291,15 +293,19 @@ impl Plain {
                 pending: raw(pending).as_deref(),
             }
             .to_text(),
-            Self::Ack { id, command_id, status, listeners, queued, detail } => RelayFrame::Ack {
-                id: raw(id).as_deref(),
-                command_id: *command_id,
-                status,
-                listeners: *listeners,
-                queued: *queued,
-                detail: raw(detail).as_deref(),
+            Self::Ack { id, command_id, status, listeners, queued, reached, of, detail } => {
+                RelayFrame::Ack {
+                    id: raw(id).as_deref(),
+                    command_id: *command_id,
+                    status,
+                    listeners: *listeners,
+                    queued: *queued,
+                    reached: *reached,
+                    of: *of,
+                    detail: raw(detail).as_deref(),
+                }
+                .to_text()
             }
-            .to_text(),
             Self::Response { id, command_id, result, error } => {
                 let result = raw(result);
                 let outcome = match error {

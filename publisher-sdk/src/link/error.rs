@@ -1,6 +1,6 @@
 //! Why a call on a link failed, whichever link it is.
 
-use journal::{AppendError, AskError, LeaseError, Unavailable};
+use journal::{AdoptError, AppendError, AskError, LeaseError, Unavailable};
 use protocol::AgentError;
 use thiserror::Error;
 
@@ -18,8 +18,8 @@ pub(crate) enum LinkError {
     /// Too many questions wait already.
     #[error("too many questions wait already")]
     Busy,
-    /// The relay refuses for good.
-    #[error("the relay refuses: {0}")]
+    /// It is refused for good.
+    #[error("refused: {0}")]
     Refused(String),
     /// The record could not be reached; the same call may be tried again.
     #[error(transparent)]
@@ -56,6 +56,15 @@ impl From<LeaseError> for LinkError {
             LeaseError::Conflict => Self::Conflict(error.to_string()),
             LeaseError::Unavailable(error) => Self::Unavailable(error),
             error => Self::unavailable(&error.to_string()),
+        }
+    }
+}
+
+impl From<AdoptError> for LinkError {
+    fn from(error: AdoptError) -> Self {
+        match error {
+            AdoptError::Unavailable(error) => Self::Unavailable(error),
+            full => Self::Refused(full.to_string()),
         }
     }
 }

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use super::offers::Offer;
 use super::outbox::Outbox;
+use super::permission;
 use super::session::AgentSession;
 
 /// Calls about different commands of one channel that are done at a time.
@@ -221,8 +222,8 @@ impl Calls {
             id: Some(id),
             error: AgentError::new(code, message),
         };
-        if !self.may(&call) {
-            let message = format!("`{channel}` not found or not permitted");
+        if let Some(address) = permission::refused(&self.grant, &call) {
+            let message = format!("`{address}` not found or not permitted");
             return Err(refuse(ErrorCode::NotFound, message));
         }
         if matches!(call.body, CallBody::Lease(_) | CallBody::Follow(_))
@@ -277,26 +278,6 @@ impl Calls {
             if !served.is_leased && !served.is_followed {
                 self.served.remove(channel);
             }
-        }
-    }
-
-    /// Whether this agent's token permits the call.
-    fn may(&self, call: &AgentCall) -> bool {
-        let (grant, channel) = (&self.grant, &call.channel);
-        match &call.body {
-            CallBody::Publish(..) => channel.kind() != Kind::Service && grant.may_publish(channel),
-            CallBody::Ask(_) | CallBody::EndRun(_) => {
-                let has_events = channel.kind() != Kind::Service;
-                has_events && grant.may_publish(channel) && grant.may_serve(channel)
-            }
-            CallBody::Resolve(_) => grant.may_serve(channel) || grant.may_command(channel),
-            // A child receives its parent's Cancels.
-            CallBody::Adopt(parent) => {
-                let parent = Channel::agent(&parent.agent_id);
-                let may = |at: &Channel| grant.may_serve(at) || grant.may_command(at);
-                grant.may_serve(channel) && parent.is_ok_and(|parent| may(&parent))
-            }
-            _ => grant.may_serve(channel),
         }
     }
 }

@@ -9,6 +9,7 @@
 mod calls;
 mod offers;
 mod outbox;
+mod permission;
 mod route;
 mod session;
 

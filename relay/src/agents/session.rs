@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use journal::{
-    AppendError, AskError, Asked, CommandOutcome, Holder, Journal, Lease, LeaseError, Name,
-    NewApproval, NewEntry, Take, Unavailable,
+    AdoptError, AppendError, AskError, Asked, CommandOutcome, Holder, Journal, Lease, LeaseError,
+    Name, NewApproval, NewEntry, Take, Unavailable,
 };
 use protocol::agent::body::{
     AskCall, AskReply, EndRunCall, FinishCall, Finished, LeaseCall, Leased, ProgressCall,
@@ -133,7 +133,7 @@ impl AgentSession {
         let (journal, holder) = (&self.journal, self.holder()?);
         match body {
             CallBody::Adopt(parent) => {
-                journal.adopt(&parent, &holder).await.map_err(unavailable)?;
+                journal.adopt(&parent, &holder).await.map_err(adopt_error)?;
                 Ok(None)
             }
             CallBody::Disown(parent) => {
@@ -291,6 +291,14 @@ fn lease_error(error: LeaseError) -> AgentError {
         LeaseError::Conflict => AgentError::new(ErrorCode::Conflict, error.to_string()),
         error => AgentError::new(ErrorCode::Unavailable, error.to_string()),
     }
+}
+
+fn adopt_error(error: AdoptError) -> AgentError {
+    let code = match error {
+        AdoptError::Full(_) => ErrorCode::LimitExceeded,
+        _ => ErrorCode::Unavailable,
+    };
+    AgentError::new(code, error.to_string())
 }
 
 fn ask_error(error: AskError) -> AgentError {

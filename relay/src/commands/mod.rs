@@ -1,6 +1,6 @@
 //! ▲ Up: from what a person asks to the agent's commands journal, and back with what became of it.
 //!
-//! 1. a command, here, and what a Cancel [reaches](cancel) besides;
+//! 1. a command, here; a Cancel [goes on](journal::Journal::cancel) to the agents that were spawned;
 //! 2. an answer to an [approval](approvals): the first one wins;
 //! 3. a [request], whose reply [notifies](replies) this replica.
 //!
@@ -8,7 +8,6 @@
 //! must survive this process stands in the journal, so any other replica can go on with it.
 
 mod approvals;
-mod cancel;
 mod replies;
 mod request;
 
@@ -18,12 +17,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use journal::{
-    CommandOutcome, Journal, NewCommand, SendError, Sent, Status, Unavailable, WaitingClass,
+    Cancel, Cancelled, CommandOutcome, Journal, NewCommand, SendError, Sent, Status, Unavailable,
+    WaitingClass, Walked,
 };
 use protocol::frame::{Cancels, Command, Refusal, RelayFrame};
 use protocol::{Channel, ErrorCode, Kind, check_data};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::auth::Principal;
@@ -33,6 +34,8 @@ pub(crate) use request::Reply;
 
 /// How long a browser waits for its `ack` while Redis is away.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the `ack` of a Cancel waits for the agents that were spawned; a reaper reaches the others.
+const WALK_PATIENCE: Duration = Duration::from_secs(4);
 /// What stands around a command's data in the journal, besides who asks: ids, times and names of fields.
 const STAMP_BYTES: usize = 256;
 
@@ -53,6 +56,8 @@ pub(crate) struct Accepted {
     pub(crate) listeners: u64,
     /// It waits for an agent.
     pub(crate) is_queued: bool,
+    /// How many of the spawned agents a Cancel has reached so far, and of how many; where there are some.
+    pub(crate) reached: Option<(u64, u64)>,
 }
 
 impl Accepted {
@@ -64,6 +69,8 @@ impl Accepted {
             status: self.status.as_str(),
             listeners: self.listeners,
             queued: self.is_queued,
+            reached: self.reached.map(|(reached, _)| reached),
+            of: self.reached.map(|(_, of)| of),
             detail: self.detail.as_deref(),
         }
     }
@@ -130,29 +137,34 @@ impl Commands {
             answer_to: None,
         };
         let about = |refusal: Refusal| refusal.about(new.channel.as_str());
-        let (sent, reached) = patiently(Box::pin(async {
-            let sent = self.journal.send(&new).await;
-            let reached = match &cancels {
-                // It is another command: nothing of this one is done.
-                _ if matches!(sent, Err(SendError::Conflict(_))) => 0,
-                Some(cancels) => self.cancel_children(&new, cancels).await.map_err(unavailable)?,
-                None => 0,
+        let until = Instant::now() + WALK_PATIENCE;
+        let Cancelled { sent, walked } = patiently(Box::pin(async {
+            let Some(Cancels { run_id, reason }) = cancels else {
+                let (sent, walked) = (self.journal.send(&new).await, Walked::default());
+                return Ok(Cancelled { sent, walked });
             };
-            Ok((sent, reached))
+            let cancel = Cancel { run_id: run_id.map(Into::into), reason: reason.map(Into::into) };
+            Ok(self.journal.cancel(&new, &cancel, until).await)
         }))
         .await
         .map_err(about)?;
+        let reached = (walked.of > 0).then_some((walked.reached, walked.of));
+        let goes_on = walked.listeners > 0 || walked.reached < walked.of;
         let accepted = match sent {
             Ok(Sent { outcome: CommandOutcome { status, detail }, listeners, .. }) => {
                 let is_queued = listeners == 0 && status == Status::Accepted;
-                let (detail, listeners) = (detail.and_then(raw), listeners + reached);
-                Accepted { command_id, status, detail, listeners, is_queued }
+                let (detail, listeners) = (detail.and_then(raw), listeners + walked.listeners);
+                Accepted { command_id, status, detail, listeners, is_queued, reached }
             }
             // The agent itself is gone; those that it spawned are not.
-            Err(SendError::NoAgent | SendError::Busy(_)) if reached > 0 => {
-                let (status, listeners) = (Status::Accepted, reached);
-                Accepted { command_id, status, detail: None, listeners, is_queued: false }
-            }
+            Err(SendError::NoAgent | SendError::Busy(_)) if goes_on => Accepted {
+                command_id,
+                status: Status::Accepted,
+                detail: None,
+                listeners: walked.listeners,
+                is_queued: false,
+                reached,
+            },
             Err(error) => return Err(not_sent(&error, &new.channel)),
         };
         let NewCommand { channel, name, by, .. } = &new;
