@@ -2,6 +2,7 @@
 
 mod down;
 mod up;
+pub(crate) mod words;
 
 pub use down::{ErrorBody, NamedChannel, Outcome, RelayFrame, Resolution};
 pub use up::{

@@ -47,8 +47,9 @@ pub const APPROVALS_MAX: usize = 64;
 pub const FIREHOSE_APPROVALS_MAX: usize = 1_024;
 /// A larger one is told there, and is not pending there, in bytes of its data.
 pub const FIREHOSE_APPROVAL_BYTES_MAX: usize = 4 * 1024;
-/// The reason of a Cancel or an answer, in bytes: it travels inside several other things.
-pub const REASON_BYTES_MAX: usize = 4 * 1024;
+/// The reason of a Cancel or an answer, in characters, because people type it; the rest is cut off. It travels inside
+/// several other things.
+pub const REASON_CHARS_MAX: usize = 4_096;
 /// Requests of one connection that wait for their replies.
 pub const REQUESTS_MAX: usize = 64;
 /// Commands and requests of one connection, a second; and as many again Cancels and answers. A page that sends

@@ -1,6 +1,6 @@
 //! Why a run was cancelled, with the names used on the wire.
 
-use protocol::limits::REASON_BYTES_MAX;
+use protocol::limits::REASON_CHARS_MAX;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -64,13 +64,9 @@ impl From<Reason> for Cancellation {
     }
 }
 
-/// Words for a person as they fit into an event: cut after 4 KiB.
+/// Words for a person as they fit into an event: cut after 4,096 characters.
 pub(crate) fn within_bounds(words: &str) -> &str {
-    let mut end = words.len().min(REASON_BYTES_MAX);
-    while !words.is_char_boundary(end) {
-        end -= 1;
-    }
-    &words[..end]
+    words.char_indices().nth(REASON_CHARS_MAX).map_or(words, |(end, _)| &words[..end])
 }
 
 impl Cancellation {

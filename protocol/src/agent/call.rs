@@ -12,11 +12,10 @@ use super::body::{
 };
 use super::message::{AgentError, AgentMessage};
 use super::record::{Parent, Status};
-use crate::frame::Since;
+use crate::frame::{Since, words};
 use crate::integer::Integer;
 use crate::limits::{
-    AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, REASON_BYTES_MAX,
-    RUN_ID_BYTES_MAX,
+    AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, RUN_ID_BYTES_MAX,
 };
 use crate::{
     Channel, DataError, ErrorCode, check_data, check_detail, check_event_name,
@@ -259,12 +258,13 @@ impl RawFields<'_> {
                 CallBody::Ask(body)
             }
             "resolve" => {
-                let body: ResolveCall = self.data()?;
+                let data = self.data.ok_or_else(|| bad("`data` is missing"))?.get();
+                let data = words::repaired(data);
+                let mut body: ResolveCall =
+                    serde_json::from_str(&data).map_err(|error| bad(format!("`data`: {error}")))?;
                 check_id(&body.request_id)?;
-                if body.answer.reason.as_ref().is_some_and(|why| why.len() > REASON_BYTES_MAX) {
-                    let message = format!("`reason` has more than {REASON_BYTES_MAX} bytes");
-                    return Err((ErrorCode::TooLarge, message));
-                }
+                let reason = body.answer.reason.take();
+                body.answer.reason = reason.map(|words| words::cut(words.into()).into());
                 CallBody::Resolve(body)
             }
             "unask" => {

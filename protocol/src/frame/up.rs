@@ -120,6 +120,13 @@ pub enum ClientFrame {
     Request(Request),
 }
 
+impl ClientFrame {
+    /// Whether it is a Cancel or an answer: what a person decides, and nothing else may hinder.
+    pub fn decides(&self) -> bool {
+        matches!(self, Self::Command(Command { cancels: Some(_), .. }) | Self::Answer(_))
+    }
+}
+
 /// A command on its way to an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
@@ -209,8 +216,11 @@ fn read(text: &str, default: Option<&'static str>) -> Incoming {
         Ok(fields) => fields,
         Err(refusal) => return Incoming { id: None, frame: Err(refusal) },
     };
+    let frame = fields.frame();
     match fields.correlation_id() {
-        Ok(id) => Incoming { id, frame: fields.frame() },
+        Ok(id) => Incoming { id, frame },
+        // The answer is not found by it; a Stop is done all the same.
+        Err(_) if frame.as_ref().is_ok_and(ClientFrame::decides) => Incoming { id: None, frame },
         Err(refusal) => Incoming { id: None, frame: Err(refusal) },
     }
 }

@@ -1,18 +1,24 @@
 //! Frames that ask something of an agent: commands, answers to its approvals, requests.
 
-use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
-use super::fields::{Fields, agent, bounded};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::fields::{Fields, agent};
 use super::{Answer, Asked, Cancels, ClientFrame, Command, Refusal, Request, bad};
 use crate::channel::shortened;
+use crate::frame::words;
 use crate::limits::{
     APPROVAL_ID_BYTES_MAX, CANCEL_WAIT, COMMAND_WAIT_DEFAULT, COMMAND_WAIT_MAX,
     REQUEST_TIMEOUT_DEFAULT, REQUEST_TIMEOUT_MAX,
 };
-use crate::{Channel, ErrorCode, Kind, check_command_name, check_data};
+use crate::{Channel, Kind, check_command_name, check_data};
 
 /// The command that a Cancel is.
 const CANCEL: &str = "cancel_agent";
+/// The data of a Cancel that is passed on as it is: with all that is written around it, it stays within an entry.
+const CANCEL_DATA_BYTES_MAX: usize = 32 * 1024;
 /// Commands that say what the relay has settled: a frame of that type settles it, a `command` would only
 /// pretend to.
 const SETTLED: [&str; 4] = ["permission_response", "budget_continue", "budget_stop", "request"];
@@ -29,7 +35,7 @@ impl Fields<'_> {
         }
         let agent_id = self.required_string("agent_id")?;
         let channel = agent(&agent_id)?;
-        let cancels = Cancels { run_id: self.string("run_id")?, reason: self.reason()? };
+        let cancels = Cancels { run_id: self.string("run_id")?, reason: self.reason() };
         let (reason, run_id) = (cancels.reason.as_deref(), cancels.run_id.as_deref());
         let data = Data { agent_id: &agent_id, reason, run_id };
         let data = serde_json::to_string(&data).expect("strings serialise");
@@ -46,9 +52,12 @@ impl Fields<'_> {
             return Err(bad(format!("`{name}` is not a command: send a frame of that type")));
         }
         let data = self.raw("data").map_or("{}", |raw| raw.get());
+        if name == CANCEL {
+            let (data, cancels) = cancel(data)?;
+            return self.sent(channel, name, data, Some(cancels));
+        }
         check_data(data).map_err(|error| bad(format!("`data`: {error}")))?;
-        let cancels = (name == CANCEL).then(|| cancels(data)).transpose()?;
-        self.sent(channel, name, data.to_owned(), cancels)
+        self.sent(channel, name, data.to_owned(), None)
     }
 
     /// A Cancel is for what runs now: only one that names its run may wait for it.
@@ -107,7 +116,7 @@ impl Fields<'_> {
             asked,
             allowed,
             always,
-            reason: self.reason()?,
+            reason: self.reason(),
             digest: self.string("digest")?,
             command_id: self.command_id()?,
         }))
@@ -142,16 +151,33 @@ impl Fields<'_> {
     }
 }
 
-/// What a `command` of a Cancel's name cancels.
-fn cancels(data: &str) -> Result<Cancels, Refusal> {
-    #[derive(Deserialize)]
-    struct Data {
-        run_id: Option<String>,
-        reason: Option<String>,
+/// What a `command` of a Cancel's name cancels, and its data: as it was sent, or without what would hinder it.
+fn cancel(data: &str) -> Result<(String, Cancels), Refusal> {
+    let wrong = |why: &str| bad(format!("`data` of a `{CANCEL}`: {why}"));
+    let fields: Option<HashMap<String, &RawValue>> =
+        serde_json::from_str(data).map_err(|error| wrong(&error.to_string()))?;
+    let mut fields = fields.unwrap_or_default();
+    let run_id = fields.get("run_id").map_or("null", |raw| raw.get());
+    let run_id = serde_json::from_str(run_id).map_err(|_| wrong("`run_id` must be a string"))?;
+    let reason = fields.remove("reason");
+    let is_clean = data != "null" && reason.is_none_or(words::is_clean);
+    let is_clean = is_clean && data.len() <= CANCEL_DATA_BYTES_MAX && check_data(data).is_ok();
+    let cancels = Cancels { run_id, reason: reason.and_then(words::reason) };
+    if is_clean {
+        return Ok((data.to_owned(), cancels));
     }
-    let Data { run_id, reason } = serde_json::from_str(data).map_err(|error| {
-        Refusal::new(ErrorCode::BadRequest, format!("`data` of a `{CANCEL}`: {error}"))
-    })?;
-    let reason = reason.map(bounded).transpose()?;
-    Ok(Cancels { run_id, reason })
+    #[derive(Serialize)]
+    struct Data<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        agent_id: Option<&'a RawValue>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        run_id: Option<&'a str>,
+    }
+    let agent_id = fields.get("agent_id").copied();
+    let is_short = |raw: &&RawValue| raw.get().len() <= CANCEL_DATA_BYTES_MAX;
+    let (reason, run_id) = (cancels.reason.as_deref(), cancels.run_id.as_deref());
+    let data = Data { agent_id: agent_id.filter(is_short), reason, run_id };
+    Ok((serde_json::to_string(&data).expect("plain data"), cancels))
 }

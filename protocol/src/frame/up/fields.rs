@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::{ClientFrame, CorrelationId, Refusal, bad};
 use crate::channel::shortened;
+use crate::frame::words;
 use crate::integer::Integer;
-use crate::limits::{CORRELATION_ID_BYTES_MAX, REASON_BYTES_MAX};
+use crate::limits::CORRELATION_ID_BYTES_MAX;
 use crate::{Channel, ErrorCode};
 
 /// The fields of a frame.
@@ -138,20 +139,9 @@ impl<'a> Fields<'a> {
         Ok(Some(Duration::from_millis(ms)))
     }
 
-    /// Why somebody wants it, in their words.
-    pub(super) fn reason(&self) -> Result<Option<String>, Refusal> {
-        self.string("reason")?.map(bounded).transpose()
-    }
-}
-
-/// A reason that may travel inside several other things.
-pub(super) fn bounded(reason: String) -> Result<String, Refusal> {
-    match reason.len() {
-        ..=REASON_BYTES_MAX => Ok(reason),
-        bytes => Err(Refusal::new(
-            ErrorCode::TooLarge,
-            format!("`reason` has {bytes} bytes, the limit is {REASON_BYTES_MAX}"),
-        )),
+    /// Why somebody wants it, in their words. No words hinder what is asked.
+    pub(super) fn reason(&self) -> Option<String> {
+        words::reason(self.raw("reason")?)
     }
 }
 
