@@ -43,6 +43,7 @@ mod redis;
 mod retention;
 mod state;
 mod tasks;
+mod unserved;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,7 @@ use state::alive::Sample;
 use state::renewal::Leases;
 use state::{Change, Committed, Deadline, Index, Live, Members, Record, Snapshot};
 use tasks::Tasks;
+use unserved::UnservedPace;
 
 /// Every journal of one deployment. Cheap to clone; all clones share connections and order.
 #[derive(Clone, Debug)]
@@ -90,6 +92,8 @@ pub struct Journal {
     lease: Duration,
     /// The producer under whose name this clone appends; `None`: the process itself.
     producer: Option<Producer>,
+    /// How fast senders may leave commands that nobody takes.
+    unserved: Arc<UnservedPace>,
 }
 
 /// One incarnation of an agent, as the author of events.
@@ -141,7 +145,14 @@ impl Journal {
     }
 
     fn at(backend: Backend, tasks: Tasks) -> Self {
-        Self { backend, tasks, leases: Arc::default(), lease: LEASE_DEFAULT, producer: None }
+        Self {
+            backend,
+            tasks,
+            leases: Arc::default(),
+            lease: LEASE_DEFAULT,
+            producer: None,
+            unserved: Arc::default(),
+        }
     }
 
     /// Waits until a task of this journal has panicked that appends or renews for all its clones: from then on it does

@@ -68,6 +68,11 @@ pub const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Cancels of one sender that wait on a channel beside all that: so many with `run_id`, and so many without.
 /// Nobody else can take these places, so a full list never refuses the Cancel that would empty it.
 pub const WAITING_CANCELS_MAX: usize = 16;
+/// Commands of one sender that nobody is there to take, in bytes a second and replica: they fill Redis until they
+/// expire.
+pub const UNSERVED_BYTES_PER_SECOND: usize = 64 * 1024;
+/// How many of these bytes may come at once.
+pub const UNSERVED_BYTES_BURST: usize = 4 * 1024 * 1024;
 /// Agents that one Cancel reaches, the agent's own children and theirs.
 pub const CANCELLED_MAX: usize = 10_000;
 /// Agents that count as spawned by one agent, or for the runs begun on one session: each has a part in its Cancels.
@@ -103,6 +108,10 @@ pub const TOKEN_EXPIRING_NOTICE: Duration = Duration::from_secs(60);
 pub const COMMAND_WAIT_DEFAULT: Duration = Duration::from_secs(600);
 /// The longest a command may wait for an agent.
 pub const COMMAND_WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// The longest a command may wait where no agent has been seen: the name may be misspelled.
+pub const COMMAND_WAIT_UNKNOWN: Duration = Duration::from_secs(600);
+/// For how long it is known that an agent has served a channel.
+pub const AGENT_KNOWN: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// The longest a question may wait for an answer.
 pub const APPROVAL_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long a Cancel of all that runs may wait: as long as a lease, so that it does not outlive the

@@ -230,6 +230,63 @@ async fn a_cancel_reaches_all_of_many_that_were_spawned() {
     assert_eq!(numbers, (&json!(301), &json!(300), &json!(300)), "{all}");
 }
 
+/// A misspelled name does not look like success: nobody is known there, and nobody subscribes to it.
+#[tokio::test]
+async fn a_misspelled_name_is_said_to_be_unknown() {
+    let cluster = Cluster::with_replicas(1).await;
+    cluster.actor("worker").await.leaves().await;
+    let relay = &cluster.replicas[0];
+    let mut browser = cluster.browser().subscribed_to("session:42").await;
+
+    let away = browser.ask(command("worker", "go")).await;
+    let misspelled = browser.ask(command("wroker", "go")).await;
+    let by_http = relay.post("/api/v1/commands", command("wroker", "go").to_string()).await;
+    let publish = async |channel: &str| {
+        let body = json!({"channel": channel, "event": "x", "data": 1}).to_string();
+        relay.post("/api/v1/publish", body).await.json()["subscribers"].clone()
+    };
+
+    let said =
+        |ack: &Value| [ack["listeners"].clone(), ack["queued"].clone(), ack["known"].clone()];
+    assert_eq!(said(&away), [json!(0), json!(true), Value::Null], "{away}");
+    for ack in [misspelled, by_http.json()] {
+        assert_eq!(said(&ack), [json!(0), json!(true), json!(false)], "{ack}");
+    }
+    until("the subscriber is counted", async || (publish("session:42").await == 1).then_some(()))
+        .await;
+    assert_eq!(publish("session:24").await, 0);
+}
+
+/// One token leaves commands on ever more channels that nobody serves: it has to wait, and nobody else has.
+#[tokio::test]
+async fn one_sender_does_not_fill_redis_with_commands_that_nobody_takes() {
+    let cluster = Cluster::with_replicas(1).await;
+    let relay = &cluster.replicas[0];
+    let _agent = cluster.actor("served").await;
+    let mut browser = cluster.browser().connect().await;
+    let send = async |agent_id: &str| {
+        let mut frame = command(agent_id, "go");
+        frame["data"] = json!("x".repeat(60_000));
+        relay.post("/api/v1/commands", frame.to_string()).await
+    };
+
+    let mut sent = 0;
+    let refused = loop {
+        let reply = send(&format!("invented-{sent}")).await;
+        if reply.status != 200 {
+            break reply;
+        }
+        sent += 1;
+        assert!(sent < 1_000, "4 MiB are 69 of them, and each second brings one more");
+    };
+
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "rate_limited"));
+    let wait = &refused.json()["error"]["retry_after_ms"];
+    assert!(wait.as_u64().is_some_and(|ms| ms > 0), "{}", refused.text());
+    assert_eq!(send("served").await.status, 200, "an agent is there to take it");
+    assert_eq!(browser.ask(command("invented", "go")).await["type"], "ack", "another sender");
+}
+
 /// An agent that takes nothing is not flooded with commands, and no other agent is affected.
 #[tokio::test]
 async fn a_channel_on_which_too_much_waits_says_that_it_is_busy() {

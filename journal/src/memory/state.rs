@@ -72,7 +72,8 @@ impl Memory {
         let now = state.now_us();
         let records = &state.records;
         let members = records.indexes.get(&(channel.clone(), Index::Agents));
-        let mut live = Live { now_ms: now / 1_000, ..Live::default() };
+        let is_known = records.state(&Record::seen(channel), now).is_some();
+        let mut live = Live { now_ms: now / 1_000, is_known, ..Live::default() };
         match members {
             Some(members) if members.len() > LIVE_MAX => live.count = members.len() as u64,
             members => {

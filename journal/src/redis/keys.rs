@@ -96,7 +96,8 @@ impl Keys {
 
     /// The state of a record.
     pub(crate) fn state(&self, record: &Record) -> String {
-        format!("{}:{}", self.channel_key(&record.channel, record.kind.as_str()), record.id)
+        let key = self.channel_key(&record.channel, record.kind.as_str());
+        if record.id.is_empty() { key } else { format!("{key}:{}", record.id) }
     }
 
     /// A list beside a channel's records.

@@ -90,6 +90,7 @@ impl Redis {
         let mut invocation = self.state.live.key(self.keys.index(channel, &Index::Agents));
         invocation
             .key(self.keys.deadlines(channel.partition()))
+            .key(self.keys.state(&Record::seen(channel)))
             .arg(member(Deadline::Lose, channel, ""))
             .arg(LIVE_MAX);
         live(self.patiently(&invocation).await?).map_err(unavailable)
@@ -389,9 +390,9 @@ fn snapshot(answer: Vec<Value>) -> Result<Snapshot, RedisError> {
 fn live(answer: Vec<Value>) -> Result<Live, RedisError> {
     let mut answer = answer.into_iter();
     let mut next = || u64::from_redis_value(answer.next().unwrap_or(Value::Nil));
-    let (now_ms, count) = (next()?, next()?);
+    let (now_ms, count, is_known) = (next()?, next()?, next()? > 0);
     let agents = answer.map(|agent| String::from_redis_value(agent).map(Into::into));
-    Ok(Live { now_ms, count, agents: agents.collect::<Result<_, _>>()? })
+    Ok(Live { now_ms, count, is_known, agents: agents.collect::<Result<_, _>>()? })
 }
 
 /// What `waiting.lua` answers, and the place after which more follows.

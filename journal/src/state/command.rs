@@ -9,10 +9,12 @@ mod content;
 
 use std::time::Duration;
 
+use protocol::limits::{COMMAND_WAIT_UNKNOWN, UNSERVED_BYTES_BURST, UNSERVED_BYTES_PER_SECOND};
 use protocol::{Channel, Entry, Kind, Offset, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::waiting::{WaitingClass, Waits};
@@ -67,6 +69,8 @@ pub struct Sent {
     pub key: Uuid,
     /// How many agents were there to hear it.
     pub listeners: u64,
+    /// Whether an agent has served the channel not long ago: if not, its name may be misspelled.
+    pub is_known: bool,
     /// Where it stands now: a repetition learns the outcome of the first.
     pub outcome: CommandOutcome,
 }
@@ -93,6 +97,11 @@ pub enum SendError {
     /// No place is left for the command.
     #[error("{}", .0.busy())]
     Busy(WaitingClass),
+    /// Nobody is there to take it, and its sender leaves too many bytes of such commands: it may come so much later.
+    #[error(
+        "nobody is there to take the command, and one sender may leave {UNSERVED_BYTES_PER_SECOND} bytes of such a second, {UNSERVED_BYTES_BURST} at once"
+    )]
+    TooFast(Duration),
     /// The journal could not be reached. The outcome is unknown.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -379,7 +388,20 @@ impl Journal {
         let key = new.key();
         let record = record(&new.channel, key);
         let live = self.live(&new.channel).await?;
-        let listeners = live.count;
+        let (listeners, is_known) = (live.count, live.is_known || live.count > 0);
+        let shorter;
+        let new = if is_known || new.expires_in <= COMMAND_WAIT_UNKNOWN {
+            new
+        } else {
+            shorter = NewCommand { expires_in: COMMAND_WAIT_UNKNOWN, ..new.clone() };
+            &shorter
+        };
+        if listeners == 0 && new.may_wait {
+            let is_cancel = new.class != WaitingClass::Ordinary;
+            let admitted =
+                self.unserved.admit(&new.sender, is_cancel, new.data.len(), Instant::now());
+            admitted.map_err(SendError::TooFast)?;
+        }
         let found = match listeners > 0 || new.may_wait {
             // Most commands are new.
             true => Snapshot { now_ms: live.now_ms, state: None },
@@ -397,8 +419,10 @@ impl Journal {
             decision
         };
         match self.transact_from(&record, found, rule).await? {
-            Transacted::Done(Sending::Stands(outcome)) => Ok(Sent { key, listeners, outcome }),
             Transacted::Done(Sending::Conflict(part)) => Err(SendError::Conflict(part)),
+            Transacted::Done(Sending::Stands(outcome)) => {
+                Ok(Sent { key, listeners, is_known, outcome })
+            }
             Transacted::Done(Sending::NoAgent) => Err(SendError::NoAgent),
             Transacted::Unmet | Transacted::Fenced => Err(SendError::Busy(new.class)),
         }

@@ -183,6 +183,7 @@ fn taken(
     };
     let mut change = Change::new(&state);
     change.effects = standing::alive(&holder, state.version, lasts);
+    change.effects.push(standing::seen(&record.channel));
     if let Some(older) = &older {
         standing::take_over(&mut change, record, older, open);
     }
@@ -212,6 +213,7 @@ fn released(
         Effect::Due(Deadline::Lose, None),
         Effect::Clear(Index::Runs(holder.producer().into())),
         Effect::Clear(Index::Channels(holder.producer().into())),
+        standing::seen(&record.channel),
     ];
     if let Some(older) = &older {
         standing::take_over(&mut change, record, older, open);

@@ -58,6 +58,8 @@ pub(crate) enum RecordKind {
     Copy,
     /// A Cancel on its way to the agents that were spawned.
     Walk,
+    /// That an agent has served the channel.
+    Seen,
 }
 
 impl RecordKind {
@@ -70,6 +72,7 @@ impl RecordKind {
             Self::Loss => "loss",
             Self::Copy => "copy",
             Self::Walk => "walk",
+            Self::Seen => "seen",
         }
     }
 }
@@ -79,8 +82,14 @@ impl RecordKind {
 pub(crate) struct Record {
     pub(crate) kind: RecordKind,
     pub(crate) channel: Channel,
-    /// A command's key, an approval's request id, a lease's agent.
+    /// A command's key, an approval's request id, a lease's agent; empty where a channel has only one.
     pub(crate) id: Box<str>,
+}
+
+impl Record {
+    pub(crate) fn seen(channel: &Channel) -> Self {
+        Self { kind: RecordKind::Seen, channel: channel.clone(), id: "".into() }
+    }
 }
 
 /// Why a record must be looked at by a certain time.
@@ -189,6 +198,8 @@ pub(crate) struct Live {
     /// How many hold a lease. Exact where `agents` has them; of more, also those count whose lease has just
     /// run out.
     pub(crate) count: u64,
+    /// An agent has served the channel not long ago, whether it is there now or not.
+    pub(crate) is_known: bool,
     /// Who they are, where at most [`LIVE_MAX`] hold a lease.
     pub(crate) agents: Vec<Box<str>>,
 }

@@ -131,6 +131,7 @@ pub(super) fn kept(
     change.effects = standing::alive(holder, version, lasts);
     if is_restored {
         change.effects.extend(written.restored(holder));
+        change.effects.push(standing::seen(&held.record.channel));
     }
     change.effects.extend(effects(note, holder));
     if let Some(older) = &older {

@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use protocol::Kind;
+use protocol::limits::AGENT_KNOWN;
+use protocol::{Channel, Kind};
 
 use super::lease::{LeasePhase, LeaseState, REMEMBERED};
 use super::loss::{self, OpenRuns};
@@ -51,6 +52,11 @@ pub(super) fn alive(holder: &Holder, version: u64, lasts: Duration) -> Vec<Effec
     ]
 }
 
+/// From now on it is known for a while that an agent has served the channel.
+pub(super) fn seen(channel: &Channel) -> Effect {
+    Effect::Write(Record::seen(channel), "1".to_owned(), AGENT_KNOWN)
+}
+
 /// The older incarnation is fenced; where it lived, it is told as replaced, and settled.
 pub(super) fn take_over(change: &mut Change, record: &Record, older: &LeaseState, open: &OpenRuns) {
     let holder = Holder { agent: record.id.clone(), incarnation: older.incarnation };
@@ -76,6 +82,7 @@ pub(super) fn lost(
         Effect::Remove(Index::Agents, record.id.clone()),
         Effect::Due(Deadline::Lose, None),
         Effect::Fence(holder),
+        seen(&record.channel),
     ];
     loss::begin(&mut change, record, &state, "lost", open);
     Some((change, state))

@@ -320,13 +320,15 @@ impl Journal {
     pub async fn cancel(&self, new: &NewCommand, cancel: &Cancel, until: Instant) -> Cancelled {
         let sent = self.send_with(new, |now_ms| owed(new, cancel, now_ms)).await;
         let record = record(&new.channel, new.key());
-        let begins_alone = matches!(sent, Err(SendError::NoAgent | SendError::Busy(_)));
-        let is_unknown = matches!(sent, Err(SendError::Unavailable(_)));
+        // The agent itself is gone, or has no place for it; those that it spawned are not.
+        let begins_alone =
+            matches!(sent, Err(SendError::NoAgent | SendError::Busy(_) | SendError::TooFast(_)));
+        let walks = begins_alone || sent.is_ok();
         let walking = async {
-            if is_unknown {
+            // Nothing is done of what is another command, and what is unknown is sent again.
+            if !walks {
                 return Ok(None);
             }
-            // The agent itself is gone, or has no place for it; those that it spawned are not.
             if begins_alone {
                 let begun = |found: Option<WalkState>, now_ms| {
                     if found.is_some() {

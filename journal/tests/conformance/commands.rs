@@ -1,6 +1,6 @@
 //! What commands promise, on both backends.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use journal::{
     CommandOutcome, Journal, Keep, Lease, Name, NewCommand, NewEntry, Reaper, Retention, SendError,
@@ -122,6 +122,7 @@ on_both! {
 
 on_both! {
     async fn what_waits_is_bounded_in_bytes(backend) {
+        let _lease = agent(&backend.journal, "slow").await;
         let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(60 * 1024));
         let new = |sender| NewCommand { data: large.as_str().into(), ..of(sender, WaitingClass::Ordinary) };
         let (ada, ben) = (fill(&backend.journal, &new("ada"), 100).await, fill(&backend.journal, &new("ben"), 100).await);
@@ -148,6 +149,58 @@ on_both! {
         assert_eq!(waiting.entries.len(), 200);
         assert_eq!((waiting.entries[0].offset.n, waiting.head.unwrap().n), (1, 513));
         assert!(commands(journal, &to).await.len() < 100, "the journal was trimmed");
+    }
+}
+
+on_both! {
+    /// One sender leaves large commands on ever more channels that nobody serves.
+    async fn commands_that_nobody_takes_come_at_a_pace(backend) {
+        let journal = &backend.journal;
+        let lease = agent(journal, "served").await;
+        let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(60 * 1024));
+        let new = |to: &str, sender: &str, class| NewCommand {
+            data: large.as_str().into(), class, sender: sender.into(), ..command(&channel(to))
+        };
+        let mut sent = 0;
+        let refused = loop {
+            let new = new(&format!("session:invented-{sent}"), "ada", WaitingClass::Ordinary);
+            match journal.send(&new).await {
+                Ok(_) => sent += 1,
+                Err(error) => break error,
+            }
+            assert!(sent < 200, "4 MiB are 68 of them, and each second brings one more");
+        };
+        assert!(matches!(refused, SendError::TooFast(wait) if !wait.is_zero()), "{refused}");
+        assert!(sent >= 68, "{sent}");
+
+        journal.send(&new("session:invented", "ada", WaitingClass::CancelRun)).await.unwrap();
+        journal.send(&new("session:invented", "ben", WaitingClass::Ordinary)).await.unwrap();
+        journal.send(&new("agent:served", "ada", WaitingClass::Ordinary)).await.unwrap();
+        lease.release().await.unwrap();
+    }
+}
+
+on_both! {
+    /// A misspelled name: nothing waits there for a day.
+    async fn where_no_agent_has_been_a_command_waits_for_ten_minutes_at_most(backend) {
+        let journal = &backend.journal;
+        let day = Duration::from_secs(24 * 3_600);
+        let send = async |to: &str| {
+            let to = channel(to);
+            let sent = journal.send(&NewCommand { expires_in: day, ..command(&to) }).await.unwrap();
+            let waits = commands(journal, &to).await.pop().unwrap();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            let left = Duration::from_millis(waits.expires_at.unwrap()).saturating_sub(now);
+            (sent.is_known, left)
+        };
+        let lease = agent(journal, "worker").await;
+        let (is_known, left) = send("agent:worker").await;
+        assert!(is_known && left > day / 2, "{left:?}");
+        lease.release().await.unwrap();
+        let (is_known, left) = send("agent:worker").await;
+        assert!(is_known && left > day / 2, "it comes back: {left:?}");
+        let (is_known, left) = send("agent:wroker").await;
+        assert!(!is_known && left <= Duration::from_secs(601), "{left:?}");
     }
 }
 

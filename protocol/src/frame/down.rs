@@ -8,6 +8,11 @@ use uuid::Uuid;
 use super::{Addressing, Refusal, Target};
 use crate::ErrorCode;
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
 /// What the relay says, apart from events.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -94,6 +99,9 @@ pub enum RelayFrame<'a> {
         /// It waits for an agent.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         queued: bool,
+        /// Whether an agent has served the channel not long ago: if not, its name may be misspelled.
+        #[serde(skip_serializing_if = "is_true")]
+        known: bool,
         /// Of a Cancel: how many of the agents that were spawned it has reached so far; absent where there are none.
         #[serde(skip_serializing_if = "Option::is_none")]
         reached: Option<u64>,

@@ -174,6 +174,8 @@ pub(crate) enum Plain {
         listeners: u64,
         #[serde(default)]
         queued: bool,
+        #[serde(default = "yes")]
+        known: bool,
         reached: Option<u64>,
         of: Option<u64>,
         detail: Option<Box<str>>,
@@ -293,13 +295,14 @@ impl Plain {
                 pending: raw(pending).as_deref(),
             }
             .to_text(),
-            Self::Ack { id, command_id, status, listeners, queued, reached, of, detail } => {
+            Self::Ack { id, command_id, status, listeners, queued, known, reached, of, detail } => {
                 RelayFrame::Ack {
                     id: raw(id).as_deref(),
                     command_id: *command_id,
                     status,
                     listeners: *listeners,
                     queued: *queued,
+                    known: *known,
                     reached: *reached,
                     of: *of,
                     detail: raw(detail).as_deref(),
@@ -370,4 +373,8 @@ fn json(text: &str) -> Box<RawValue> {
 fn code(name: &str) -> ErrorCode {
     let known = ErrorCode::ALL.iter().find(|code| code.as_str() == name);
     *known.expect("an error code")
+}
+
+fn yes() -> bool {
+    true
 }

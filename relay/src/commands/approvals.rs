@@ -77,7 +77,8 @@ impl Commands {
         let journal::ApprovalAnswer { allowed, by, .. } = &given;
         tracing::info!(%channel, request_id, allowed, by, listeners, "an approval was answered");
         let (status, is_queued) = (Status::Applied, listeners == 0);
-        Ok(Accepted { command_id, status, detail: None, listeners, is_queued, reached: None })
+        let (is_known, reached) = (true, None);
+        Ok(Accepted { command_id, status, detail: None, listeners, is_queued, is_known, reached })
     }
 }
 

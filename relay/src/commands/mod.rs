@@ -56,6 +56,8 @@ pub(crate) struct Accepted {
     pub(crate) listeners: u64,
     /// It waits for an agent.
     pub(crate) is_queued: bool,
+    /// An agent has served the channel not long ago.
+    pub(crate) is_known: bool,
     /// How many of the spawned agents a Cancel has reached so far, and of how many; where there are some.
     pub(crate) reached: Option<(u64, u64)>,
 }
@@ -69,6 +71,7 @@ impl Accepted {
             status: self.status.as_str(),
             listeners: self.listeners,
             queued: self.is_queued,
+            known: self.is_known,
             reached: self.reached.map(|(reached, _)| reached),
             of: self.reached.map(|(_, of)| of),
             detail: self.detail.as_deref(),
@@ -151,20 +154,25 @@ impl Commands {
         let reached = (walked.of > 0).then_some((walked.reached, walked.of));
         let goes_on = walked.listeners > 0 || walked.reached < walked.of;
         let accepted = match sent {
-            Ok(Sent { outcome: CommandOutcome { status, detail }, listeners, .. }) => {
+            Ok(Sent {
+                outcome: CommandOutcome { status, detail }, listeners, is_known, ..
+            }) => {
                 let is_queued = listeners == 0 && status == Status::Accepted;
                 let (detail, listeners) = (detail.and_then(raw), listeners + walked.listeners);
-                Accepted { command_id, status, detail, listeners, is_queued, reached }
+                Accepted { command_id, status, detail, listeners, is_queued, is_known, reached }
             }
             // The agent itself is gone; those that it spawned are not.
-            Err(SendError::NoAgent | SendError::Busy(_)) if goes_on => Accepted {
-                command_id,
-                status: Status::Accepted,
-                detail: None,
-                listeners: walked.listeners,
-                is_queued: false,
-                reached,
-            },
+            Err(SendError::NoAgent | SendError::Busy(_) | SendError::TooFast(_)) if goes_on => {
+                Accepted {
+                    command_id,
+                    status: Status::Accepted,
+                    detail: None,
+                    listeners: walked.listeners,
+                    is_queued: false,
+                    is_known: true,
+                    reached,
+                }
+            }
             Err(error) => return Err(not_sent(&error, &new.channel)),
         };
         let NewCommand { channel, name, by, .. } = &new;
@@ -210,6 +218,10 @@ fn not_sent(error: &SendError, channel: &Channel) -> Refusal {
             Refusal::new(ErrorCode::Busy, format!("`{channel}` is busy: {error}"))
         }
         SendError::Conflict(_) => Refusal::new(ErrorCode::Conflict, error.to_string()),
+        SendError::TooFast(wait) => {
+            let refusal = Refusal::new(ErrorCode::RateLimited, error.to_string());
+            Refusal { retry_after: Some(*wait), ..refusal }
+        }
         SendError::Unavailable(error) => unavailable(error),
         _ => Refusal::new(ErrorCode::Unavailable, error.to_string()),
     };

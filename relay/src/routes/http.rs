@@ -48,6 +48,15 @@ enum Published<'a> {
     Error(ErrorBody<'a>),
 }
 
+/// What became of one event that was published alone.
+#[derive(Serialize)]
+struct One {
+    offset: String,
+    /// How many connections subscribe to the channel; absent where Redis did not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscribers: Option<u64>,
+}
+
 /// `POST /api/v1/publish`
 pub(super) async fn publish(
     State(app): State<Arc<AppState>>,
@@ -66,9 +75,16 @@ pub(super) async fn publish(
                 "the body is not an event {{channel, event, data, id?}}: {error}"
             ))
         })?;
-        let outcome = append(&app, principal, vec![event]).await.pop();
+        let channel = event.channel.parse::<Channel>();
+        let counted = async {
+            let channel = channel.ok().filter(|channel| principal.grant.may_publish(channel))?;
+            app.journal.subscribers(&channel).await.ok()
+        };
+        let appended = append(&app, principal, vec![event]);
+        let (mut outcomes, subscribers) = tokio::join!(appended, counted);
+        let outcome = outcomes.pop();
         let offset = outcome.unwrap_or_else(|| Err(Refused::bad("nothing to publish")))?;
-        return Ok(Json(Published::Offset(offset.to_string())).into_response());
+        return Ok(Json(One { offset: offset.to_string(), subscribers }).into_response());
     }
     let events: Vec<&RawValue> = serde_json::from_str(&body)
         .map_err(|error| Refused::bad(format_args!("the body is not a list of events: {error}")))?;
