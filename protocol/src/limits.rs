@@ -61,10 +61,15 @@ pub const COMMANDS_BURST: usize = 200;
 pub const WAITING_PER_SENDER_MAX: usize = 256;
 /// Commands of all senders that wait on the channel of an agent or a session.
 pub const WAITING_MAX: usize = 1_024;
+/// Requests of one sender that wait on the channel of a service: a quarter of all, because one backend may ask for many
+/// users.
+pub const WAITING_SERVICE_PER_SENDER_MAX: usize = 2_500;
 /// Requests of all senders that wait on the channel of a service, which many workers serve.
 pub const WAITING_SERVICE_MAX: usize = 10_000;
 /// The same in bytes, on any channel: what waits stands in Redis, whole.
 pub const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Of these, one sender's.
+pub const WAITING_BYTES_PER_SENDER_MAX: usize = 2 * 1024 * 1024;
 /// Cancels of one sender that wait on a channel beside all that: so many with `run_id`, and so many without.
 /// Nobody else can take these places, so a full list never refuses the Cancel that would empty it.
 pub const WAITING_CANCELS_MAX: usize = 16;

@@ -16,6 +16,8 @@ pub(super) struct WaitingList {
     entries: BTreeMap<u64, Arc<Entry>>,
     places: HashMap<Box<str>, WaitingPlace>,
     counts: HashMap<(WaitingClass, Box<str>), usize>,
+    /// Of each sender, of what is not a Cancel.
+    sender_bytes: HashMap<Box<str>, usize>,
     /// Of all that are not Cancels.
     all: usize,
     bytes: usize,
@@ -35,8 +37,11 @@ impl WaitingList {
         match waits.class {
             _ if !waits.is_limited => true,
             WaitingClass::Ordinary => {
-                let bytes = self.bytes + waits.entry.data.len();
-                mine < limits.per_sender && self.all < limits.all && bytes <= limits.bytes
+                let bytes = waits.entry.data.len();
+                let my_bytes = self.sender_bytes.get(&waits.sender).copied().unwrap_or_default();
+                let has_places = mine < limits.per_sender && self.all < limits.all;
+                let has_bytes = self.bytes + bytes <= limits.bytes;
+                has_places && has_bytes && my_bytes + bytes <= limits.bytes_per_sender
             }
             WaitingClass::Cancel | WaitingClass::CancelRun => mine < limits.cancels,
         }
@@ -48,6 +53,7 @@ impl WaitingList {
         *self.counts.entry((class, sender.clone())).or_default() += 1;
         if class == WaitingClass::Ordinary {
             (self.all, self.bytes) = (self.all + 1, self.bytes + entry.data.len());
+            *self.sender_bytes.entry(sender.clone()).or_default() += entry.data.len();
         }
         self.places.insert(id.into(), WaitingPlace { time_us: entry.time_us, class, sender });
         self.entries.insert(entry.time_us, entry);
@@ -58,6 +64,10 @@ impl WaitingList {
         let Some(entry) = self.entries.remove(&time_us) else { return };
         if class == WaitingClass::Ordinary {
             (self.all, self.bytes) = (self.all - 1, self.bytes - entry.data.len());
+            match self.sender_bytes.get_mut(&sender) {
+                Some(bytes) if *bytes > entry.data.len() => *bytes -= entry.data.len(),
+                _ => drop(self.sender_bytes.remove(&sender)),
+            }
         }
         let of = (class, sender);
         match self.counts.get_mut(&of) {

@@ -81,9 +81,12 @@ local function append(stream, notification, row)
   call('PUBLISH', notification, id .. ' :' .. entry)
 end
 
+-- Where the bytes are counted of the sender whose commands of some class are counted in `field`.
+local function bytes_of(field) return 'b' .. sub(field, 2) end
+
 -- What waits: a list of members, by when they came; their entries, each "<class> <bytes> <length of sender> <id>
--- <sender> <entry>"; and how many wait of each class and sender, and in all. Finds the place that a member holds,
--- and the counts that the step may change. What is not a number is not taken for one: another writer must
+-- <sender> <entry>"; and how many wait of each class and sender and in all, in number and bytes. Finds the place
+-- that a member holds, and the counts that the step may change. What is not a number is not taken for one: another writer must
 -- not make a later step fail in its middle.
 local function find_place(list, entries, counts, member, mine)
   local class, bytes, length, rest =
@@ -95,7 +98,8 @@ local function find_place(list, entries, counts, member, mine)
     return
   end
   place.newest = call('ZREVRANGE', place.list, '0', '0', 'WITHSCORES')[2] or '0'
-  local fields = {'all', 'bytes', place.held or mine, mine}
+  local fields = {'all', 'bytes', place.held or mine, mine or place.held}
+  fields[5], fields[6] = bytes_of(fields[3]), bytes_of(fields[4])
   local found = call('HMGET', place.counts, unpack(fields))
   for i, field in ipairs(fields) do place.sums[field] = tonumber(found[i] or 0) or 0 end
 end
@@ -106,6 +110,7 @@ local function count(field, bytes, sign)
   sums[field] = sums[field] + sign
   if sub(field, 1, 1) == 'o' then
     sums['all'], sums['bytes'] = sums['all'] + sign, sums['bytes'] + sign * bytes
+    sums[bytes_of(field)] = sums[bytes_of(field)] + sign * bytes
   end
 end
 
@@ -131,11 +136,12 @@ end
 
 -- Whether there is room for the entry `row` of this class and sender; '' for no limits.
 local function has_room(class, mine, row, limits)
-  local per_sender, all, bytes, cancels = string.match(limits, '^(%d+) (%d+) (%d+) (%d+)$')
+  local per_sender, all, bytes, bytes_per_sender, cancels = string.match(limits, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   if not per_sender then return true end
   local sums = place.sums
   if class ~= 'o' then return sums[mine] < tonumber(cancels) end
   return sums[mine] < tonumber(per_sender) and sums['all'] < tonumber(all) and sums['bytes'] + #row <= tonumber(bytes)
+    and sums[bytes_of(mine)] + #row <= tonumber(bytes_per_sender)
 end
 
 -- Reads what a part will write; answers why the step is refused.

@@ -411,8 +411,8 @@ fn waiting(answer: Vec<Value>) -> Result<(Waiting, Option<String>), RedisError> 
 }
 
 fn limits(limits: WaitingLimits) -> String {
-    let WaitingLimits { per_sender, all, bytes, cancels } = limits;
-    format!("{per_sender} {all} {bytes} {cancels}")
+    let WaitingLimits { per_sender, all, bytes, bytes_per_sender, cancels } = limits;
+    format!("{per_sender} {all} {bytes} {bytes_per_sender} {cancels}")
 }
 
 /// What `change.lua` answers.

@@ -4,8 +4,8 @@
 //! that changes the command.
 
 use protocol::limits::{
-    WAITING_BYTES_MAX, WAITING_CANCELS_MAX, WAITING_MAX, WAITING_PER_SENDER_MAX,
-    WAITING_SERVICE_MAX,
+    WAITING_BYTES_MAX, WAITING_BYTES_PER_SENDER_MAX, WAITING_CANCELS_MAX, WAITING_MAX,
+    WAITING_PER_SENDER_MAX, WAITING_SERVICE_MAX, WAITING_SERVICE_PER_SENDER_MAX,
 };
 use protocol::{Channel, Kind};
 
@@ -36,8 +36,9 @@ impl WaitingClass {
     pub(super) fn busy(self) -> String {
         match self {
             Self::Ordinary => format!(
-                "too many commands wait already; at most {WAITING_PER_SENDER_MAX} of one sender, \
-                 {WAITING_MAX} in all ({WAITING_SERVICE_MAX} on a service) and {WAITING_BYTES_MAX} bytes"
+                "too many commands wait already; at most {WAITING_PER_SENDER_MAX} of one sender and \
+                 {WAITING_MAX} in all (on a service {WAITING_SERVICE_PER_SENDER_MAX} and {WAITING_SERVICE_MAX}), \
+                 with {WAITING_BYTES_PER_SENDER_MAX} bytes of one sender and {WAITING_BYTES_MAX} in all"
             ),
             Self::Cancel => format!("{WAITING_CANCELS_MAX} of your own Cancels wait already"),
             Self::CancelRun => {
@@ -53,16 +54,23 @@ pub(crate) struct WaitingLimits {
     pub(crate) per_sender: usize,
     pub(crate) all: usize,
     pub(crate) bytes: usize,
+    pub(crate) bytes_per_sender: usize,
     pub(crate) cancels: usize,
 }
 
 impl WaitingLimits {
     pub(crate) fn of(channel: &Channel) -> Self {
         let (per_sender, all) = match channel.kind() {
-            Kind::Service => (WAITING_SERVICE_MAX, WAITING_SERVICE_MAX),
+            Kind::Service => (WAITING_SERVICE_PER_SENDER_MAX, WAITING_SERVICE_MAX),
             _ => (WAITING_PER_SENDER_MAX, WAITING_MAX),
         };
-        Self { per_sender, all, bytes: WAITING_BYTES_MAX, cancels: WAITING_CANCELS_MAX }
+        Self {
+            per_sender,
+            all,
+            bytes: WAITING_BYTES_MAX,
+            bytes_per_sender: WAITING_BYTES_PER_SENDER_MAX,
+            cancels: WAITING_CANCELS_MAX,
+        }
     }
 }
 
