@@ -90,6 +90,8 @@ pub const AGENT_CALLS_MAX: usize = 1_024;
 pub const AGENT_CALLS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Channels that one agent serves at a time.
 pub const AGENT_CHANNELS_MAX: usize = 10_000;
+/// Runs that are noted beside one lease as open.
+pub const OPEN_RUNS_MAX: usize = 10_000;
 /// The largest `id` and the largest incarnation in an agent's call: every JSON parser reads it exactly, and it has
 /// 16 digits.
 pub const AGENT_NUMBER_MAX: u64 = 9_007_199_254_740_991;

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use protocol::limits::{AGENT_CHANNELS_MAX, OPEN_RUNS_MAX};
 use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -78,6 +79,9 @@ pub enum LeaseError {
     /// The run's end was told under this key, and it was another.
     #[error("the run's end was told under this `key` with another `event` or other `data`")]
     Conflict,
+    /// The note beside the lease has no room for what begins: nothing was noted.
+    #[error("a lease keeps at most {OPEN_RUNS_MAX} open runs and {AGENT_CHANNELS_MAX} channels")]
+    Full,
     /// The journal could not be reached.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use protocol::agent::body::{ListChange, NoteCall};
+use protocol::limits::{AGENT_CHANNELS_MAX, OPEN_RUNS_MAX};
 use protocol::{Channel, Kind};
 use uuid::Uuid;
 
@@ -57,6 +58,15 @@ impl Written {
         };
         effects.extend(self::effects(&all, holder));
         effects
+    }
+
+    fn has_room(&self, note: &NoteCall) -> bool {
+        let NoteCall { runs, channels } = note;
+        let begin = runs.added.iter().filter(|run| !self.runs.contains(*run)).count();
+        let come =
+            channels.added.iter().filter(|channel| !self.channels.contains(*channel)).count();
+        (begin == 0 || self.runs.len() + begin <= OPEN_RUNS_MAX)
+            && (come == 0 || self.channels.len() + come <= AGENT_CHANNELS_MAX)
     }
 
     /// What the journal probably has.
@@ -203,6 +213,9 @@ impl Journal {
         told: Option<Told<'_>>,
     ) -> Result<(), LeaseError> {
         let mut written = held.written.lock().await;
+        if !written.has_room(note) {
+            return Err(LeaseError::Full);
+        }
         let step = Uuid::new_v4();
         let rule = |found: Option<LeaseState>, open: &OpenRuns, _| match kept(
             found,

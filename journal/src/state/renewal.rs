@@ -171,8 +171,8 @@ impl Journal {
         let held = self.leases().all().leases.get(&key).cloned();
         let Some(held) = held else { return true };
         match self.restore(&held).await {
-            // Restoring tells no end of a run.
-            Ok(()) | Err(LeaseError::Conflict) => true,
+            // Restoring tells no end of a run, and notes nothing new.
+            Ok(()) | Err(LeaseError::Conflict | LeaseError::Full) => true,
             Err(LeaseError::Fenced) => {
                 self.leases().forget(key);
                 true

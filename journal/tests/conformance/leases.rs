@@ -251,3 +251,20 @@ on_both! {
         assert!(backend.journal.children(&session, None).await.unwrap().is_empty());
     }
 }
+
+on_both! {
+    /// An agent that begins runs without end, or repeats itself, keeps a bounded note.
+    async fn a_lease_keeps_a_bounded_number_of_open_runs(backend) {
+        let lease = agent(&backend.journal, "a").await;
+        let begun = |from: usize, to: usize| NoteCall::begun((from..to).map(|n| n.to_string().into()));
+        for thousand in 0..10 {
+            lease.note(&begun(thousand * 1_000, (thousand + 1) * 1_000)).await.unwrap();
+        }
+        assert_eq!(lease.note(&begun(10_000, 10_001)).await, Err(LeaseError::Full));
+        assert_eq!(lease.note(&begun(0, 1_000)).await, Ok(()), "they are noted already");
+        lease.note(&NoteCall::ended(["7".into()])).await.unwrap();
+        assert_eq!(lease.note(&begun(10_000, 10_001)).await, Ok(()));
+        let alive = backend.journal.alive(None, 10).await.unwrap().agents.remove(0);
+        assert_eq!(alive.runs_total, 10_000);
+    }
+}

@@ -8,7 +8,6 @@ use uuid::Uuid;
 use super::{Addressing, Refusal, Target};
 use crate::ErrorCode;
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_true(value: &bool) -> bool {
     *value
 }

@@ -54,6 +54,7 @@ impl From<LeaseError> for LinkError {
         match error {
             LeaseError::Fenced => Self::Fenced,
             LeaseError::Conflict => Self::Conflict(error.to_string()),
+            LeaseError::Full => Self::Refused(error.to_string()),
             LeaseError::Unavailable(error) => Self::Unavailable(error),
             error => Self::unavailable(&error.to_string()),
         }

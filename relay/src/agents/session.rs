@@ -289,6 +289,7 @@ fn lease_error(error: LeaseError) -> AgentError {
     match error {
         LeaseError::Fenced => fenced(),
         LeaseError::Conflict => AgentError::new(ErrorCode::Conflict, error.to_string()),
+        LeaseError::Full => AgentError::new(ErrorCode::LimitExceeded, error.to_string()),
         error => AgentError::new(ErrorCode::Unavailable, error.to_string()),
     }
 }
