@@ -243,7 +243,8 @@ impl Journal {
                 note.channels.apply(&mut written.channels);
                 drop(written);
                 if let Some(parent) = parent {
-                    self.adopt_again(&parent, &held.holder).await?;
+                    // Boxed: every note would hold its room otherwise.
+                    Box::pin(self.adopt_again(&parent, &held.holder)).await?;
                 }
                 Ok(())
             }
