@@ -278,7 +278,7 @@ impl Follow {
                 Ok(())
             }
             Signal::Notified(text) => self.emit(Update::Notified { text }).await,
-            Signal::Entries(name, entries) => {
+            Signal::Entries(name, entries, _room) => {
                 let Some(follow_state) = self.followed.get_mut(&name) else { return Ok(()) };
                 let next = follow_state.take(entries, Instant::now());
                 self.go_on(name, next).await

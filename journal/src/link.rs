@@ -7,13 +7,17 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use protocol::Entry;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::Name;
 
 /// How many batches may wait between the link and its follower. At two batches a millisecond, two
 /// seconds of them.
 const QUEUE_BATCHES: usize = 4096;
+/// The same, in bytes. What finds no room is read when the follower has caught up.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+/// What an entry takes besides its texts.
+const ENTRY_OVERHEAD: usize = 100;
 /// How many changes of what is wanted may wait for the link.
 const REQUESTS: usize = 1024;
 
@@ -35,8 +39,8 @@ pub(crate) enum Signal {
     Down,
     /// All that is appended to these from now on will arrive.
     Confirmed(Vec<Name>),
-    /// Entries that were appended together.
-    Entries(Name, Vec<Arc<Entry>>),
+    /// Entries that were appended together, and the room that they take.
+    Entries(Name, Vec<Arc<Entry>>, OwnedSemaphorePermit),
     /// This link's address was notified.
     Notified(Box<str>),
 }
@@ -72,6 +76,7 @@ impl Missed {
 #[derive(Clone, Debug)]
 pub(crate) struct Deliver {
     signals: mpsc::Sender<Signal>,
+    room: Arc<Semaphore>,
     missed: Missed,
 }
 
@@ -79,14 +84,20 @@ impl Deliver {
     /// Never waits: the reader of a link must keep reading, or Redis would cut it. False where the
     /// follower is gone.
     pub(crate) fn entries(&self, name: Name, entries: Vec<Arc<Entry>>) -> bool {
-        match self.signals.try_send(Signal::Entries(name, entries)) {
+        let bytes: usize = entries.iter().map(|entry| entry.bytes() + ENTRY_OVERHEAD).sum();
+        let room = Arc::clone(&self.room).try_acquire_many_owned(bytes.min(QUEUE_BYTES) as u32);
+        let Ok(room) = room else { return self.is_missed(name) };
+        match self.signals.try_send(Signal::Entries(name, entries, room)) {
             Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(Signal::Entries(name, _))) => {
-                self.missed.0.lock().expect("no code panics with this lock held").insert(name);
-                true
-            }
+            Err(mpsc::error::TrySendError::Full(Signal::Entries(name, ..))) => self.is_missed(name),
             Err(_) => false,
         }
+    }
+
+    /// There was no room. False where the follower is gone.
+    fn is_missed(&self, name: Name) -> bool {
+        self.missed.0.lock().expect("no code panics with this lock held").insert(name);
+        !self.is_closed()
     }
 
     /// Never waits. A notification that finds no room is lost: a follower that waits for one looks again by itself.
@@ -109,9 +120,43 @@ pub(crate) fn new(address: &str) -> (Link, FarEnd) {
     let (requests, asked) = mpsc::channel(REQUESTS);
     let (said, signals) = mpsc::channel(QUEUE_BATCHES);
     let missed = Missed::default();
-    let deliver = Deliver { signals: said, missed: missed.clone() };
+    let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+    let deliver = Deliver { signals: said, room, missed: missed.clone() };
     (
         Link { address: address.into(), requests, signals, missed },
         FarEnd { requests: asked, deliver },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{Channel, Offset};
+
+    use super::*;
+
+    /// What does not fit is named, so that it is read.
+    #[tokio::test]
+    async fn what_waits_for_a_follower_is_bounded_in_bytes() {
+        let (mut link, far_end) = new("here");
+        let name = |n: usize| Name::events(Channel::session(&n.to_string()).unwrap());
+        let data: Box<str> = "x".repeat(256 * 1024).into();
+        let batch = |n: usize| {
+            let offset = Offset::of_entry(1, n as u64 + 1, 1);
+            vec![Arc::new(Entry { offset, time_us: 1, name: "e".into(), data: data.clone() })]
+        };
+        for n in 0..QUEUE_BATCHES {
+            assert!(far_end.deliver.entries(name(n), batch(n)));
+        }
+
+        let missed = link.missed.take();
+        let fit = QUEUE_BYTES / (256 * 1024 + ENTRY_OVERHEAD + 1);
+        assert_eq!(missed.len(), QUEUE_BATCHES - fit);
+        assert!(!missed.contains(&name(fit - 1)) && missed.contains(&name(fit)));
+        // What was taken makes room.
+        assert!(matches!(link.signals.recv().await, Some(Signal::Entries(..))));
+        assert!(far_end.deliver.entries(name(0), batch(0)) && link.missed.take().is_empty());
+
+        drop(link);
+        assert!(!far_end.deliver.entries(name(0), batch(0)), "the follower is gone");
+    }
 }
