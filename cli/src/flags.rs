@@ -99,6 +99,15 @@ pub(crate) const RETAIN: Flag = Flag {
            service; the same for all replicas",
 };
 
+pub(crate) const MEMORY: Flag = Flag {
+    name: "memory",
+    variable: "RELAY_MEMORY",
+    value: Some("BYTES"),
+    default: None,
+    help: "How much may wait for browsers, agents and callers, all together; half of what the \
+           machine or the container allows",
+};
+
 pub(crate) const DEMO_PAGE: Flag = Flag {
     name: "demo-page",
     variable: "RELAY_DEMO_PAGE",
@@ -144,6 +153,7 @@ const SERVING: &[&Flag] = &[
     &DRAIN,
     &LEASE,
     &RETAIN,
+    &MEMORY,
     &DEMO_PAGE,
     &LOG_FORMAT,
 ];

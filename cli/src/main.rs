@@ -7,6 +7,7 @@
 mod arguments;
 mod flags;
 mod logs;
+mod memory;
 mod open_files;
 mod problem;
 mod retain;

@@ -11,10 +11,11 @@ use tracing_subscriber::filter::EnvFilter;
 use crate::arguments::{Given, Source, Value};
 use crate::flags::{
     ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE, DRAIN, Flag,
-    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, PREFIX, REDIS, RETAIN, SERVE,
+    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, MEMORY, PREFIX, REDIS, RETAIN, SERVE,
     SESSION,
 };
 use crate::logs::{self, Format};
+use crate::memory;
 use crate::problem::{Problem, named, shown};
 use crate::retain;
 use crate::value::{self, Refusal};
@@ -84,6 +85,7 @@ impl Judge<'_> {
         let drain = self.read(&DRAIN, value::duration);
         let lease = self.read(&LEASE, value::lease).unwrap_or(LEASE_DEFAULT);
         let retention = self.read(&RETAIN, retain::retention).unwrap_or_default();
+        let memory = self.read(&MEMORY, value::memory);
         let allow_anonymous = self.read(&ALLOW_ANONYMOUS, value::switch).unwrap_or(false);
         let journal = match self.redis() {
             Some((_, journal)) => Some(journal),
@@ -114,6 +116,7 @@ impl Judge<'_> {
         config.admin_listen = admin_listen;
         config.allow_anonymous = allow_anonymous;
         config.drain = drain.unwrap_or(config.drain);
+        config.memory = memory.unwrap_or_else(memory::half_of_what_is_allowed);
         config.key = key;
         if self.read(&DEMO_PAGE, value::switch).unwrap_or(false) {
             config.page = Some(demo::PAGE);
@@ -129,6 +132,7 @@ impl Judge<'_> {
         let allow_anonymous = self.read(&ALLOW_ANONYMOUS, value::switch).unwrap_or(false);
         let mut config = Config::new(listen?, Journal::in_memory());
         config.allow_anonymous = allow_anonymous;
+        config.memory = memory::half_of_what_is_allowed();
         config.page = Some(demo::PAGE);
         // Pages could not go to another replica: this is the only one.
         config.drain = Duration::ZERO;

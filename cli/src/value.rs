@@ -14,6 +14,8 @@ use relay::Key;
 
 /// A longer drain is a slip: what starts the replicas anew will not wait for it.
 const DURATION_MAX: Duration = Duration::from_secs(600);
+/// Less would close connections that do nothing wrong.
+const MEMORY_MIN: usize = 64 * 1024 * 1024;
 /// A larger file is not a secret but some other file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
@@ -59,6 +61,26 @@ pub(crate) fn duration(text: &str) -> Result<Duration, Refusal> {
         .map(Duration::from_millis)
         .filter(|duration| *duration <= DURATION_MAX)
         .ok_or_else(|| refuse("more than ten minutes cannot be meant"))
+}
+
+/// `512MiB`, `2GiB`.
+pub(crate) fn memory(text: &str) -> Result<usize, Refusal> {
+    let refuse = |why: &str| Refusal::new(why, "Write for example `512MiB` or `2GiB`.");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: usize =
+        number.parse().map_err(|_| refuse("a whole number and a unit are needed"))?;
+    let bytes = match unit {
+        "MiB" => number.checked_mul(1024 * 1024),
+        "GiB" => number.checked_mul(1024 * 1024 * 1024),
+        "" => return Err(refuse("the unit is missing")),
+        _ => return Err(refuse("the unit must be `MiB` or `GiB`")),
+    };
+    let bytes = bytes.ok_or_else(|| refuse("no machine has so much"))?;
+    if bytes < MEMORY_MIN {
+        return Err(refuse("less than 64 MiB is too little to serve with"));
+    }
+    Ok(bytes)
 }
 
 /// How long a lease lasts.
@@ -168,6 +190,22 @@ mod tests {
             ("99999999999999999999s", "whole number"),
         ] {
             let refusal = duration(text).unwrap_err();
+            assert!(refusal.why.contains(why), "{text}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn an_amount_of_memory_is_a_number_and_a_unit() {
+        assert_eq!(memory("64MiB").unwrap(), 64 << 20);
+        assert_eq!(memory("2GiB").unwrap(), 2 << 30);
+        for (text, why) in [
+            ("2147483648", "unit is missing"),
+            ("2GB", "`MiB` or `GiB`"),
+            ("-1GiB", "whole number"),
+            ("63MiB", "too little"),
+            ("18446744073709551615GiB", "no machine"),
+        ] {
+            let refusal = memory(text).unwrap_err();
             assert!(refusal.why.contains(why), "{text}: {refusal:?}");
         }
     }

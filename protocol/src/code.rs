@@ -53,6 +53,8 @@ error_codes! {
     Fenced = "fenced", 409, false, "Begin again, as a new incarnation.";
     /// Several questions have this id, on channels that the sender may command.
     Ambiguous = "ambiguous", 409, false, "Name the question's `channel` or `sessionId`.";
+    /// A later frame about the same channel came first.
+    Superseded = "superseded", 409, false, "Nothing: a later `subscribe` or `unsubscribe` of the channel took its place.";
     /// More bytes than the limit.
     TooLarge = "too_large", 413, false, "Send less; store large content elsewhere and send a link.";
     /// More of something than the limit.
@@ -106,6 +108,8 @@ close_codes! {
     Unsupported = 1003, "text frames only", "Send JSON text frames.";
     /// Text that is not UTF-8.
     InvalidText = 1007, "invalid UTF-8", "Send UTF-8.";
+    /// Frame after frame that cannot be read.
+    Unreadable = 1008, "too many frames that cannot be read", "Do not come back: correct the client.";
     /// A frame beyond the limit.
     TooLarge = 1009, "frame too large", "Keep each frame within 64 KiB.";
     /// A bug on our side has ended this connection alone.

@@ -47,6 +47,10 @@ pub const APPROVALS_MAX: usize = 64;
 pub const FIREHOSE_APPROVALS_MAX: usize = 1_024;
 /// A larger one is told there, and is not pending there, in bytes of its data.
 pub const FIREHOSE_APPROVAL_BYTES_MAX: usize = 4 * 1024;
+/// Questions in one `subscribed` or `reset`, in bytes of JSON; the others follow in `pending` frames.
+pub const PENDING_BYTES_MAX: usize = 16 * 1024;
+/// One `pending` frame, in bytes: every client can read a frame of this size.
+pub const PENDING_FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The reason of a Cancel or an answer, in characters, because people type it; the rest is cut off. It travels inside
 /// several other things.
 pub const REASON_CHARS_MAX: usize = 4_096;
@@ -57,6 +61,12 @@ pub const REQUESTS_MAX: usize = 64;
 pub const COMMANDS_PER_SECOND: usize = 100;
 /// How many of them may come at once.
 pub const COMMANDS_BURST: usize = 200;
+/// Channels that one connection may subscribe to a second; a channel is cheap to leave, so nothing limits that.
+pub const SUBSCRIBES_PER_SECOND: usize = 50;
+/// How many of them may come at once: all that a connection may hold, twice.
+pub const SUBSCRIBES_BURST: usize = 512;
+/// Frames in a row that cannot be read; then the connection is closed.
+pub const UNREADABLE_MAX: usize = 100;
 /// Commands of one sender that wait on a channel: one page that sends too much does not fill it for the others.
 pub const WAITING_PER_SENDER_MAX: usize = 256;
 /// Commands of all senders that wait on the channel of an agent or a session.

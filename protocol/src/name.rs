@@ -35,11 +35,12 @@ impl NameError {
 /// Types of the relay's own frames. A flat event carries its name as `type`, so a publisher that
 /// could use one of these could forge the frame. `error` is missing on purpose: an event of that name
 /// has an `offset`, the relay's frame has a `code`.
-const RESERVED: [&str; 14] = [
+const RESERVED: [&str; 15] = [
     "ack",
     "caught_up",
     "connected",
     "event",
+    "pending",
     "ping",
     "pong",
     "reconnect",

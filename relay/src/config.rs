@@ -23,6 +23,10 @@ pub struct Config {
     pub allow_anonymous: bool,
     /// Over how long the connections of a leaving replica are sent elsewhere.
     pub drain: Duration,
+    /// Bytes that may wait for peers, all together.
+    pub memory: usize,
+    /// How many files this process may open; absent: as many as it likes. Each connection is one.
+    pub open_files: Option<u64>,
     /// An HTML page to show at `/`.
     pub page: Option<&'static str>,
 }
@@ -40,7 +44,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// The defaults: no key, no page, five seconds of draining.
+    /// The defaults: no key, no page, five seconds of draining, a GiB of waiting bytes.
     pub fn new(listen: SocketAddr, journal: Journal) -> Self {
         Self {
             listen,
@@ -49,6 +53,8 @@ impl Config {
             key: None,
             allow_anonymous: false,
             drain: Duration::from_secs(5),
+            memory: 1024 * 1024 * 1024,
+            open_files: None,
             page: None,
         }
     }

@@ -18,6 +18,7 @@ mod connections;
 mod conversation;
 mod counts;
 mod events;
+mod memory;
 mod reaper;
 mod routes;
 mod server;

@@ -23,7 +23,9 @@ use tower::Service;
 use crate::agents::Offers;
 use crate::commands::Commands;
 use crate::events::Events;
-use crate::routes::traffic::Counted;
+use crate::memory::Memory;
+use crate::routes::traffic::{Counted, HeldBody};
+use crate::routes::turns::Turns;
 use crate::routes::{self, AppState, Peer};
 use crate::supervisor::{Supervisor, TaskFailure};
 use crate::{Config, ConfigError, counts, reaper};
@@ -39,6 +41,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MESSAGES: usize = 1024;
 /// What a drain may take beyond its spread.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// While it drains, a peer that reads nothing of its answer for this long is not waited for.
+const DRAIN_STALL: Duration = Duration::from_secs(1);
+/// Files that the main listener leaves for everything else: Redis, the admin listener, the page's reload. Where even
+/// those are few, half of all.
+const FILES_RESERVED: u64 = 64;
 
 /// Why a replica does not start.
 #[derive(Debug, Error)]
@@ -84,8 +91,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let supervisor = Supervisor::new();
     let (accepting, requests) = (CancellationToken::new(), TaskTracker::new());
     let (messages, mut for_connections) = mpsc::channel(MESSAGES);
+    let memory = Memory::new(config.memory);
     let app = Arc::new(AppState {
-        events: Events::start(&config.journal, &supervisor),
+        events: Events::start(&config.journal, &memory, &supervisor),
         commands: Commands::start(&config.journal, messages, &supervisor),
         offers: Offers::start(&config.journal, &supervisor),
         redis_works: Arc::new(AtomicBool::new(config.journal.is_in_memory())),
@@ -96,6 +104,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         drain_over: config.drain,
         connections: TaskTracker::new(),
         registry: Arc::default(),
+        memory: Arc::clone(&memory),
+        turns: Turns::new(),
         supervisor: supervisor.clone(),
     });
     let (registry, leaving) = (Arc::clone(&app.registry), app.leaving.clone());
@@ -126,11 +136,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     supervisor.restart("counts", move || {
         counts::report(journal.clone(), Arc::clone(&events), connections.clone())
     });
+    supervisor.run("memory", Arc::clone(&memory).keep());
     let routes = routes::main(&app, admin.is_none(), config.page);
     let peers = Peers {
         supervisor: supervisor.clone(),
         accepting: accepting.clone(),
         tasks: requests.clone(),
+        memory: Arc::clone(&memory),
+        room: SocketLimits::of(config.open_files),
+        when_full: routes::full(&app, admin.is_none()),
     };
     supervisor.run("accept loop", accept(listener, routes, peers));
     let mut admin_addr = None;
@@ -141,6 +155,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             supervisor: supervisor.clone(),
             accepting: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            memory,
+            room: SocketLimits::without_bound(),
+            when_full: Router::new(),
         };
         supervisor.run("admin accept loop", accept(listener, routes::admin(&app), peers));
     }
@@ -167,6 +184,11 @@ impl Running {
     /// Leaves: accepts no new connections, tells every connection to come back elsewhere, spread over the drain
     /// time, serves each until it has gone or its time is up, and finishes requests under way.
     pub async fn drain(self) {
+        self.send_away().await;
+    }
+
+    /// Whether all have gone in time.
+    async fn send_away(&self) -> bool {
         self.app.leaving.cancel();
         self.accepting.cancel();
         self.app.connections.close();
@@ -175,10 +197,12 @@ impl Running {
             self.app.connections.wait().await;
             self.requests.wait().await;
         };
-        if tokio::time::timeout(self.app.drain_over + DRAIN_GRACE, gone).await.is_err() {
+        let is_gone = tokio::time::timeout(self.app.drain_over + DRAIN_GRACE, gone).await.is_ok();
+        if !is_gone {
             let left = self.app.connections.len();
             tracing::warn!(left, "some connections did not leave in time");
         }
+        is_gone
     }
 }
 
@@ -204,17 +228,54 @@ struct Peers {
     /// Cancelled: nobody new, and each request under way is the last of its socket.
     accepting: CancellationToken,
     tasks: TaskTracker,
+    memory: Arc<Memory>,
+    room: SocketLimits,
+    /// What is served where there is no room for more.
+    when_full: Router,
+}
+
+/// How many sockets may be open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SocketLimits {
+    /// From here on only health is answered.
+    most: usize,
+    /// From here on nobody is let in.
+    with_health: usize,
+}
+
+impl SocketLimits {
+    fn of(open_files: Option<u64>) -> Self {
+        let Some(files) = open_files else { return Self::without_bound() };
+        let reserved = FILES_RESERVED.min(files / 2);
+        let (most, with_health) = (files - reserved, files - reserved / 2);
+        let sockets = |files| usize::try_from(files).unwrap_or(usize::MAX);
+        Self { most: sockets(most), with_health: sockets(with_health) }
+    }
+
+    fn without_bound() -> Self {
+        Self { most: usize::MAX, with_health: usize::MAX }
+    }
 }
 
 async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
     loop {
+        if peers.memory.sockets() >= peers.room.with_health {
+            tokio::select! {
+                () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
+                () = peers.accepting.cancelled() => break,
+            }
+        }
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = peers.accepting.cancelled() => break,
         };
         match accepted {
             Ok((socket, peer)) => {
-                let served = serve(socket, Peer(peer), routes.clone(), peers.accepting.clone());
+                let memory = Arc::clone(&peers.memory);
+                let is_full = memory.sockets() >= peers.room.most;
+                let routes = if is_full { peers.when_full.clone() } else { routes.clone() };
+                let accepting = peers.accepting.clone();
+                let served = serve(socket, Peer(peer), routes, accepting, memory);
                 peers.supervisor.serve(&peers.tasks, served);
             }
             Err(error) => {
@@ -228,17 +289,25 @@ async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
     std::future::pending().await
 }
 
-async fn serve(socket: TcpStream, peer: Peer, routes: Router, accepting: CancellationToken) {
+async fn serve(
+    socket: TcpStream,
+    peer: Peer,
+    routes: Router,
+    accepting: CancellationToken,
+    memory: Arc<Memory>,
+) {
     // A delta waits for no other.
     if socket.set_nodelay(true).is_err() {
         return;
     }
-    let socket = Counted::new(socket);
+    let socket = Counted::new(socket, &memory);
     let traffic = socket.traffic();
+    let counts = socket.traffic();
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(Arc::clone(&traffic));
         request.extensions_mut().insert(peer);
-        routes.clone().call(request)
+        let (answer, memory) = (routes.clone().call(request), Arc::clone(&memory));
+        async move { answer.await.map(|answer| answer.map(|body| HeldBody::new(body, memory))) }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
@@ -252,7 +321,10 @@ async fn serve(socket: TcpStream, peer: Peer, routes: Router, accepting: Cancell
         served = connection.as_mut() => served,
         () = accepting.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                served = connection => served,
+                () = counts.stands_still(DRAIN_STALL) => return,
+            }
         }
     };
     if let Err(error) = served {

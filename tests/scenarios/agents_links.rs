@@ -41,6 +41,13 @@ async fn an_agents_wrong_frame_is_answered_with_its_id_and_code() {
         (publish(6, json!({"data": {}})), "bad_request"),
         (json!({"type": "release", "id": 7, "channel": "nowhere"}), "bad_request"),
         (json!({"type": "dance", "id": 8, "channel": "session:42"}), "bad_request"),
+        (
+            json!({"type": "ask", "id": 12, "channel": "session:42", "data": {
+                "request_id": "q", "asks": "permission", "expires_in_ms": 1_000,
+                "question": {"pad": "x".repeat(62_000)},
+            }}),
+            "too_large",
+        ),
     ] {
         let id = frame["id"].as_u64().unwrap();
         agent.send(frame).await;

@@ -24,6 +24,7 @@ mod hostile_writers;
 mod http;
 mod ids;
 mod joining;
+mod large_questions;
 mod leases;
 mod leaving;
 mod liveness;

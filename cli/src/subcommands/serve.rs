@@ -43,8 +43,9 @@ pub(crate) async fn run(config: Config, retention: Retention) -> anyhow::Result<
 }
 
 /// Starts the relay and says where it listens.
-pub(crate) async fn start(config: Config) -> anyhow::Result<Running> {
+pub(crate) async fn start(mut config: Config) -> anyhow::Result<Running> {
     let open_files = open_files::raise_limit();
+    config.open_files = open_files;
     let running = relay::start(config).await?;
     let (addr, admin_addr) = (running.addr(), running.admin_addr());
     tracing::info!(

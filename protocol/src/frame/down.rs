@@ -48,6 +48,9 @@ pub enum RelayFrame<'a> {
         /// Questions that wait for an answer, as of `head`; absent on channels where agents do not ask.
         #[serde(skip_serializing_if = "Option::is_none")]
         pending: Option<&'a RawValue>,
+        /// More of them follow in `pending` frames, before the first event.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        pending_more: bool,
     },
     /// A subscription ended on request.
     Unsubscribed {
@@ -83,6 +86,19 @@ pub enum RelayFrame<'a> {
         /// Questions that wait for an answer, as of `head`; absent on channels where agents do not ask.
         #[serde(skip_serializing_if = "Option::is_none")]
         pending: Option<&'a RawValue>,
+        /// More of them follow in `pending` frames, before the first event.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        pending_more: bool,
+    },
+    /// More of the questions of the `subscribed` or `reset` before it.
+    Pending {
+        /// The channel, named as the browser named it.
+        #[serde(flatten)]
+        channel: NamedChannel<'a>,
+        /// A list.
+        pending: &'a RawValue,
+        /// Another such frame follows.
+        more: bool,
     },
     /// A command is in the agent's journal, or an approval is answered.
     Ack {

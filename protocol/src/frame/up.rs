@@ -27,6 +27,8 @@ pub struct Incoming {
     pub id: Option<CorrelationId>,
     /// What the browser asks, or the `error` that answers it.
     pub frame: Result<ClientFrame, Refusal>,
+    /// Whether it is an object with a `type` that the relay knows.
+    pub is_readable: bool,
 }
 
 /// Why something asked for is not done: becomes an `error` frame.
@@ -214,14 +216,16 @@ pub fn parse_body(text: &str, default: &'static str) -> Incoming {
 fn read(text: &str, default: Option<&'static str>) -> Incoming {
     let fields = match Fields::read(text, default) {
         Ok(fields) => fields,
-        Err(refusal) => return Incoming { id: None, frame: Err(refusal) },
+        Err(refusal) => return Incoming { id: None, frame: Err(refusal), is_readable: false },
     };
-    let frame = fields.frame();
+    let (frame, is_readable) = (fields.frame(), fields.is_readable());
     match fields.correlation_id() {
-        Ok(id) => Incoming { id, frame },
+        Ok(id) => Incoming { id, frame, is_readable },
         // The answer is not found by it; a Stop is done all the same.
-        Err(_) if frame.as_ref().is_ok_and(ClientFrame::decides) => Incoming { id: None, frame },
-        Err(refusal) => Incoming { id: None, frame: Err(refusal) },
+        Err(_) if frame.as_ref().is_ok_and(ClientFrame::decides) => {
+            Incoming { id: None, frame, is_readable }
+        }
+        Err(refusal) => Incoming { id: None, frame: Err(refusal), is_readable },
     }
 }
 

@@ -149,6 +149,8 @@ pub(crate) enum Plain {
         #[serde(default)]
         truncated: bool,
         pending: Option<Box<str>>,
+        #[serde(default)]
+        pending_more: bool,
     },
     Unsubscribed {
         id: Id,
@@ -166,6 +168,13 @@ pub(crate) enum Plain {
         #[serde(default)]
         truncated: bool,
         pending: Option<Box<str>>,
+        #[serde(default)]
+        pending_more: bool,
+    },
+    Pending {
+        target: Named,
+        pending: Box<str>,
+        more: bool,
     },
     Ack {
         id: Id,
@@ -265,18 +274,26 @@ impl Plain {
                 }
                 .to_text()
             }
-            Self::Subscribed { id, target, offset, head, recovered, truncated, pending } => {
-                RelayFrame::Subscribed {
-                    id: raw(id).as_deref(),
-                    channel: target.target().named(),
-                    offset: offset.clone(),
-                    head: head.clone(),
-                    recovered: *recovered,
-                    truncated: *truncated,
-                    pending: raw(pending).as_deref(),
-                }
-                .to_text()
+            Self::Subscribed {
+                id,
+                target,
+                offset,
+                head,
+                recovered,
+                truncated,
+                pending,
+                pending_more,
+            } => RelayFrame::Subscribed {
+                id: raw(id).as_deref(),
+                channel: target.target().named(),
+                offset: offset.clone(),
+                head: head.clone(),
+                recovered: *recovered,
+                truncated: *truncated,
+                pending: raw(pending).as_deref(),
+                pending_more: *pending_more,
             }
+            .to_text(),
             Self::Unsubscribed { id, target } => RelayFrame::Unsubscribed {
                 id: raw(id).as_deref(),
                 channel: target.target().named(),
@@ -286,13 +303,22 @@ impl Plain {
                 RelayFrame::CaughtUp { channel: target.target().named(), offset: offset.clone() }
                     .to_text()
             }
-            Self::Reset { target, reason, offset, head, truncated, pending } => RelayFrame::Reset {
+            Self::Reset { target, reason, offset, head, truncated, pending, pending_more } => {
+                RelayFrame::Reset {
+                    channel: target.target().named(),
+                    reason,
+                    offset: offset.clone(),
+                    head: head.clone(),
+                    truncated: *truncated,
+                    pending: raw(pending).as_deref(),
+                    pending_more: *pending_more,
+                }
+                .to_text()
+            }
+            Self::Pending { target, pending, more } => RelayFrame::Pending {
                 channel: target.target().named(),
-                reason,
-                offset: offset.clone(),
-                head: head.clone(),
-                truncated: *truncated,
-                pending: raw(pending).as_deref(),
+                pending: &raw(&Some(pending.clone())).expect("a list"),
+                more: *more,
             }
             .to_text(),
             Self::Ack { id, command_id, status, listeners, queued, known, reached, of, detail } => {

@@ -16,8 +16,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
 use protocol::agent::body::{FinishCall, ProgressCall, TakeCall, WithdrawCall};
-use protocol::limits::{AGENT_CALLS_BYTES_MAX, AGENT_CALLS_MAX, AGENT_CHANNELS_MAX};
-use protocol::{AgentCall, AgentError, AgentMessage, CallBody, Channel, ErrorCode, Grant, Kind};
+use protocol::limits::{
+    AGENT_CALLS_BYTES_MAX, AGENT_CALLS_MAX, AGENT_CHANNELS_MAX, UNREADABLE_MAX,
+};
+use protocol::{
+    AgentCall, AgentError, AgentMessage, CallBody, CallError, Channel, ErrorCode, Grant, Kind,
+};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -26,6 +30,7 @@ use super::offers::Offer;
 use super::outbox::Outbox;
 use super::permission;
 use super::session::AgentSession;
+use crate::memory::Reserved;
 
 /// Calls about different commands of one channel that are done at a time.
 const COMMANDS_AT_ONCE: usize = 16;
@@ -39,6 +44,8 @@ pub(super) struct Calls {
     /// Channels that the agent serves.
     served: HashMap<Channel, Served>,
     workers: JoinSet<()>,
+    /// Frames in a row in which not even an id could be read.
+    unreadable: usize,
 }
 
 /// Why a channel counts as served.
@@ -170,7 +177,7 @@ fn command_key(body: &CallBody) -> Option<Uuid> {
 }
 
 /// What a call takes of the bounds until it is answered.
-type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit, Reserved);
 
 impl Calls {
     pub(super) fn new(grant: Grant, offer: Offer, session: AgentSession, outbox: Outbox) -> Self {
@@ -183,7 +190,14 @@ impl Calls {
             is_full: AtomicBool::new(false),
             own_leases: watch::Sender::new(0),
         });
-        Self { grant, offer, shared, served: HashMap::new(), workers: JoinSet::new() }
+        Self {
+            grant,
+            offer,
+            shared,
+            served: HashMap::new(),
+            workers: JoinSet::new(),
+            unreadable: 0,
+        }
     }
 
     /// Says whether the connection is not read because too many calls are under way.
@@ -202,7 +216,10 @@ impl Calls {
                 return false;
             }
         }
-        let refused = match AgentCall::parse(text) {
+        let call = AgentCall::parse(text);
+        let is_readable = !matches!(&call, Err(CallError { id: None, .. }));
+        self.unreadable = if is_readable { 0 } else { self.unreadable + 1 };
+        let refused = match call {
             Ok(call) => self.on_call(call, text).await,
             Err(error) => Err(error.to_message()),
         };
@@ -210,6 +227,11 @@ impl Calls {
             self.shared.outbox.say(&message).await;
         }
         true
+    }
+
+    /// Whether too many frames in a row could not be read.
+    pub(super) fn is_unreadable(&self) -> bool {
+        self.unreadable >= UNREADABLE_MAX
     }
 
     async fn on_call(&mut self, call: AgentCall, text: &str) -> Result<(), AgentMessage> {
@@ -287,10 +309,11 @@ impl CallsState {
     /// not count.
     async fn room(&self, bytes: usize) -> Room {
         let cost = bytes.min(AGENT_CALLS_BYTES_MAX) as u32;
+        let reserved = self.outbox.memory().reserve(bytes);
         let (count, bytes) = (Arc::clone(&self.count), Arc::clone(&self.bytes));
         let waiting = async move {
             let count = count.acquire_owned().await.expect("it is never closed");
-            (count, bytes.acquire_many_owned(cost).await.expect("it is never closed"))
+            (count, bytes.acquire_many_owned(cost).await.expect("it is never closed"), reserved)
         };
         let mut waiting = std::pin::pin!(waiting);
         if let Some(room) = waiting.as_mut().now_or_never() {

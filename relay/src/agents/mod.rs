@@ -12,6 +12,7 @@ mod outbox;
 mod permission;
 mod route;
 mod session;
+mod socket;
 
 pub(crate) use offers::Offers;
 pub(crate) use route::agent;

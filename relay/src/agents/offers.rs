@@ -19,6 +19,8 @@ use crate::supervisor::Supervisor;
 
 /// How many commands are kept for a listener while others are read for it. What came beyond is read as well.
 const CAME_MAX: usize = 64;
+/// The same, in bytes.
+const CAME_BYTES_MAX: usize = 256 * 1024;
 /// How many commands one read asks for.
 const PAGE_ENTRIES: usize = 256;
 
@@ -404,7 +406,9 @@ impl AgentListener {
         match &mut self.phase {
             ListenerPhase::Live => self.offer_all(name, entries, None),
             ListenerPhase::Reading { came, is_cut } => {
-                *is_cut |= came.len() + entries.len() > CAME_MAX;
+                let bytes = |of: &[Arc<Entry>]| of.iter().map(|entry| entry.bytes()).sum::<usize>();
+                *is_cut |= came.len() + entries.len() > CAME_MAX
+                    || bytes(came) + bytes(entries) > CAME_BYTES_MAX;
                 if !*is_cut {
                     came.extend_from_slice(entries);
                 }

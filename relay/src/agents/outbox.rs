@@ -5,6 +5,8 @@ use std::sync::Arc;
 use protocol::AgentMessage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::memory::{Memory, Reserved};
+
 /// Messages that may wait.
 const MESSAGES_MAX: usize = 1024;
 /// Bytes that may wait: a few of the largest commands.
@@ -15,19 +17,21 @@ const BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Outbox {
     queue: mpsc::Sender<Queued>,
     bytes: Arc<Semaphore>,
+    memory: Arc<Memory>,
 }
 
 /// A message's text; its room is free again when it is dropped.
 #[derive(Debug)]
 pub(super) struct Queued {
     pub(super) text: String,
-    _room: OwnedSemaphorePermit,
+    _room: (OwnedSemaphorePermit, Reserved),
 }
 
 /// An outbox, and where its messages come out.
-pub(super) fn outbox() -> (Outbox, mpsc::Receiver<Queued>) {
+pub(super) fn outbox(memory: &Arc<Memory>) -> (Outbox, mpsc::Receiver<Queued>) {
     let (queue, queued) = mpsc::channel(MESSAGES_MAX);
-    (Outbox { queue, bytes: Arc::new(Semaphore::new(BYTES_MAX)) }, queued)
+    let bytes = Arc::new(Semaphore::new(BYTES_MAX));
+    (Outbox { queue, bytes, memory: Arc::clone(memory) }, queued)
 }
 
 impl Outbox {
@@ -37,7 +41,7 @@ impl Outbox {
         let Ok(room) = Arc::clone(&self.bytes).acquire_many_owned(cost(&text)).await else {
             return;
         };
-        drop(self.queue.send(Queued { text, _room: room }).await);
+        drop(self.queue.send(self.queued(text, room)).await);
     }
 
     /// Whether messages wait for the agent to read them.
@@ -49,7 +53,17 @@ impl Outbox {
     pub(super) fn try_say(&self, message: &AgentMessage) -> bool {
         let text = message.to_text();
         let room = Arc::clone(&self.bytes).try_acquire_many_owned(cost(&text));
-        room.is_ok_and(|room| self.queue.try_send(Queued { text, _room: room }).is_ok())
+        room.is_ok_and(|room| self.queue.try_send(self.queued(text, room)).is_ok())
+    }
+
+    fn queued(&self, text: String, room: OwnedSemaphorePermit) -> Queued {
+        let reserved = self.memory.reserve(text.len());
+        Queued { text, _room: (room, reserved) }
+    }
+
+    /// What counts all that this process holds.
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 }
 

@@ -10,17 +10,15 @@ use std::time::Duration;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
 use protocol::{AgentMessage, Channel, CloseCode};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::calls::Calls;
 use super::outbox::{Outbox, Queued, outbox};
 use super::session::AgentSession;
+use super::socket::{self, AgentSocket};
 use crate::auth::Principal;
 use crate::conversation::{Activity, Due, GrantEnd, Silence};
 use crate::routes::refuse::Refused;
@@ -32,11 +30,6 @@ use crate::routes::{AppState, Caller, Peer};
 const PINGS_IN_A_LEASE: u32 = 3;
 /// An agent that answers no ping for this part of a lease is gone; the rest is left to it to come back in.
 const SILENCE_MAX: f64 = 0.8;
-/// A frame beyond this ends the connection. A smaller one that is still too large earns an error.
-const FRAME_BYTES_HARD: usize = 1024 * 1024;
-/// The library's default is 128 KiB per connection.
-const READ_BUFFER: usize = 16 * 1024;
-
 /// `GET /ws/agents/{agent_id}`
 pub(crate) async fn agent(
     State(app): State<Arc<AppState>>,
@@ -48,14 +41,10 @@ pub(crate) async fn agent(
     if !caller.principal.grant.may_serve(&own) {
         return Err(caller.refuse(Refused::not_found(format_args!("`{own}`"))));
     }
-    let handshake = Handshake::of(&mut request).map_err(|why| caller.refuse(why))?;
+    let handshake = Handshake::of(&mut request, &app.memory).map_err(|why| caller.refuse(why))?;
     let Caller { principal, peer, .. } = caller;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .max_message_size(Some(FRAME_BYTES_HARD))
-        .max_frame_size(Some(FRAME_BYTES_HARD));
     let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(&app));
-    let (response, socket) = handshake.accept(config);
+    let (response, socket) = handshake.accept(socket::config());
     app.supervisor.serve(&app.connections, async move {
         if let Some(socket) = socket.await {
             serve(served, socket, principal, peer, id, traffic).await;
@@ -89,7 +78,7 @@ async fn converse(
     traffic: &Traffic,
 ) -> End {
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-    let (outbox, queued) = outbox();
+    let (outbox, queued) = outbox(&app.memory);
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
     let offer = app.offers.open(number, outbox.clone());
     let catch_up = offer.catch_up();
@@ -97,22 +86,25 @@ async fn converse(
     let lease_ms = app.journal.lease_length().as_millis() as u64;
     // Nothing is queued yet.
     outbox.try_say(&AgentMessage::Connected { lease_ms: Some(lease_ms) });
-    let (mut sink, mut stream) = socket.split();
+    let socket = AgentSocket::new(socket, traffic);
     let mut calls = Calls::new(principal.grant.clone(), offer, session.clone(), outbox.clone());
     let is_full = calls.fullness();
     tokio::select! {
-        end = read(&mut calls, &mut stream) => end,
-        () = write(&mut sink, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
+        end = read(&mut calls, &socket) => end,
+        () = write(&socket, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
         code = keep(app, principal, traffic, &outbox, &session, is_full) => End::Close(code),
     }
 }
 
-async fn read(calls: &mut Calls, stream: &mut SplitStream<&mut Socket>) -> End {
+async fn read(calls: &mut Calls, socket: &AgentSocket<'_>) -> End {
     loop {
-        match stream.next().await {
+        match socket.next().await {
             Some(Ok(Message::Text(text))) => {
                 if !calls.on_text(&text).await {
                     return End::Gone;
+                }
+                if calls.is_unreadable() {
+                    return End::Close(CloseCode::Unreadable);
                 }
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
@@ -130,7 +122,7 @@ async fn read(calls: &mut Calls, stream: &mut SplitStream<&mut Socket>) -> End {
 
 /// Says what there is to say, and pings; returns when the agent is gone.
 async fn write(
-    sink: &mut SplitSink<&mut Socket, Message>,
+    socket: &AgentSocket<'_>,
     mut queued: mpsc::Receiver<Queued>,
     ping_every: Duration,
     catch_up: impl Fn(),
@@ -144,11 +136,11 @@ async fn write(
             },
             _ = pings.tick() => Message::Ping(Bytes::new()),
         };
-        if sink.feed(message).await.is_err() {
+        if socket.feed(message).await.is_err() {
             return;
         }
         if queued.is_empty() {
-            if sink.flush().await.is_err() {
+            if socket.flush().await.is_err() {
                 return;
             }
             catch_up();
@@ -173,7 +165,7 @@ async fn keep(
         tokio::select! {
             _ = tick.tick() => {
                 let now = Instant::now();
-                let is_blocked = outbox.is_waiting();
+                let is_blocked = outbox.is_waiting() || traffic.is_owed();
                 let activity = Activity {
                     read: traffic.read(),
                     written: traffic.written(),
@@ -184,6 +176,9 @@ async fn keep(
                 if silence.is_over(now, &activity, is_full() && !is_blocked) {
                     // As if it had renewed them itself when it was heard last.
                     session.let_lapse(lease.saturating_sub(silence.lasts(now))).await;
+                    return CloseCode::Stalled;
+                }
+                if traffic.must_go() {
                     return CloseCode::Stalled;
                 }
                 if let Some(Due::Close(code)) = grant.on_time(now) {

@@ -88,7 +88,7 @@ impl Connection {
             requests: FuturesUnordered::new(),
             timer,
         };
-        connection.on_news();
+        connection.on_news(false);
         connection
     }
 
@@ -109,7 +109,7 @@ impl Connection {
         if self.mailbox.wake.poll_woken(cx).is_ready() {
             is_changed = true;
             if self.mailbox.take_news() {
-                self.on_news();
+                self.on_news(is_blocked);
             }
             self.take_messages();
         }
@@ -180,12 +180,14 @@ impl Connection {
         messages.into_iter().for_each(|message| self.conversation.on_message(message));
     }
 
-    fn on_news(&mut self) {
+    fn on_news(&mut self, is_blocked: bool) {
         let status = *self.status.borrow_and_update();
         self.conversation.on_status(status);
         if self.shared.leaving.is_cancelled() {
-            // Spread, so that not all come back to the other replicas at once.
-            let after = self.shared.drain_over.mul_f64(rand::rng().random());
+            // Spread, so that not all come back to the other replicas at once. One that does not read is not told and
+            // not waited for.
+            let spread = if is_blocked { 0.0 } else { rand::rng().random() };
+            let after = self.shared.drain_over.mul_f64(spread);
             self.conversation.on_leaving(Instant::now(), after);
         }
     }

@@ -165,15 +165,17 @@ pub(crate) struct Silence {
     read: u64,
     written: u64,
     moved_at: Instant,
+    /// When bytes that wait have last moved, or none waited.
+    taken_at: Instant,
 }
 
 impl Silence {
     pub(crate) fn new(now: Instant, limit: Duration) -> Self {
-        Self { limit, read: 0, written: 0, moved_at: now }
+        Self { limit, read: 0, written: 0, moved_at: now, taken_at: now }
     }
 
-    /// Neither sends nor accepts a byte. While nothing waits to be written, only what comes in counts: our pings
-    /// into a dead socket's buffer prove nothing.
+    /// Neither sends nor accepts a byte, or sends and accepts none of those that wait. While nothing waits to be written,
+    /// only what comes in counts: our pings into a dead socket's buffer prove nothing.
     pub(crate) fn is_over(
         &mut self,
         now: Instant,
@@ -184,8 +186,11 @@ impl Silence {
         if activity.read != self.read || accepts || is_answering {
             self.moved_at = now;
         }
+        if accepts || !activity.is_blocked {
+            self.taken_at = now;
+        }
         (self.read, self.written) = (activity.read, activity.written);
-        self.lasts(now) >= self.limit
+        self.lasts(now) >= self.limit || now - self.taken_at >= STALL_TIMEOUT
     }
 
     /// How long nothing has moved, as of the last look.
@@ -232,6 +237,18 @@ mod tests {
         let activity = Activity { written: 9, is_blocked: true, ..Activity::default() };
         assert_eq!(next(&mut life, start, &activity).1, None);
         assert_eq!(next(&mut life, start, &activity).1, Some(Due::Close(CloseCode::Stalled)));
+    }
+
+    /// However much it sends.
+    #[test]
+    fn a_peer_that_takes_nothing_of_what_waits_is_closed() {
+        let (start, mut life) = lifecycle(None, Heartbeat::Never);
+        let mut at = |tick: u64| {
+            let activity = Activity { read: tick, written: 9, is_blocked: true, batches: 0 };
+            next(&mut life, start, &activity)
+        };
+        assert_eq!((at(1), at(2)), ((15, None), (30, None)));
+        assert_eq!(at(3), (45, Some(Due::Close(CloseCode::Stalled))));
     }
 
     #[test]

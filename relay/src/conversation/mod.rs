@@ -23,7 +23,10 @@ use protocol::frame::{
     self, Addressing, Answer, ClientFrame, Command, CorrelationId, Incoming, Outcome, Refusal,
     RelayFrame, Subscribe, Target,
 };
-use protocol::limits::{COMMANDS_PER_SECOND, PING_INTERVAL, REQUESTS_MAX};
+use protocol::limits::{
+    COMMANDS_BURST, COMMANDS_PER_SECOND, PING_INTERVAL, REQUESTS_MAX, SUBSCRIBES_BURST,
+    SUBSCRIBES_PER_SECOND, UNREADABLE_MAX,
+};
 use protocol::{Channel, CloseCode, ErrorCode, Format};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -95,6 +98,10 @@ pub(crate) struct Conversation {
     asks: Pace,
     /// Of Cancels and answers: a page that sends too much can still cancel.
     decisions: Pace,
+    /// Of channels subscribed to.
+    subscribes: Pace,
+    /// Frames in a row that could not be read.
+    unreadable: usize,
     /// What was last said about Redis.
     said_status: Status,
     ping_wanted: bool,
@@ -116,14 +123,16 @@ impl Conversation {
             lifecycle: Lifecycle::new(now, principal.remaining(), opening.heartbeat),
             principal,
             format: opening.format,
+            outbox: ViewerOutbox::new(events.memory()),
             subscriptions: Subscriptions::new(events, wake),
-            outbox: ViewerOutbox::default(),
             read: Vec::new(),
             work: Vec::new(),
             is_answering: false,
             requests: 0,
-            asks: Pace::default(),
-            decisions: Pace::default(),
+            asks: Pace::new(COMMANDS_PER_SECOND, COMMANDS_BURST),
+            decisions: Pace::new(COMMANDS_PER_SECOND, COMMANDS_BURST),
+            subscribes: Pace::new(SUBSCRIBES_PER_SECOND, SUBSCRIBES_BURST),
+            unreadable: 0,
             said_status: Status::Ok,
             ping_wanted: false,
             end: None,
@@ -135,7 +144,7 @@ impl Conversation {
             server_time: server_time.as_millis() as u64,
             ping_interval_ms: PING_INTERVAL.as_millis() as u64,
         };
-        conversation.outbox.push(connected.to_text());
+        conversation.outbox.say(&connected);
         if let Some(subscribe) = opening.subscribe {
             let target = subscribe.target.clone();
             if let Err(refusal) = conversation.subscribe(subscribe, None) {
@@ -186,7 +195,12 @@ impl Conversation {
 
     /// A frame came. `is_blocked`: nothing can be written now.
     pub(crate) fn on_text(&mut self, text: &str, now: Instant, is_blocked: bool) {
-        let Incoming { id, frame } = frame::parse(text);
+        let Incoming { id, frame, is_readable } = frame::parse(text);
+        self.unreadable = if is_readable { 0 } else { self.unreadable + 1 };
+        if self.unreadable >= UNREADABLE_MAX {
+            self.end = Some(CloseCode::Unreadable);
+            return;
+        }
         if let Ok(frame) = &frame
             && let Err(refusal) = self.admit(frame, now)
         {
@@ -201,6 +215,7 @@ impl Conversation {
             Ok(ClientFrame::Pong) => {}
             Ok(ClientFrame::Subscribe(subscribes)) => {
                 self.each(subscribes, id.as_deref(), |this, subscribe| {
+                    this.may_subscribe(&subscribe, now)?;
                     this.subscribe(subscribe, id.clone())
                 });
             }
@@ -225,7 +240,7 @@ impl Conversation {
     pub(crate) fn on_done(&mut self, done: Done) {
         match done {
             Done::Page(ticket, page, pending) => {
-                self.subscriptions.on_page(ticket, &page, pending.as_deref(), &mut self.read);
+                self.subscriptions.on_page(ticket, &page, pending.as_ref(), &mut self.read);
             }
             Done::Pending(ticket, pending) => {
                 self.subscriptions.on_pending(ticket, &pending, &mut self.read);
@@ -233,13 +248,13 @@ impl Conversation {
             Done::Accepted(id, accepted) => {
                 self.is_answering = false;
                 match accepted {
-                    Ok(accepted) => self.outbox.push(accepted.frame(id.as_deref()).to_text()),
+                    Ok(accepted) => self.outbox.say(&accepted.frame(id.as_deref())),
                     Err(refusal) => self.say_refusal(id.as_deref(), &refusal),
                 }
             }
             Done::Replied(id, reply) => {
                 self.requests -= 1;
-                self.outbox.push(reply.frame(Some(&id)).to_text());
+                self.outbox.say(&reply.frame(Some(&id)));
             }
         }
     }
@@ -253,7 +268,7 @@ impl Conversation {
     pub(crate) fn on_status(&mut self, status: Status) {
         if status != self.said_status {
             self.said_status = status;
-            self.outbox.push(RelayFrame::RelayStatus { redis: status.as_str() }.to_text());
+            self.outbox.say(&RelayFrame::RelayStatus { redis: status.as_str() });
         }
     }
 
@@ -262,7 +277,7 @@ impl Conversation {
         if !self.lifecycle.is_leaving() {
             self.lifecycle.leave(now, after);
             let after_ms = after.as_millis() as u64;
-            self.outbox.push(RelayFrame::Reconnect { after_ms }.to_text());
+            self.outbox.say(&RelayFrame::Reconnect { after_ms });
         }
     }
 
@@ -282,12 +297,12 @@ impl Conversation {
                 Due::Ping { is_visible } => {
                     self.ping_wanted = true;
                     if is_visible {
-                        self.outbox.push(RelayFrame::Ping.to_text());
+                        self.outbox.say(&RelayFrame::Ping);
                     }
                 }
                 Due::Expiring { left } => {
                     let in_ms = left.as_millis() as u64;
-                    self.outbox.push(RelayFrame::TokenExpiring { in_ms }.to_text());
+                    self.outbox.say(&RelayFrame::TokenExpiring { in_ms });
                 }
                 Due::Close(code) => {
                     self.end = Some(code);
@@ -318,6 +333,17 @@ impl Conversation {
         }
     }
 
+    /// A channel after the other, no faster than others can bear.
+    fn may_subscribe(&mut self, subscribe: &Subscribe, now: Instant) -> Result<(), Refusal> {
+        self.subscribes.admit(now).map_err(|wait| {
+            let message =
+                format!("a connection may subscribe to {SUBSCRIBES_PER_SECOND} channels a second");
+            let refusal = Refusal::new(ErrorCode::RateLimited, message);
+            let refusal = Refusal { retry_after: Some(wait), ..refusal };
+            refusal.about(subscribe.target.channel.as_str())
+        })
+    }
+
     fn subscribe(
         &mut self,
         subscribe: Subscribe,
@@ -342,10 +368,11 @@ impl Conversation {
     }
 
     fn unsubscribe(&mut self, target: &Target, id: Option<&RawValue>) -> Result<(), Refusal> {
-        let mut reads = Vec::new();
-        self.subscriptions.unsubscribe(target, &mut reads)?;
+        let (mut reads, mut out) = (Vec::new(), Vec::new());
+        self.subscriptions.unsubscribe(target, &mut reads, &mut out)?;
+        out.into_iter().for_each(|frame| self.outbox.push(frame));
         self.begin(reads);
-        self.outbox.push(RelayFrame::Unsubscribed { id, channel: target.named() }.to_text());
+        self.outbox.say(&RelayFrame::Unsubscribed { id, channel: target.named() });
         Ok(())
     }
 
@@ -386,7 +413,7 @@ impl Conversation {
         match frame {
             ClientFrame::Request(request) => {
                 let (command_id, outcome) = (request.command_id, Outcome::Error(refusal.body()));
-                self.outbox.push(RelayFrame::Response { id, command_id, outcome }.to_text());
+                self.outbox.say(&RelayFrame::Response { id, command_id, outcome });
             }
             _ => self.say_refusal(id, refusal),
         }
@@ -394,7 +421,7 @@ impl Conversation {
 
     fn say_refusal(&mut self, id: Option<&RawValue>, refusal: &Refusal) {
         let (channel, error) = (refusal.channel.as_deref(), refusal.body());
-        self.outbox.push(RelayFrame::Error { id, channel, error }.to_text());
+        self.outbox.say(&RelayFrame::Error { id, channel, error });
     }
 }
 

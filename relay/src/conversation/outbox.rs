@@ -3,15 +3,20 @@
 //! Events do not wait here: a [`Subscription`](crate::events::Subscription) is a cursor and keeps none.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use protocol::frame::RelayFrame;
+
+use crate::memory::Memory;
 
 /// Beyond this nothing more is asked for the viewer: no frame of it is read, no reply is taken, and what nobody
 /// here asked for is dropped. What one more frame can add stays far below the MiB that a connection may hold.
 const ROOM_BYTES: usize = 64 * 1024;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ViewerOutbox {
+    memory: Arc<Memory>,
     frames: VecDeque<Bytes>,
     /// The answer to the last of the pings that came while nothing could be written.
     pong: Option<Bytes>,
@@ -19,18 +24,25 @@ pub(super) struct ViewerOutbox {
 }
 
 impl ViewerOutbox {
-    pub(super) fn push(&mut self, frame: impl Into<Bytes>) {
-        let frame = frame.into();
+    pub(super) fn new(memory: &Arc<Memory>) -> Self {
+        Self { memory: Arc::clone(memory), frames: VecDeque::new(), pong: None, bytes: 0 }
+    }
+
+    pub(super) fn say(&mut self, frame: &RelayFrame<'_>) {
+        self.push(self.memory.hold(frame.to_text()));
+    }
+
+    pub(super) fn push(&mut self, frame: Bytes) {
         self.bytes += frame.len();
         self.frames.push_back(frame);
     }
 
     /// While the transport is blocked only the last pong is kept.
     pub(super) fn push_pong(&mut self, frame: String, is_blocked: bool) {
+        let frame = self.memory.hold(frame);
         if !is_blocked {
             return self.push(frame);
         }
-        let frame = Bytes::from(frame);
         self.bytes += frame.len();
         if let Some(before) = self.pong.replace(frame) {
             self.bytes -= before.len();
@@ -40,7 +52,7 @@ impl ViewerOutbox {
     /// Room for what nobody here asked for: it must not pile up where nobody reads.
     pub(super) fn push_if_there_is_room(&mut self, frame: String) {
         if self.has_room() {
-            self.push(frame);
+            self.push(self.memory.hold(frame));
         }
     }
 
@@ -73,8 +85,8 @@ mod tests {
 
     #[test]
     fn of_pings_whose_pong_cannot_be_written_only_the_last_is_answered() {
-        let mut outbox = ViewerOutbox::default();
-        outbox.push("answer");
+        let mut outbox = ViewerOutbox::new(&Memory::new(usize::MAX));
+        outbox.push(Bytes::from("answer"));
         (0..100_000).for_each(|i| outbox.push_pong(i.to_string(), true));
 
         assert_eq!(outbox.bytes(), "answer".len() + "99999".len());
@@ -85,8 +97,8 @@ mod tests {
 
     #[test]
     fn what_nobody_asked_for_is_dropped_when_the_outbox_is_full() {
-        let mut outbox = ViewerOutbox::default();
-        outbox.push("x".repeat(ROOM_BYTES + 1));
+        let mut outbox = ViewerOutbox::new(&Memory::new(usize::MAX));
+        outbox.push(Bytes::from("x".repeat(ROOM_BYTES + 1)));
         assert!(!outbox.has_room());
 
         outbox.push_if_there_is_room("message".to_owned());

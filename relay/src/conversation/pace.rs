@@ -2,22 +2,27 @@
 
 use std::time::Duration;
 
-use protocol::limits::{COMMANDS_BURST, COMMANDS_PER_SECOND};
 use tokio::time::Instant;
 
 /// One instant holds the state: until when the time is used up, if each takes its share of a second.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
+    per_second: u32,
+    burst: u32,
     used_until: Option<Instant>,
 }
 
 impl Pace {
+    pub(super) fn new(per_second: usize, burst: usize) -> Self {
+        Self { per_second: per_second as u32, burst: burst as u32, used_until: None }
+    }
+
     /// Whether one more may come now; if not, how much later.
     pub(super) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
-        let share = Duration::from_secs(1) / COMMANDS_PER_SECOND as u32;
+        let share = Duration::from_secs(1) / self.per_second;
         let used_until = self.used_until.map_or(now, |until| until.max(now)) + share;
         let ahead = used_until - now;
-        match ahead.checked_sub(share * COMMANDS_BURST as u32) {
+        match ahead.checked_sub(share * self.burst) {
             Some(wait) if !wait.is_zero() => Err(wait),
             _ => {
                 self.used_until = Some(used_until);
@@ -29,12 +34,14 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use protocol::limits::{COMMANDS_BURST, COMMANDS_PER_SECOND};
+
     use super::*;
 
     #[test]
     fn a_burst_passes_then_as_many_as_time_allows() {
         let start = Instant::now();
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(COMMANDS_PER_SECOND, COMMANDS_BURST);
         for _ in 0..COMMANDS_BURST {
             assert_eq!(pace.admit(start), Ok(()));
         }

@@ -86,7 +86,7 @@ impl Subscriptions {
                 }
                 return Ok(());
             }
-            Some(slot) => self.clear(slot, reads),
+            Some(slot) => self.clear(slot, reads, out),
             None if self.slots.iter().flatten().count() >= SUBSCRIPTIONS_MAX => {
                 let message =
                     format!("a connection holds at most {SUBSCRIPTIONS_MAX} subscriptions");
@@ -105,13 +105,14 @@ impl Subscriptions {
         &mut self,
         target: &Target,
         reads: &mut Vec<Read>,
+        out: &mut Vec<Bytes>,
     ) -> Result<(), Refusal> {
         let Some(slot) = self.slot_of(target) else {
             let message = format!("no subscription to `{}`", target.channel);
             let refusal = Refusal::new(ErrorCode::NotFound, message);
             return Err(refusal.about(target.channel.as_str()));
         };
-        self.clear(slot, reads);
+        self.clear(slot, reads, out);
         Ok(())
     }
 
@@ -155,7 +156,7 @@ impl Subscriptions {
         &mut self,
         ticket: Ticket,
         page: &Page,
-        pending: Option<&Pending>,
+        pending: Option<&Arc<Pending>>,
         out: &mut Vec<Bytes>,
     ) {
         if self.page_under_way == Some(ticket) {
@@ -171,7 +172,12 @@ impl Subscriptions {
     }
 
     /// What waits for an answer came.
-    pub(super) fn on_pending(&mut self, ticket: Ticket, pending: &Pending, out: &mut Vec<Bytes>) {
+    pub(super) fn on_pending(
+        &mut self,
+        ticket: Ticket,
+        pending: &Arc<Pending>,
+        out: &mut Vec<Bytes>,
+    ) {
         self.hand(ticket, |subscription| subscription.on_pending(pending, out));
     }
 
@@ -201,8 +207,10 @@ impl Subscriptions {
     }
 
     /// What the subscription waited for, nobody wants any more.
-    fn clear(&mut self, slot: usize, reads: &mut Vec<Read>) {
-        self.slots[slot] = None;
+    fn clear(&mut self, slot: usize, reads: &mut Vec<Read>, out: &mut Vec<Bytes>) {
+        if let Some((_, subscription)) = self.slots[slot].take() {
+            subscription.supersede(out);
+        }
         let slot = slot as u32;
         self.pages.retain(|(ticket, _)| ticket.slot != slot);
         if self.page_under_way.is_some_and(|ticket| ticket.slot == slot) {

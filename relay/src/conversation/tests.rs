@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::auth;
+use crate::memory::Memory;
 use crate::supervisor::Supervisor;
 
 const MIB: usize = 1024 * 1024;
@@ -23,7 +24,7 @@ impl Viewer {
     }
 
     fn on(journal: Journal) -> Self {
-        let events = Events::start(&journal, &Supervisor::new());
+        let events = Events::start(&journal, &Memory::new(usize::MAX), &Supervisor::new());
         let wake = Arc::<Wake>::default();
         let principal = Arc::new(auth::authenticate(None, None).unwrap());
         assert_eq!(principal.grant, Grant::everything());
@@ -177,6 +178,44 @@ async fn a_page_that_nobody_wants_any_more_is_forgotten_and_the_next_is_read() {
     assert_ne!(first, *second);
 }
 
+/// Which ids were answered, and how.
+fn answers(frames: &[Value]) -> Vec<(u64, String)> {
+    let answer = |frame: &Value| {
+        let how = frame["code"].as_str().or(frame["type"].as_str()).unwrap();
+        Some((frame["id"].as_u64()?, how.to_owned()))
+    };
+    frames.iter().filter_map(answer).collect()
+}
+
+/// Each channel that a frame names has one answer, whatever comes before it is given.
+#[tokio::test]
+async fn a_subscribe_that_a_later_frame_supersedes_is_told_so() {
+    let mut viewer = Viewer::new();
+    viewer.append("agent:a", 1).await;
+    assert_eq!(viewer.kinds(), ["connected"]);
+    let ask = |kind: &str, id: u64, since: Value| json!({"type": kind, "channel": "agent:a", "id": id, "since": since});
+
+    viewer.says(&ask("subscribe", 1, json!("start")));
+    viewer.says(&ask("subscribe", 2, json!("start")));
+    viewer.says(&ask("unsubscribe", 3, Value::Null));
+
+    let (superseded, unsubscribed) = ("superseded".to_owned(), "unsubscribed".to_owned());
+    let answered = answers(&viewer.receives());
+    assert_eq!(answered, [(1, superseded.clone()), (2, superseded.clone()), (3, unsubscribed)]);
+
+    viewer.conversation.take_work();
+    // Beyond sixteen the oldest is.
+    (10..30)
+        .for_each(|id| viewer.says(&json!({"type": "subscribe", "channel": "agent:a", "id": id})));
+    let answered = answers(&viewer.receives());
+    assert_eq!(answered, (10..14).map(|id| (id, superseded.clone())).collect::<Vec<_>>());
+    let Read::Pending(ticket, question) = viewer.read().await else { panic!("what is pending") };
+    let pending = viewer.events.ask(&question).await.unwrap();
+    viewer.conversation.on_done(Done::Pending(ticket, pending));
+    let answered = answers(&viewer.receives());
+    assert_eq!(answered, (14..30).map(|id| (id, "subscribed".to_owned())).collect::<Vec<_>>());
+}
+
 /// While a command is carried out no other frame is wanted, so that their order is that of their frames.
 #[tokio::test]
 async fn commands_are_carried_out_one_after_the_other() {
@@ -253,4 +292,58 @@ async fn a_change_of_redis_and_a_leaving_are_said_once() {
     viewer.conversation.on_time(end, &Activity::default());
 
     assert_eq!(viewer.conversation.end(), Some(CloseCode::Restart));
+}
+
+/// Beyond the burst each channel is refused by itself, with the time to wait; leaving is never refused.
+#[tokio::test]
+async fn subscribing_has_a_pace_and_leaving_has_none() {
+    let mut viewer = Viewer::new();
+    assert_eq!(viewer.kinds(), ["connected"]);
+    let now = Instant::now();
+    let say = |viewer: &mut Viewer, frame: Value| {
+        viewer.conversation.on_text(&frame.to_string(), now, false);
+    };
+    let ask = |kind: &str, id: usize| json!({"type": kind, "channel": "agent:a", "id": id});
+    for id in 0..SUBSCRIBES_BURST {
+        say(&mut viewer, ask("subscribe", id));
+        say(&mut viewer, ask("unsubscribe", id));
+    }
+    assert!(viewer.receives().iter().all(|frame| frame["code"] != "rate_limited"));
+
+    say(&mut viewer, json!({"type": "subscribe", "channels": ["agent:a", "agent:b"]}));
+    let refused = viewer.receives();
+    let about: Vec<&str> = refused.iter().filter_map(|frame| frame["channel"].as_str()).collect();
+    assert_eq!(about, ["agent:a", "agent:b"]);
+    for frame in &refused {
+        assert_eq!((&frame["code"], &frame["retryable"]), (&json!("rate_limited"), &json!(true)));
+        assert!(frame["retry_after_ms"].as_u64().unwrap() <= 20, "{frame}");
+    }
+    // A Stop behind them is received.
+    viewer.says(&json!({"type": "cancel_agent", "agent_id": "a"}));
+    assert!(viewer.conversation.take_work().iter().any(|work| matches!(work, Work::Command(..))));
+}
+
+/// What cannot be read, again and again, is no client's mistake any more; what is refused is one.
+#[tokio::test]
+async fn frames_that_cannot_be_read_end_a_connection_and_refusals_do_not() {
+    let mut viewer = Viewer::new();
+    let refused = json!({"type": "cancel_agent"}).to_string();
+    let unreadable = ["no JSON", "[]", "{}", r#"{"type": 5}"#, r#"{"type": "dance"}"#];
+    let say = |viewer: &mut Viewer, text: &str| {
+        viewer.conversation.on_text(text, Instant::now(), false);
+        viewer.receives();
+    };
+    (0..10 * UNREADABLE_MAX).for_each(|_| say(&mut viewer, &refused));
+    for text in unreadable.iter().cycle().take(UNREADABLE_MAX - 1) {
+        say(&mut viewer, text);
+    }
+    say(&mut viewer, &refused);
+    for text in unreadable.iter().cycle().take(UNREADABLE_MAX - 1) {
+        say(&mut viewer, text);
+    }
+    assert_eq!(viewer.conversation.end(), None);
+
+    say(&mut viewer, "no JSON");
+
+    assert_eq!(viewer.conversation.end(), Some(CloseCode::Unreadable));
 }

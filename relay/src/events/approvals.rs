@@ -6,18 +6,19 @@
 //! cause one read after the other.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::FutureExt;
 use journal::Journal;
 use protocol::{Channel, Kind, Offset};
-use serde_json::value::RawValue;
 
+use super::pending::Pending;
 use super::single_flight::{Asked, ReadError, Reading, SingleFlight, Source, Turn};
+use crate::memory::Memory;
 
 /// Answers that are kept for the next one who asks under the same head.
 const CACHED: usize = 256;
-/// Larger ones are not kept: 16 MiB is enough for all together.
+/// Larger ones are kept no longer than a joiner is being told of them: 16 MiB is enough for all together.
 const CACHED_BYTES_MAX: usize = 64 * 1024;
 
 /// What a subscription wants to know.
@@ -26,15 +27,6 @@ pub(crate) struct Question {
     pub(crate) channel: Channel,
     /// A head that this replica has seen.
     pub(crate) head: Option<Offset>,
-}
-
-/// What waits for an answer.
-#[derive(Debug)]
-pub(crate) struct Pending {
-    /// As of which event.
-    pub(super) head: Option<Offset>,
-    /// A list, as JSON.
-    pub(super) approvals: Box<RawValue>,
 }
 
 /// Whether agents ask on such a channel, or what they ask is told there, too.
@@ -48,7 +40,15 @@ pub(super) struct Approvals(SingleFlight<ApprovalSource>);
 #[derive(Debug)]
 struct ApprovalSource {
     journal: Journal,
-    cached: VecDeque<(Question, Arc<Pending>)>,
+    memory: Arc<Memory>,
+    cached: VecDeque<Cached>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    question: Question,
+    pending: Weak<Pending>,
+    _held: Option<Arc<Pending>>,
 }
 
 #[derive(Debug)]
@@ -59,14 +59,14 @@ struct ApprovalRead {
 }
 
 impl Approvals {
-    pub(super) fn new(journal: Journal) -> Self {
-        Self(SingleFlight::new(ApprovalSource { journal, cached: VecDeque::new() }))
+    pub(super) fn new(journal: Journal, memory: Arc<Memory>) -> Self {
+        Self(SingleFlight::new(ApprovalSource { journal, memory, cached: VecDeque::new() }))
     }
 
     /// What was read may have changed: of one channel, or, where none is given, of all.
     pub(super) fn forget(&self, channel: Option<&Channel>) {
         let is_it = |of: &Channel| channel.is_none_or(|it| of == it);
-        self.0.forget(is_it, |source| source.cached.retain(|(one, _)| !is_it(&one.channel)));
+        self.0.forget(is_it, |source| source.cached.retain(|one| !is_it(&one.question.channel)));
     }
 
     /// Reads, or waits for a read that others wait for, too.
@@ -86,29 +86,32 @@ impl Source for ApprovalSource {
     }
 
     fn known(&self, question: &Question) -> Option<Arc<Pending>> {
-        let known = self.cached.iter().find(|(cached, _)| cached == question);
-        known.map(|(_, pending)| Arc::clone(pending))
+        let known = self.cached.iter().filter(|cached| cached.question == *question);
+        known.filter_map(|cached| cached.pending.upgrade()).next()
     }
 
     fn begin(&mut self, turn: &Turn<'_, Question>) -> Reading<ApprovalRead> {
-        let (journal, question) = (self.journal.clone(), turn.last.clone());
+        let (journal, memory) = (self.journal.clone(), Arc::clone(&self.memory));
+        let question = turn.last.clone();
         async move {
             let (head, approvals) = journal.pending(&question.channel).await?;
-            let approvals: Vec<&str> =
+            let questions: Vec<&str> =
                 approvals.iter().map(|approval| &*approval.question).collect();
-            let approvals = RawValue::from_string(format!("[{}]", approvals.join(",")));
-            let approvals = approvals.unwrap_or_else(|_| none());
-            Ok(ApprovalRead { question, pending: Arc::new(Pending { head, approvals }) })
+            let pending = Arc::new(Pending::new(head, &questions, &memory));
+            Ok(ApprovalRead { question, pending })
         }
         .boxed()
     }
 
     fn keep(&mut self, read: &ApprovalRead) {
-        if read.pending.approvals.get().len() <= CACHED_BYTES_MAX {
-            self.cached.push_back((read.question.clone(), Arc::clone(&read.pending)));
-            if self.cached.len() > CACHED {
-                self.cached.pop_front();
-            }
+        let is_small = read.pending.bytes() <= CACHED_BYTES_MAX;
+        self.cached.push_back(Cached {
+            question: read.question.clone(),
+            pending: Arc::downgrade(&read.pending),
+            _held: is_small.then(|| Arc::clone(&read.pending)),
+        });
+        if self.cached.len() > CACHED {
+            self.cached.pop_front();
         }
     }
 
@@ -121,10 +124,6 @@ impl Source for ApprovalSource {
         let is_answered = asked.before || (!asked.is_forgotten && read.question == *question);
         is_answered.then(|| Arc::clone(&read.pending))
     }
-}
-
-fn none() -> Box<RawValue> {
-    RawValue::from_string("[]".to_owned()).expect("an empty list is JSON")
 }
 
 #[cfg(test)]
@@ -153,8 +152,7 @@ mod tests {
     }
 
     fn ids(pending: &Pending) -> Vec<String> {
-        let approvals: Vec<serde_json::Value> =
-            serde_json::from_str(pending.approvals.get()).unwrap();
+        let approvals: Vec<serde_json::Value> = serde_json::from_str(pending.first.get()).unwrap();
         approvals.iter().map(|one| one["request_id"].as_str().unwrap().to_owned()).collect()
     }
 
@@ -162,7 +160,7 @@ mod tests {
     async fn all_who_ask_under_one_head_share_one_answer() {
         let (journal, channel) = (Journal::in_memory(), Channel::session("1").unwrap());
         let head = ask(&journal, &channel, "p1").await;
-        let approvals = Approvals::new(journal);
+        let approvals = Approvals::new(journal, Memory::new(usize::MAX));
         let question = Question { channel, head };
 
         let all =
@@ -176,7 +174,7 @@ mod tests {
     #[tokio::test]
     async fn another_head_is_another_answer() {
         let (journal, channel) = (Journal::in_memory(), Channel::session("1").unwrap());
-        let approvals = Approvals::new(journal.clone());
+        let approvals = Approvals::new(journal.clone(), Memory::new(usize::MAX));
         let before = Question { channel: channel.clone(), head: None };
         assert!(ids(&approvals.read(&before).await.unwrap()).is_empty());
 
@@ -190,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_storm_on_a_busy_channel_is_one_read() {
         let (journal, channel) = (Journal::in_memory(), Channel::session("1").unwrap());
-        let approvals = Approvals::new(journal.clone());
+        let approvals = Approvals::new(journal.clone(), Memory::new(usize::MAX));
         let mut heads = vec![None];
         for id in 0..50 {
             heads.push(ask(&journal, &channel, &format!("p{id}")).await);
@@ -211,8 +209,10 @@ mod tests {
     #[tokio::test]
     async fn what_was_forgotten_is_read_anew() {
         let (journal, channel) = (Journal::in_memory(), Channel::session("1").unwrap());
-        let (approvals, question) =
-            (Approvals::new(journal.clone()), Question { channel: channel.clone(), head: None });
+        let (approvals, question) = (
+            Approvals::new(journal.clone(), Memory::new(usize::MAX)),
+            Question { channel: channel.clone(), head: None },
+        );
         assert!(ids(&approvals.read(&question).await.unwrap()).is_empty());
         ask(&journal, &channel, "p1").await;
         assert!(ids(&approvals.read(&question).await.unwrap()).is_empty(), "kept");

@@ -75,7 +75,7 @@ impl Broadcast {
             let is_join = self.cursor.is_none();
             return Next::Read(Request { name, since, head, is_join });
         };
-        say_each(&self.channel, Format::Flat, &entries, out);
+        say_each(&self.channel, Format::Flat, &entries, self.membership.memory(), out);
         self.cursor = entries.last().map_or(self.cursor, |last| Some(last.entry.offset));
         if entries.len() < STEP_ENTRIES || self.cursor == head { Next::Wait } else { Next::Again }
     }
@@ -87,7 +87,8 @@ impl Broadcast {
         if page.reset.is_some() {
             self.cursor = page.head;
         } else {
-            let end = say_merged(&self.channel, Format::Flat, &page.entries, out);
+            let memory = self.membership.memory();
+            let end = say_merged(&self.channel, Format::Flat, &page.entries, memory, out);
             self.cursor = end.or(self.cursor);
         }
         if has_news || !page.entries.is_empty() { Next::Again } else { Next::Wait }

@@ -10,10 +10,12 @@ use journal::{Follower, Journal, Page, Reason, Update, Updates};
 use protocol::Channel;
 use tokio::sync::watch;
 
-use super::approvals::{self, Approvals, Pending, Question};
+use super::approvals::{self, Approvals, Question};
 use super::hub::{Hub, Membership, Wake};
 use super::pages::{Pages, Request};
+use super::pending::Pending;
 use super::single_flight::ReadError;
+use crate::memory::Memory;
 use crate::supervisor::Supervisor;
 
 /// A channel that nobody listens to is followed for one to two of these longer: pages reload.
@@ -50,22 +52,28 @@ pub(crate) struct Events {
     /// Joining and sweeping decide together what is followed: one at a time.
     interest: Mutex<()>,
     status: watch::Receiver<Status>,
+    memory: Arc<Memory>,
 }
 
 impl Events {
     /// Begins to follow.
-    pub(crate) fn start(journal: &Journal, supervisor: &Supervisor) -> Arc<Self> {
+    pub(crate) fn start(
+        journal: &Journal,
+        memory: &Arc<Memory>,
+        supervisor: &Supervisor,
+    ) -> Arc<Self> {
         let (follower, updates) = journal.follow();
         let (status, status_seen) = watch::channel(Status::Degraded);
         let events = Arc::new(Self {
-            hub: Hub::default(),
+            hub: Hub::new(memory),
             pages: Pages::new(journal.clone()),
-            approvals: Approvals::new(journal.clone()),
+            approvals: Approvals::new(journal.clone(), Arc::clone(memory)),
             follower,
             journal: journal.clone(),
             supervisor: supervisor.clone(),
             interest: Mutex::new(()),
             status: status_seen,
+            memory: Arc::clone(memory),
         });
         supervisor.run("feed", Arc::clone(&events).run(updates, status));
         events
@@ -111,6 +119,11 @@ impl Events {
         let mut counts = self.hub.subscribers();
         counts.remove(&Channel::global_everyone());
         counts
+    }
+
+    /// What counts the bytes that wait.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// Whether a connection would receive what is published now.

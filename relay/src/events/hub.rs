@@ -15,16 +15,18 @@ use journal::Name;
 use protocol::{Channel, Entry, Offset};
 
 use super::tail::{Encoded, Tail};
+use crate::memory::Memory;
 
-/// All tails of this process together. Beyond, a growing tail keeps nothing, and its browsers are served
-/// from the journal.
+/// All tails of this process together, and at most a quarter of its budget. Beyond, a growing tail keeps nothing, and
+/// its browsers are served from the journal.
 const TAILS_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The channels that somebody on this replica listens to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hub {
     channels: Mutex<HashMap<Channel, Arc<Watched>>>,
     tails_bytes: Arc<AtomicUsize>,
+    memory: Arc<Memory>,
 }
 
 /// One channel that somebody listens to, or did a moment ago.
@@ -33,6 +35,7 @@ pub(crate) struct Watched {
     pub(crate) name: Name,
     state: Mutex<WatchedState>,
     tails_bytes: Arc<AtomicUsize>,
+    memory: Arc<Memory>,
 }
 
 #[derive(Debug, Default)]
@@ -113,6 +116,11 @@ impl Membership {
         &self.watched
     }
 
+    /// What counts the frames that are made for it.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.watched.memory
+    }
+
     /// From now on new entries wake the listener again. Must be called before looking.
     pub(crate) fn listen_again(&self) {
         self.listener.queued.store(false, Ordering::Release);
@@ -157,7 +165,7 @@ impl Watched {
             let after = state.tail.as_ref().map_or(0, Tail::bytes);
             let all = self.tails_bytes.fetch_add(after, Ordering::Relaxed) + after - before;
             self.tails_bytes.fetch_sub(before, Ordering::Relaxed);
-            if all > TAILS_BYTES_MAX {
+            if all > TAILS_BYTES_MAX.min(self.memory.budget() / 4) {
                 self.forget_entries(&mut state);
             }
             for listener in &state.listeners {
@@ -188,6 +196,11 @@ impl Drop for Watched {
 }
 
 impl Hub {
+    pub(crate) fn new(memory: &Arc<Memory>) -> Self {
+        let (channels, tails_bytes) = (Mutex::default(), Arc::default());
+        Self { channels, tails_bytes, memory: Arc::clone(memory) }
+    }
+
     /// Listens to `channel` for the subscription in `slot` of a connection. True where nobody listened
     /// before, so that its journal must be followed.
     pub(crate) fn join(
@@ -203,6 +216,7 @@ impl Hub {
                 name: Name::events(channel.clone()),
                 state: Mutex::default(),
                 tails_bytes: Arc::clone(&self.tails_bytes),
+                memory: Arc::clone(&self.memory),
             })
         });
         let watched = Arc::clone(watched);

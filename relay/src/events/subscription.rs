@@ -10,17 +10,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use journal::{Page, Since};
-use protocol::frame::{CorrelationId, RelayFrame, Target};
-use protocol::{Channel, Entry, Format, Frame, Offset, encode, merge};
+use protocol::frame::{CorrelationId, ErrorBody, RelayFrame, Target};
+use protocol::{Channel, Entry, ErrorCode, Format, Frame, Offset, encode, merge};
+use serde_json::value::RawValue;
 
-use super::approvals::{self, Pending, Question};
+use super::approvals::{self, Question};
 use super::hub::Membership;
 use super::pages::Request;
+use super::pending::Pending;
 use super::tail::Encoded;
+use crate::memory::Memory;
 
 /// Entries taken from the tail in one step; then the connection's other subscriptions have their turn.
 pub(super) const STEP_ENTRIES: usize = 64;
-/// Repeated `subscribe`s that wait for one answer; beyond, the oldest is answered by the newest.
+/// Repeated `subscribe`s that wait for one answer; beyond, the oldest is superseded.
 const IDS_MAX: usize = 16;
 /// Bytes of frames made from one page; the rest of it is read again when these are written, so that a
 /// browser that does not read holds no more than this.
@@ -48,6 +51,8 @@ pub(crate) struct Subscription {
     /// Up to where frames were given; `None`: nothing was ever there to give.
     cursor: Option<Offset>,
     state: SubscriptionState,
+    /// Questions that `subscribed` or `reset` announced, and how many of their frames were given.
+    telling: Option<(Arc<Pending>, usize)>,
 }
 
 /// The `subscribe`s that one answer is for.
@@ -96,7 +101,7 @@ impl Subscription {
         membership: Membership,
     ) -> Self {
         let state = SubscriptionState::Joining { since, ids: vec![id] };
-        Self { target, format, membership, cursor: None, state }
+        Self { target, format, membership, cursor: None, state, telling: None }
     }
 
     /// Whether this is what the browser calls so.
@@ -134,9 +139,34 @@ impl Subscription {
                 return self.queue();
             }
         };
-        ids.truncate(IDS_MAX - 1);
+        let oldest = (ids.len() >= IDS_MAX).then(|| ids.remove(0));
         ids.push(id);
+        if let Some(oldest) = oldest {
+            self.say_superseded(oldest.as_deref(), out);
+        }
         self.queue();
+    }
+
+    /// It ends, or another one takes its place: what was not answered hears so.
+    pub(crate) fn supersede(self, out: &mut Vec<Bytes>) {
+        let ids = match &self.state {
+            SubscriptionState::Joining { ids, .. }
+            | SubscriptionState::JoiningRead { ids, .. }
+            | SubscriptionState::Repeated { ids, .. }
+            | SubscriptionState::Reading { ids, .. } => ids,
+            SubscriptionState::Following(_) => return,
+        };
+        for id in ids {
+            self.say_superseded(id.as_deref(), out);
+        }
+    }
+
+    fn say_superseded(&self, id: Option<&RawValue>, out: &mut Vec<Bytes>) {
+        let channel = Some(self.target.channel.as_str());
+        let message = format!("a later frame about `{}` came first", self.target.channel);
+        let error = ErrorBody::new(ErrorCode::Superseded, &message);
+        let frame = RelayFrame::Error { id, channel, error };
+        out.push(self.membership.memory().hold(frame.to_text()));
     }
 
     /// Takes what the tail has after the cursor.
@@ -147,6 +177,10 @@ impl Subscription {
         {
             *has_news = true;
             return Next::Wait;
+        }
+        if let Some(frame) = self.next_of_pending() {
+            out.push(frame);
+            return Next::Again;
         }
         let Some(head) = self.membership.watched().head() else { return Next::Wait };
         match &mut self.state {
@@ -196,7 +230,8 @@ impl Subscription {
         };
         let end = entries.last().map_or(self.cursor, |last| Some(last.entry.offset));
         if delivery == Delivery::Live {
-            say_each(&self.target.channel, self.format, &entries, out);
+            let memory = self.membership.memory();
+            say_each(&self.target.channel, self.format, &entries, memory, out);
             self.cursor = end;
         } else {
             let entries: Vec<Arc<Entry>> = entries.iter().map(|e| Arc::clone(&e.entry)).collect();
@@ -211,7 +246,7 @@ impl Subscription {
     }
 
     /// What waits for an answer came.
-    pub(crate) fn on_pending(&mut self, pending: &Pending, out: &mut Vec<Bytes>) -> Next {
+    pub(crate) fn on_pending(&mut self, pending: &Arc<Pending>, out: &mut Vec<Bytes>) -> Next {
         let (delivery, ids) = match &mut self.state {
             SubscriptionState::JoiningRead { ids, .. } => {
                 (Delivery::CatchingUp, std::mem::take(ids))
@@ -222,6 +257,7 @@ impl Subscription {
         self.state = SubscriptionState::Following(delivery);
         let position = Position { offset: self.cursor, head: pending.head };
         self.say_subscribed(&ids, position, None, Some(pending), out);
+        self.tell(Some(pending));
         Next::Again
     }
 
@@ -229,7 +265,7 @@ impl Subscription {
     pub(crate) fn on_page(
         &mut self,
         page: &Page,
-        pending: Option<&Pending>,
+        pending: Option<&Arc<Pending>>,
         out: &mut Vec<Bytes>,
     ) -> Next {
         let head = pending.map_or(page.head, |pending| pending.head);
@@ -255,9 +291,19 @@ impl Subscription {
                 offset: position.offset.map(|offset| offset.to_string()),
                 head: position.head.map(|offset| offset.to_string()),
                 truncated: page.truncated,
-                pending: pending.map(|pending| &*pending.approvals),
+                pending: pending.map(|pending| &*pending.first),
+                pending_more: pending.is_some_and(|pending| pending.has_more()),
             };
-            out.push(frame.to_text().into());
+            out.push(self.membership.memory().hold(frame.to_text()));
+        }
+        self.tell(pending);
+        if self.telling.is_some() {
+            // Those go before the first event: what the page holds is read again when they are written.
+            self.state = match ids.is_empty() {
+                true => SubscriptionState::Following(delivery),
+                false => SubscriptionState::Repeated { delivery, ids },
+            };
+            return Next::Again;
         }
         if delivery == Delivery::Live {
             delivery = Delivery::Lagging;
@@ -291,8 +337,25 @@ impl Subscription {
         Question { channel: self.target.channel.clone(), head }
     }
 
+    /// Frames with the questions that were announced follow; those announced before are announced anew.
+    fn tell(&mut self, pending: Option<&Arc<Pending>>) {
+        let Some(pending) = pending else { return };
+        self.telling = pending.has_more().then(|| (Arc::clone(pending), 0));
+    }
+
+    fn next_of_pending(&mut self) -> Option<Bytes> {
+        let (pending, given) = self.telling.as_mut()?;
+        let frame = pending.frame(&self.target, *given);
+        *given += 1;
+        if frame.is_none() {
+            self.telling = None;
+        }
+        frame
+    }
+
     fn say_merged(&mut self, entries: &[Arc<Entry>], out: &mut Vec<Bytes>) {
-        let end = say_merged(&self.target.channel, self.format, entries, out);
+        let memory = self.membership.memory();
+        let end = say_merged(&self.target.channel, self.format, entries, memory, out);
         self.cursor = end.or(self.cursor);
     }
 
@@ -301,7 +364,7 @@ impl Subscription {
         ids: &[Option<CorrelationId>],
         position: Position,
         page: Option<&Page>,
-        pending: Option<&Pending>,
+        pending: Option<&Arc<Pending>>,
         out: &mut Vec<Bytes>,
     ) {
         let recovered = page.is_none_or(|page| page.reset.is_none());
@@ -313,9 +376,10 @@ impl Subscription {
                 head: position.head.map(|offset| offset.to_string()),
                 recovered,
                 truncated: recovered && page.is_some_and(|page| page.truncated),
-                pending: pending.map(|pending| &*pending.approvals),
+                pending: pending.map(|pending| &*pending.first),
+                pending_more: pending.is_some_and(|pending| pending.has_more()),
             };
-            out.push(frame.to_text().into());
+            out.push(self.membership.memory().hold(frame.to_text()));
         }
     }
 
@@ -327,7 +391,7 @@ impl Subscription {
                 channel: self.target.named(),
                 offset: self.cursor.map(|offset| offset.to_string()),
             };
-            out.push(frame.to_text().into());
+            out.push(self.membership.memory().hold(frame.to_text()));
         }
     }
 }
@@ -337,9 +401,10 @@ pub(super) fn say_each(
     channel: &Channel,
     format: Format,
     entries: &[Arc<Encoded>],
+    memory: &Arc<Memory>,
     out: &mut Vec<Bytes>,
 ) {
-    out.extend(entries.iter().map(|entry| entry.frame(channel, format)));
+    out.extend(entries.iter().map(|entry| entry.frame(channel, format, memory)));
 }
 
 /// Merged, up to [`STEP_BYTES`]; up to where.
@@ -347,6 +412,7 @@ pub(super) fn say_merged(
     channel: &Channel,
     format: Format,
     entries: &[Arc<Entry>],
+    memory: &Arc<Memory>,
     out: &mut Vec<Bytes>,
 ) -> Option<Offset> {
     let (mut bytes, mut end) = (0, None);
@@ -358,7 +424,7 @@ pub(super) fn say_merged(
         let text = encode(format, channel, entry, merged);
         end = Some(frame.offset());
         bytes += text.len();
-        out.push(text.into());
+        out.push(memory.hold(text));
         if bytes >= STEP_BYTES {
             break;
         }

@@ -8,6 +8,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use protocol::{Channel, Entry, Format, Offset, encode};
 
+use crate::memory::Memory;
+
 /// Entries in one tail: half a second at 2,000 a second, more than a browser that keeps up ever needs.
 const ENTRIES_MAX: usize = 1024;
 /// Bytes in one tail. Beyond, a browser is served from the journal.
@@ -29,12 +31,12 @@ impl Encoded {
     }
 
     /// The frame's text. The first to ask encodes it, for all.
-    pub(crate) fn frame(&self, channel: &Channel, format: Format) -> Bytes {
+    pub(crate) fn frame(&self, channel: &Channel, format: Format, memory: &Arc<Memory>) -> Bytes {
         let frame = match format {
             Format::Envelope => &self.envelope,
             Format::Flat => &self.flat,
         };
-        frame.get_or_init(|| encode(format, channel, &self.entry, 1).into()).clone()
+        frame.get_or_init(|| memory.hold(encode(format, channel, &self.entry, 1))).clone()
     }
 
     fn bytes(&self) -> usize {

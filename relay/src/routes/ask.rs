@@ -13,6 +13,7 @@ use protocol::limits::FRAME_UP_BYTES_MAX;
 
 use super::refuse::{Refused, refused};
 use super::{AppState, Caller, body};
+use crate::memory::Memory;
 
 /// How long a body may take to arrive: 64 KiB at 64 kbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,7 +24,7 @@ pub(super) async fn commands(
     caller: Caller,
     body: Body,
 ) -> Result<Response, Refused> {
-    let (id, frame) = read(body, "command").await?;
+    let (id, frame) = read(body, "command", &app.memory).await?;
     let accepted = match frame {
         ClientFrame::Command(command) => app.commands.send(&caller.principal, command).await?,
         ClientFrame::Answer(answer) => app.commands.answer(&caller.principal, &answer).await?,
@@ -38,7 +39,7 @@ pub(super) async fn requests(
     caller: Caller,
     body: Body,
 ) -> Result<Response, Refused> {
-    let (id, frame) = read(body, "request").await?;
+    let (id, frame) = read(body, "request", &app.memory).await?;
     let ClientFrame::Request(request) = frame else { return Err(wrong_frame("a request")) };
     let reply = app.commands.request(&caller.principal, &request, |_| {}).await;
     Ok(match &reply.outcome {
@@ -53,9 +54,10 @@ pub(super) async fn requests(
 async fn read(
     body: Body,
     default: &'static str,
+    memory: &Arc<Memory>,
 ) -> Result<(Option<CorrelationId>, ClientFrame), Refused> {
-    let body = body::read(body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT).await?;
-    let Incoming { id, frame } = frame::parse_body(&body, default);
+    let body = body::read(body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT, memory).await?;
+    let Incoming { id, frame, .. } = frame::parse_body(&body, default);
     Ok((id, frame?))
 }
 

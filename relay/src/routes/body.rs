@@ -1,21 +1,66 @@
-//! A call's body, bounded in bytes and in time.
+//! A call's body, bounded in bytes and in time, and counted while it is there.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody};
 use protocol::ErrorCode;
 
 use super::refuse::Refused;
+use super::upgrade::full;
+use crate::memory::{Memory, Reserved};
+
+/// A body's text. It counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct Text {
+    text: String,
+    _reserved: Vec<Reserved>,
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
 
 /// The body as text.
-pub(super) async fn read(body: Body, most: usize, limit: Duration) -> Result<String, Refused> {
+pub(super) async fn read(
+    body: Body,
+    most: usize,
+    limit: Duration,
+    memory: &Arc<Memory>,
+) -> Result<Text, Refused> {
     let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
-    let bytes = tokio::time::timeout(limit, to_bytes(body, most))
+    let (bytes, reserved) = tokio::time::timeout(limit, collect(body, most, memory))
         .await
-        .map_err(|_| bad(format!("the body took longer than {} s", limit.as_secs())))?
-        .map_err(|_| {
-            let message = format!("the body exceeds {most} bytes, or broke off");
-            Refused::new(ErrorCode::TooLarge, message)
-        })?;
-    String::from_utf8(bytes.into()).map_err(|_| bad("the body is not UTF-8".to_owned()))
+        .map_err(|_| bad(format!("the body took longer than {} s", limit.as_secs())))??;
+    let text = String::from_utf8(bytes).map_err(|_| bad("the body is not UTF-8".to_owned()))?;
+    Ok(Text { text, _reserved: reserved })
+}
+
+async fn collect(
+    mut body: Body,
+    most: usize,
+    memory: &Arc<Memory>,
+) -> Result<(Vec<u8>, Vec<Reserved>), Refused> {
+    let too_large = || {
+        let message = format!("the body exceeds {most} bytes, or broke off");
+        Refused::new(ErrorCode::TooLarge, message)
+    };
+    let (mut bytes, mut reserved) = (Vec::new(), Vec::new());
+    while let Some(frame) =
+        std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await
+    {
+        let Ok(data) = frame.map_err(|_| too_large())?.into_data() else { continue };
+        if bytes.len() + data.len() > most {
+            return Err(too_large());
+        }
+        // The text, and what is made of it.
+        reserved.push(memory.try_reserve(2 * data.len()).ok_or_else(full)?);
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes, reserved))
 }

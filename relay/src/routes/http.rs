@@ -13,11 +13,12 @@ use protocol::limits::{
     PUBLISH_BODY_BYTES_MAX, PUBLISH_EVENTS_MAX, READ_EVENTS_DEFAULT, READ_EVENTS_MAX,
 };
 use protocol::{
-    Channel, ErrorCode, Format, Kind, Offset, check_data, check_event_name, check_idempotency_key,
-    encode,
+    Channel, Counted, ErrorCode, Format, Kind, Offset, check_data, check_event_name,
+    check_idempotency_key, encode,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use super::refuse::Refused;
 use super::{AppState, Caller, body};
@@ -26,6 +27,10 @@ use crate::auth::Principal;
 /// How long a publisher waits while Redis is away or refuses. What was not sent by then is taken back; where the
 /// outcome is unknown, it may safely ask again with an `id`.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is appended in one turn.
+const PIECE_EVENTS: usize = 64;
+const PIECE_BYTES: usize = 256 * 1024;
 
 /// How long a body may take to arrive: 8 MiB at 2 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,7 +73,7 @@ pub(super) async fn publish(
         results: Vec<Published<'a>>,
     }
     let principal = &caller.principal;
-    let body = body::read(body, PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT).await?;
+    let body = body::read(body, PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT, &app.memory).await?;
     if !body.trim_start().starts_with('[') {
         let event = serde_json::from_str::<Publish<'_>>(&body).map_err(|error| {
             Refused::bad(format_args!(
@@ -86,14 +91,14 @@ pub(super) async fn publish(
         let offset = outcome.unwrap_or_else(|| Err(Refused::bad("nothing to publish")))?;
         return Ok(Json(One { offset: offset.to_string(), subscribers }).into_response());
     }
-    let events: Vec<&RawValue> = serde_json::from_str(&body)
+    let events: Counted<&RawValue, PUBLISH_EVENTS_MAX> = serde_json::from_str(&body)
         .map_err(|error| Refused::bad(format_args!("the body is not a list of events: {error}")))?;
-    if events.len() > PUBLISH_EVENTS_MAX {
+    if events.length > PUBLISH_EVENTS_MAX {
         let message =
-            format!("{} events in one call, the limit is {PUBLISH_EVENTS_MAX}", events.len());
+            format!("{} events in one call, the limit is {PUBLISH_EVENTS_MAX}", events.length);
         return Err(Refused::new(ErrorCode::TooLarge, message));
     }
-    let outcomes = append_each(&app, principal, &events).await;
+    let outcomes = append_each(&app, principal, &events.kept).await;
     let results = outcomes.iter().map(|outcome| match outcome {
         Ok(offset) => Published::Offset(offset.to_string()),
         Err(refused) => Published::Error(refused.body()),
@@ -129,13 +134,40 @@ async fn append_each(
         .collect()
 }
 
-/// Enqueues all, then waits for all: their order is that of the list, and they travel together.
+/// Piece by piece, each in its sender's turn: their order is that of the list.
 async fn append(
     app: &AppState,
     principal: &Principal,
     events: Vec<Publish<'_>>,
 ) -> Vec<Result<Offset, Refused>> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
+    let mut outcomes = Vec::with_capacity(events.len());
+    let mut events = events.into_iter().peekable();
+    while events.peek().is_some() {
+        let mut bytes = 0;
+        let mut piece = Vec::new();
+        while piece.len() < PIECE_EVENTS
+            && bytes < PIECE_BYTES
+            && let Some(event) = events.next()
+        {
+            bytes += event.data.get().len();
+            piece.push(event);
+        }
+        match tokio::time::timeout_at(deadline, app.turns.wait(&principal.sender)).await {
+            Ok(_turn) => outcomes.extend(append_piece(app, principal, piece, deadline).await),
+            Err(_) => outcomes.extend(piece.iter().map(|_| Err(refuse(&AppendError::Full)))),
+        }
+    }
+    outcomes
+}
+
+/// Enqueues all, then waits for all: they travel together.
+async fn append_piece(
+    app: &AppState,
+    principal: &Principal,
+    events: Vec<Publish<'_>>,
+    deadline: Instant,
+) -> Vec<Result<Offset, Refused>> {
     let mut receipts = Vec::with_capacity(events.len());
     for event in events {
         receipts.push(match check(principal, event) {

@@ -49,7 +49,7 @@ pub(super) async fn send(
     if !caller.principal.grant.may_administer() {
         return Err(unknown());
     }
-    let text = body::read(body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT).await?;
+    let text = body::read(body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT, &app.memory).await?;
     let message: Message<'_> = serde_json::from_str(&text).map_err(Refused::bad)?;
     check_event_name(&message.event)?;
     check_data(message.data.get())?;

@@ -11,6 +11,7 @@ mod message;
 mod page;
 pub(crate) mod refuse;
 pub(crate) mod traffic;
+pub(crate) mod turns;
 pub(crate) mod upgrade;
 mod websocket;
 
@@ -23,9 +24,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Request};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, CONNECTION};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri};
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use journal::Journal;
 use protocol::{Channel, ErrorCode};
@@ -38,8 +40,10 @@ use crate::auth::{self, Principal};
 use crate::commands::Commands;
 use crate::connections::{ConnectionRegistry, ConnectionState};
 use crate::events::Events;
+use crate::memory::Memory;
 use crate::supervisor::Supervisor;
 use refuse::Refused;
+use turns::Turns;
 
 /// The subprotocol under which a browser's script may bring its token.
 pub(crate) const SUBPROTOCOL: &str = "agent-relay.v1";
@@ -63,6 +67,9 @@ pub(crate) struct AppState {
     /// The connections of this replica.
     pub(crate) registry: Arc<ConnectionRegistry>,
     pub(crate) supervisor: Supervisor,
+    pub(crate) memory: Arc<Memory>,
+    /// Of those who publish over HTTP.
+    pub(crate) turns: Arc<Turns>,
 }
 
 impl AppState {
@@ -109,6 +116,17 @@ pub(crate) fn main(app: &Arc<AppState>, with_health: bool, html: Option<&'static
 /// The routes of the admin listener.
 pub(crate) fn admin(app: &Arc<AppState>) -> Router {
     health_routes().fallback(nothing_here).with_state(Arc::clone(app))
+}
+
+/// The routes where no file is left for more: health, so that nobody restarts a replica that serves.
+pub(crate) fn full(app: &Arc<AppState>, with_health: bool) -> Router {
+    let routes = if with_health { health_routes() } else { Router::new() };
+    routes.fallback(no_room).with_state(Arc::clone(app))
+}
+
+async fn no_room() -> impl IntoResponse {
+    let message = "this replica has as many connections as it may open files: try another one";
+    ([(CONNECTION, "close")], Refused::new(ErrorCode::Unavailable, message))
 }
 
 fn health_routes() -> Router<Arc<AppState>> {

@@ -1,23 +1,62 @@
-//! Counts a socket's bytes, to tell a connection on which nothing moves from one that is only slow: a
-//! WebSocket library reports whole frames, never the byte that a slow reader has just taken.
+//! A socket's bytes: how many have moved, since when some wait, and when that is too long.
+//!
+//! A WebSocket library reports whole frames, never the byte that a slow reader has just taken; so bytes are counted
+//! below it, for any protocol.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use protocol::limits::STALL_TIMEOUT;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
-/// Bytes that came in and bytes that the system took, since the connection stands.
-#[derive(Debug, Default)]
+use crate::memory::{Debt, Memory, Reserved};
+
+/// Bytes that came in and bytes that the system took, since the connection stands; and what is owed.
+#[derive(Debug)]
 pub(crate) struct Traffic {
     read: AtomicU64,
     written: AtomicU64,
+    debt: Arc<Debt>,
+    /// It speaks WebSocket, whose route watches it and closes it with a code.
+    is_watched: AtomicBool,
 }
 
 impl Traffic {
+    /// Its route watches over it from here on.
+    pub(crate) fn watch(&self) {
+        self.is_watched.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether bytes wait to be written, pongs as well.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.debt.is_owed()
+    }
+
+    /// Returns when bytes wait and none of them has moved for so long.
+    pub(crate) async fn stands_still(&self, limit: Duration) {
+        loop {
+            let before = self.written();
+            tokio::time::sleep(limit).await;
+            if self.is_owed() && self.written() == before {
+                return;
+            }
+        }
+    }
+
+    /// Whether too many bytes wait in this process, and this is who must go.
+    pub(crate) fn must_go(&self) -> bool {
+        self.debt.is_called()
+    }
+
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
@@ -32,22 +71,56 @@ impl Traffic {
 pub(crate) struct Counted {
     socket: TcpStream,
     traffic: Arc<Traffic>,
+    /// What it takes while bytes wait.
+    owed: Option<Reserved>,
+    /// Ends when none of the bytes that wait has moved for too long.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 impl Counted {
-    pub(crate) fn new(socket: TcpStream) -> Self {
-        Self { socket, traffic: Arc::default() }
+    pub(crate) fn new(socket: TcpStream, memory: &Arc<Memory>) -> Self {
+        let traffic = Traffic {
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            debt: memory.enter(),
+            is_watched: AtomicBool::new(false),
+        };
+        Self { socket, traffic: Arc::new(traffic), owed: None, stall: None }
     }
 
     pub(crate) fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.traffic)
     }
 
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &result {
-            self.traffic.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(result) = result {
+            let bytes = *result.as_ref().unwrap_or(&0);
+            self.traffic.written.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.stall = None;
+            return Poll::Ready(result);
         }
-        result
+        if let Some(owed) = self.traffic.debt.owes(cx) {
+            self.owed = Some(owed);
+        }
+        if self.traffic.is_watched.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        if self.traffic.must_go() {
+            return Poll::Ready(Err(io::Error::other("too many bytes waited for this peer")));
+        }
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_TIMEOUT)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.traffic.debt.leave();
     }
 }
 
@@ -72,7 +145,7 @@ impl AsyncWrite for Counted {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write(cx, buf);
-        self.wrote(result)
+        self.wrote(cx, result)
     }
 
     fn poll_write_vectored(
@@ -81,7 +154,7 @@ impl AsyncWrite for Counted {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        self.wrote(result)
+        self.wrote(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -89,10 +162,111 @@ impl AsyncWrite for Counted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        let result = Pin::new(&mut self.socket).poll_flush(cx);
+        // Those above flush when all that they held was written.
+        if result.is_ready() && self.owed.take().is_some() {
+            self.traffic.debt.is_paid();
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+/// An answer's body, which counts until it was written.
+#[derive(Debug)]
+pub(crate) struct HeldBody {
+    body: Body,
+    memory: Arc<Memory>,
+}
+
+impl HeldBody {
+    pub(crate) fn new(body: Body, memory: Arc<Memory>) -> Self {
+        Self { body, memory }
+    }
+}
+
+impl HttpBody for HeldBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let hold = |frame: Frame<Bytes>| frame.map_data(|data| self.memory.hold(data));
+        Poll::Ready(frame.map(|frame| frame.map(hold)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// Our end, and the other one, which holds little.
+    async fn pair(memory: &Arc<Memory>) -> (Counted, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 * 1024).unwrap();
+        let peer = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        (Counted::new(listener.accept().await.unwrap().0, memory), peer)
+    }
+
+    async fn fill(socket: &mut Counted) -> io::Error {
+        loop {
+            if let Err(error) = socket.write_all(&[b'x'; 64 * 1024]).await {
+                return error;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_takes_no_byte_is_given_up() {
+        let memory = Memory::new(usize::MAX);
+        let (mut socket, _peer) = pair(&memory).await;
+        assert_eq!(fill(&mut socket).await.kind(), io::ErrorKind::TimedOut);
+
+        // One that its route watches is not.
+        let (mut socket, _peer) = pair(&memory).await;
+        socket.traffic().watch();
+        let given_up = tokio::time::timeout(10 * STALL_TIMEOUT, fill(&mut socket)).await;
+        assert!(given_up.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_socket_owes_until_everything_is_written() {
+        let memory = Memory::new(usize::MAX);
+        let (mut socket, mut peer) = pair(&memory).await;
+        let writing = socket.write_all(&[b'x'; 8 * 1024 * 1024]);
+        let mut writing = Box::pin(writing);
+        let mut taken = vec![0; 8 * 1024 * 1024];
+        let half = taken.len() / 2;
+        tokio::select! {
+            written = &mut writing => panic!("the peer has not read: {written:?}"),
+            read = peer.read_exact(&mut taken[..half]) => drop(read.unwrap()),
+        }
+        assert_eq!(memory.owing(), 1, "some was taken, and not all");
+        let (written, read) = tokio::join!(writing, peer.read_exact(&mut taken[half..]));
+        written.unwrap();
+        read.unwrap();
+        socket.flush().await.unwrap();
+
+        assert_eq!(memory.owing(), 0);
+        drop(socket);
+        assert_eq!(memory.sockets(), 0);
     }
 }

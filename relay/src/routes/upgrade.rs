@@ -23,6 +23,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use super::SUBPROTOCOL;
 use super::refuse::Refused;
 use super::traffic::Traffic;
+use crate::memory::Memory;
 use crate::supervisor::caught;
 
 /// How long a farewell may take: the peer may be gone or not reading.
@@ -39,7 +40,11 @@ pub(crate) struct Handshake {
 }
 
 impl Handshake {
-    pub(crate) fn of(request: &mut Request<Body>) -> Result<Self, Refused> {
+    /// Refused as well where no bytes may wait for one more.
+    pub(crate) fn of(request: &mut Request<Body>, memory: &Memory) -> Result<Self, Refused> {
+        if memory.is_short() {
+            return Err(full());
+        }
         let accept = accept_key(request.method(), request.headers())?;
         let parts = request.extensions_mut();
         let parts = parts.remove::<OnUpgrade>().zip(parts.remove::<Arc<Traffic>>());
@@ -63,6 +68,7 @@ impl Handshake {
         self,
         config: WebSocketConfig,
     ) -> (Response, impl Future<Output = Option<Socket>> + Send) {
+        self.traffic.watch();
         let socket = async move {
             match self.upgraded.await {
                 Ok(upgraded) => {
@@ -77,6 +83,12 @@ impl Handshake {
         };
         (self.response, socket)
     }
+}
+
+/// Where too many bytes wait already.
+pub(super) fn full() -> Refused {
+    let message = "this replica holds as many bytes for its peers as it may: try again in a moment";
+    Refused::new(ErrorCode::Unavailable, message)
 }
 
 /// The answer to the client's key, where its request is a WebSocket's handshake.
@@ -138,6 +150,7 @@ impl From<&Error> for End {
         match error {
             Error::Capacity(_) => Self::Close(CloseCode::TooLarge),
             Error::Utf8(_) => Self::Close(CloseCode::InvalidText),
+            Error::AttackAttempt => Self::Close(CloseCode::Unreadable),
             _ => Self::Gone,
         }
     }

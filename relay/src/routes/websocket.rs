@@ -30,11 +30,14 @@ use crate::conversation::{Activity, Heartbeat, Opening};
 
 /// The library's default is 128 KiB per connection; frames from browsers are small.
 const READ_BUFFER: usize = 4 * 1024;
+/// A message of the largest size in pieces of a byte, each with a head of six bytes.
+const PIECES_BYTES_MAX: u64 = 7 * FRAME_UP_BYTES_MAX as u64;
 /// What is collected before the socket is written to.
 const WRITE_BUFFER: usize = 16 * 1024;
 /// Larger frames go in fragments, so that the library's buffer stays small. It holds the pongs as well: those that
 /// do not fit are replaced by later ones.
-const FRAGMENT: usize = 128 * 1024;
+const FRAGMENT: usize = 32 * 1024;
+
 /// `GET /ws`: subscribed to nothing.
 pub(super) async fn any(
     State(app): State<Arc<AppState>>,
@@ -76,7 +79,7 @@ fn upgrade(
     heartbeat: Heartbeat,
 ) -> Result<Response, Refused> {
     let opening = opening(caller, target, heartbeat).map_err(|why| caller.refuse(why))?;
-    let handshake = Handshake::of(&mut request).map_err(|why| caller.refuse(why))?;
+    let handshake = Handshake::of(&mut request, &app.memory).map_err(|why| caller.refuse(why))?;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
@@ -132,7 +135,7 @@ async fn serve(
 
 /// Reads, writes and lets the connection go on, until it ends.
 async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Traffic) -> End {
-    let mut writer = Writer::default();
+    let (mut writer, mut begun) = (Writer::default(), traffic.read());
     poll_fn(|cx| {
         loop {
             let is_blocked = match writer.poll(socket, connection, cx) {
@@ -143,14 +146,18 @@ async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Tr
             let batches = writer.batches;
             let activity = || {
                 let (read, written) = (traffic.read(), traffic.written());
+                let is_blocked = is_blocked || traffic.is_owed();
                 Activity { read, written, batches, is_blocked }
             };
             let is_changed = connection.poll(cx, activity, is_blocked).is_ready();
+            if traffic.must_go() {
+                return Poll::Ready(End::Close(CloseCode::Stalled));
+            }
             if let Some(code) = connection.end() {
                 return Poll::Ready(End::Close(code));
             }
             if connection.wants_input() {
-                match next_message(socket, cx) {
+                match next_message(socket, traffic, &mut begun, cx) {
                     Poll::Ready(Ok(Some(Message::Text(text)))) => {
                         connection.on_text(&text, is_blocked);
                         continue;
@@ -173,10 +180,23 @@ async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Tr
     .await
 }
 
-/// The next message that is not only a sign of life. The library answers pings.
-fn next_message(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>> {
+/// The next message that is not only a sign of life. The library answers pings. `begun` is how much had been read when
+/// the last message was complete: the pieces of one are counted, so that empty ones without end are not read for ever.
+fn next_message(
+    socket: &mut Socket,
+    traffic: &Traffic,
+    begun: &mut u64,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<Message>, Error>> {
     loop {
-        let message = ready!(Pin::new(&mut *socket).poll_next(cx)).transpose()?;
+        let Poll::Ready(message) = Pin::new(&mut *socket).poll_next(cx) else {
+            return match traffic.read() - *begun > PIECES_BYTES_MAX {
+                true => Poll::Ready(Err(Error::AttackAttempt)),
+                false => Poll::Pending,
+            };
+        };
+        *begun = traffic.read();
+        let message = message.transpose()?;
         if !matches!(message, Some(Message::Ping(_) | Message::Pong(_))) {
             return Poll::Ready(Ok(message));
         }

@@ -2,14 +2,24 @@
 
 use std::time::Duration;
 
-use journal::Journal;
+use journal::{Journal, Name, NewEntry, Since};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
 
 use super::*;
 
+/// How often a caller that does not read asks for a MiB.
+const ASKED: usize = 8;
+
 async fn replica() -> Running {
+    replica_with(|_| {}).await
+}
+
+async fn replica_with(change: impl FnOnce(&mut Config)) -> Running {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    start(Config::new(listen, Journal::in_memory())).await.unwrap()
+    let mut config = Config::new(listen, Journal::in_memory());
+    change(&mut config);
+    start(config).await.unwrap()
 }
 
 async fn connect(running: &Running, request: &str) -> TcpStream {
@@ -29,7 +39,11 @@ async fn ask(running: &Running, path: &str) -> String {
 
 /// A browser after its handshake, with the `connected` that it has received.
 async fn browser(running: &Running) -> TcpStream {
-    let mut socket = connect(running, "/ws HTTP/1.1\r\n").await;
+    websocket(running, "/ws").await
+}
+
+async fn websocket(running: &Running, path: &str) -> TcpStream {
+    let mut socket = connect(running, &format!("{path} HTTP/1.1\r\n")).await;
     let rest = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     socket.write_all(rest.as_bytes()).await.unwrap();
@@ -87,4 +101,159 @@ async fn a_replica_that_is_dropped_ends_its_connections_at_once() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), is_refused).await.expect("it accepts nobody");
+}
+
+/// A MiB of events, and callers that ask for it again and again, more than the system takes for them, and read nothing.
+async fn unread(running: &Running, count: usize) -> Vec<TcpStream> {
+    let name = Name::events("session:42".parse().unwrap());
+    let data = format!("\"{}\"", "x".repeat(60_000));
+    let entries = (0..20).map(|_| NewEntry::new("x", data.clone())).collect();
+    running.app.journal.append(&name, entries).await.unwrap();
+    let mut sockets = Vec::new();
+    for _ in 0..count {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        let mut socket = socket.connect(running.addr()).await.unwrap();
+        let path = "/api/v1/channels/session:42/events?limit=1000";
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        socket.write_all(head.repeat(ASKED).as_bytes()).await.unwrap();
+        sockets.push(socket);
+    }
+    sockets
+}
+
+/// How many bytes of its answers each of them gets.
+async fn read_all(sockets: Vec<TcpStream>) -> Vec<usize> {
+    let mut read = Vec::new();
+    for mut socket in sockets {
+        let mut answer = Vec::new();
+        let whole = async {
+            // Cut off, it may end with an error.
+            while answer.len() < ASKED * 1_000_000
+                && socket.read_buf(&mut answer).await.is_ok_and(|n| n > 0)
+            {}
+        };
+        tokio::time::timeout(Duration::from_secs(20), whole).await.expect("the answer, or its end");
+        read.push(answer.len());
+    }
+    read
+}
+
+/// Those who do not read are closed, the first one first; those who do notice nothing.
+#[tokio::test]
+async fn answers_that_nobody_reads_stay_within_the_budget() {
+    const BUDGET: usize = 8 * 1024 * 1024;
+    let running = replica_with(|config| config.memory = BUDGET).await;
+    until_ready(&running).await;
+    let mut reader = browser(&running).await;
+
+    let memory = &running.app.memory;
+    let before = memory.entered();
+    let sockets = unread(&running, 40).await;
+    // All have their answers, or have lost them, when only those that fit are left.
+    let is_over = async {
+        let all_answered =
+            || memory.entered() == before + 40 && memory.sockets() == memory.owing() + 1;
+        while !all_answered() || memory.is_over() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), is_over).await.expect("within the budget");
+
+    let whole: Vec<bool> =
+        read_all(sockets).await.iter().map(|read| *read >= ASKED * 1_000_000).collect();
+    let kept = whole.iter().filter(|whole| **whole).count();
+    assert!(kept >= 2, "those that fit are kept: {whole:?}");
+    assert!(!whole[0], "the first one has owed longest: {whole:?}");
+    assert!(whole[whole.len() - 1], "the last one has not: {whole:?}");
+    let frame = br#"{"type":"ping","id":1}"#;
+    let head = [0x81, 0x80 | frame.len() as u8, 0, 0, 0, 0];
+    reader.write_all(&[&head[..], frame].concat()).await.unwrap();
+    receives(&mut reader, "pong").await;
+    browser(&running).await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_fit_is_refused() {
+    let running = replica_with(|config| config.memory = 1_000_000).await;
+    until_ready(&running).await;
+    let data = "x".repeat(60_000);
+    let events = vec![format!(r#"{{"channel":"session:42","event":"x","data":"{data}"}}"#); 10];
+    let body = format!("[{}]", events.join(","));
+    let mut socket = TcpStream::connect(running.addr()).await.unwrap();
+    let length = body.len();
+    let head = format!(
+        "POST /api/v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    // The relay may have answered before it has read everything.
+    socket.write_all(body.as_bytes()).await.ok();
+    receives(&mut socket, "HTTP/1.1 503").await;
+
+    let name = Name::events("session:42".parse().unwrap());
+    let written = running.app.journal.read(&name, Since::Start, 9).await.unwrap();
+    assert!(written.entries.is_empty());
+}
+
+/// It waits for those who leave, and for an answer that is being read, not for one that is not.
+#[tokio::test]
+async fn a_drain_does_not_wait_for_peers_that_do_not_read() {
+    let running = replica_with(|config| config.drain = Duration::ZERO).await;
+    until_ready(&running).await;
+    let sockets = unread(&running, 3).await;
+    while running.app.memory.owing() < 3 {
+        tokio::task::yield_now().await;
+    }
+
+    assert!(running.send_away().await, "the drain was over before its grace");
+    drop(sockets);
+}
+
+#[test]
+fn the_main_listener_leaves_files_for_everything_else() {
+    assert_eq!(SocketLimits::of(Some(1_024)), SocketLimits { most: 960, with_health: 992 });
+    assert_eq!(SocketLimits::of(Some(20)), SocketLimits { most: 10, with_health: 15 });
+    assert_eq!(SocketLimits::of(None), SocketLimits::without_bound());
+}
+
+/// Where no file is left for more, health is still answered and everything else is refused.
+#[tokio::test]
+async fn a_full_replica_answers_for_its_health() {
+    let running = replica_with(|config| config.open_files = Some(16)).await;
+    until_ready(&running).await;
+    let mut browsers = Vec::new();
+    while running.app.memory.sockets() > 0 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..8 {
+        browsers.push(browser(&running).await);
+    }
+
+    let refused = ask(&running, "/api/v1/agents").await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("open files"), "{refused}");
+    assert!(ask(&running, "/readyz").await.starts_with("HTTP/1.1 200"));
+
+    drop(browsers);
+    while running.app.memory.sockets() >= 8 {
+        tokio::task::yield_now().await;
+    }
+    assert!(ask(&running, "/api/v1/agents").await.starts_with("HTTP/1.1 200"));
+}
+
+/// Pieces of no bytes are no message, however many come.
+#[tokio::test]
+async fn a_message_in_pieces_without_end_is_not_read_for_ever() {
+    const HEADS: [u8; 6] = [0, 0x80, 0, 0, 0, 0];
+    let running = replica().await;
+    until_ready(&running).await;
+    for (path, largest) in [("/ws", 64 * 1024), ("/ws/agents/a", 1024 * 1024)] {
+        let mut socket = websocket(&running, path).await;
+        socket.write_all(&[1, 0x80, 0, 0, 0, 0]).await.unwrap();
+        let pieces = HEADS.repeat(1_000);
+        for _ in 0..8 * largest / pieces.len() {
+            // Closed in between, it takes no more.
+            socket.write_all(&pieces).await.ok();
+        }
+        receives(&mut socket, "too many frames that cannot be read").await;
+    }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::channel::shortened;
 use crate::limits::SUBSCRIPTIONS_MAX;
-use crate::{Channel, ErrorCode, Kind};
+use crate::{Channel, Counted, ErrorCode, Kind};
 
 /// Channels in one frame. Each gets an answer, so what one frame makes the relay hold must be bounded.
 const CHANNELS_MAX: usize = 4 * SUBSCRIPTIONS_MAX;
@@ -41,10 +41,16 @@ impl Fields<'_> {
     /// Every channel that the frame names, in any of the ways.
     pub(super) fn targets(&self) -> Result<Vec<Result<Target, Refusal>>, Refusal> {
         let mut named: Vec<(Addressing, String)> = Vec::new();
+        let mut length = 0;
         if let Some(raw) = self.raw("channels") {
-            let channels: Option<Vec<String>> = serde_json::from_str(raw.get())
-                .map_err(|_| bad("`channels` must be a list of strings"))?;
-            named.extend(channels.into_iter().flatten().map(|name| (Addressing::Channel, name)));
+            let channels: Option<Counted<String, CHANNELS_MAX>> =
+                serde_json::from_str(raw.get())
+                    .map_err(|_| bad("`channels` must be a list of strings"))?;
+            if let Some(channels) = channels {
+                length = channels.length;
+                let kept = channels.kept.into_iter();
+                named.extend(kept.map(|name| (Addressing::Channel, name)));
+            }
         }
         named.extend(self.string("channel")?.map(|name| (Addressing::Channel, name)));
         named.extend(self.string("sessionId")?.map(|id| (Addressing::SessionId, id)));
@@ -54,9 +60,9 @@ impl Fields<'_> {
                 "name at least one channel: `channels`, `channel`, `sessionId` or `plan_id`",
             ));
         }
-        if named.len() > CHANNELS_MAX {
-            let message =
-                format!("{} channels in one frame, the limit is {CHANNELS_MAX}", named.len());
+        let length = length.max(named.len());
+        if length > CHANNELS_MAX {
+            let message = format!("{length} channels in one frame, the limit is {CHANNELS_MAX}");
             return Err(Refusal::new(ErrorCode::LimitExceeded, message));
         }
         Ok(named.into_iter().map(|(addressing, name)| target(addressing, &name)).collect())

@@ -13,6 +13,21 @@ use crate::integer::Integer;
 use crate::limits::CORRELATION_ID_BYTES_MAX;
 use crate::{Channel, ErrorCode};
 
+/// Every `type` that the relay knows.
+const KINDS: [&str; 11] = [
+    "subscribe",
+    "unsubscribe",
+    "ping",
+    "pong",
+    "cancel_agent",
+    "command",
+    "permission_response",
+    "budget_continue",
+    "budget_stop",
+    "request",
+    "auth",
+];
+
 /// The fields of a frame.
 pub(super) struct Fields<'a> {
     fields: HashMap<String, &'a RawValue>,
@@ -30,6 +45,14 @@ impl<'a> Fields<'a> {
             })
         })?;
         Ok(Self { fields, default })
+    }
+
+    /// Whether its `type` is one that the relay knows.
+    pub(super) fn is_readable(&self) -> bool {
+        match self.string("type") {
+            Ok(kind) => kind.as_deref().or(self.default).is_some_and(|kind| KINDS.contains(&kind)),
+            Err(_) => false,
+        }
     }
 
     pub(super) fn frame(&self) -> Result<ClientFrame, Refusal> {
