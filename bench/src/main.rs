@@ -17,6 +17,7 @@ mod pipeline;
 mod redis_server;
 mod roundtrip;
 mod server;
+mod unread;
 mod watcher;
 
 use anyhow::Result;
@@ -37,6 +38,8 @@ enum Command {
     Losses(losses::Options),
     /// How long a click takes to the agent's handler, and until `applied` is on the screen.
     Roundtrip(roundtrip::Options),
+    /// What peers cost that do not read: resident memory before, with and after them.
+    Unread(unread::Options),
     /// A worker that will be killed.
     #[command(hide = true)]
     Worker(losses::Worker),
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         Command::Leases(options) => leases::run(&options),
         Command::Losses(options) => losses::run(&options),
         Command::Roundtrip(options) => roundtrip::run(&options),
+        Command::Unread(options) => unread::run(&options),
         Command::Worker(options) => losses::work(&options),
         Command::Floor(options) => floor::run(&options),
     }
