@@ -73,6 +73,31 @@ pub(crate) const ALLOW_ANONYMOUS: Flag = Flag {
     help: "Without a secret, listen on more than loopback all the same",
 };
 
+pub(crate) const JWT_AUDIENCE: Flag = Flag {
+    name: "jwt-audience",
+    variable: "RELAY_JWT_AUDIENCE",
+    value: Some("NAME"),
+    default: None,
+    help: "Accept only tokens whose `aud` names this",
+};
+
+pub(crate) const JWT_ISSUER: Flag = Flag {
+    name: "jwt-issuer",
+    variable: "RELAY_JWT_ISSUER",
+    value: Some("NAME"),
+    default: None,
+    help: "Accept only tokens whose `iss` is this",
+};
+
+pub(crate) const ALLOW_ORIGIN: Flag = Flag {
+    name: "allow-origin",
+    variable: "RELAY_ALLOW_ORIGIN",
+    value: Some("ORIGINS"),
+    default: None,
+    help: "Whose pages may use the relay besides its own: origins such as https://app.example, separated by \
+           commas; or `*`, with a secret only",
+};
+
 pub(crate) const DRAIN: Flag = Flag {
     name: "drain",
     variable: "RELAY_DRAIN",
@@ -148,8 +173,11 @@ const SERVING: &[&Flag] = &[
     &REDIS,
     &PREFIX,
     &JWT_SECRET_FILE,
+    &JWT_AUDIENCE,
+    &JWT_ISSUER,
     &ADMIN_LISTEN,
     &ALLOW_ANONYMOUS,
+    &ALLOW_ORIGIN,
     &DRAIN,
     &LEASE,
     &RETAIN,

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use journal::{Journal, LEASE_DEFAULT, Retention};
 use protocol::Channel;
-use relay::{Config, Key};
+use relay::{Config, ConfigError, Key};
 use tracing_subscriber::filter::EnvFilter;
 
 use crate::arguments::{Given, Source, Value};
 use crate::flags::{
-    ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE, DRAIN, Flag,
-    JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT, LOG_VARIABLE, MEMORY, PREFIX, REDIS, RETAIN, SERVE,
-    SESSION,
+    ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, ALLOW_ORIGIN, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE,
+    DRAIN, Flag, JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT,
+    LOG_VARIABLE, MEMORY, PREFIX, REDIS, RETAIN, SERVE, SESSION,
 };
 use crate::logs::{self, Format};
 use crate::memory;
@@ -94,6 +94,10 @@ impl Judge<'_> {
         };
         let has_key = self.given.value(&JWT_SECRET_FILE).is_some();
         let key = self.key();
+        let origins = self.read(&ALLOW_ORIGIN, value::origins).unwrap_or_default();
+        if !has_key {
+            self.judge_what_needs_a_secret(origins.is_every());
+        }
         if has_key && allow_anonymous {
             self.problems.push(Problem::new(
                 format!("{} and {} contradict", named(&ALLOW_ANONYMOUS), named(&JWT_SECRET_FILE)),
@@ -115,6 +119,7 @@ impl Judge<'_> {
         let mut config = Config::new(listen?, journal);
         config.admin_listen = admin_listen;
         config.allow_anonymous = allow_anonymous;
+        config.origins = origins;
         config.drain = drain.unwrap_or(config.drain);
         config.memory = memory.unwrap_or_else(memory::half_of_what_is_allowed);
         config.key = key;
@@ -158,7 +163,7 @@ impl Judge<'_> {
     /// Whether the whole network could come in, and whether that is wanted.
     fn judge_openness(&mut self, config: &Config) {
         let listen = config.listen.to_string();
-        if config.check().is_err() {
+        if matches!(config.check(), Err(ConfigError::Open(_))) {
             let instead = if self.given.subcommand.name == DEMO.name {
                 "Listen on 127.0.0.1, or say --allow-anonymous if that is what you want."
             } else {
@@ -205,10 +210,37 @@ impl Judge<'_> {
     }
 
     fn key(&mut self) -> Option<Key> {
-        let (key, warning) =
+        let (mut key, warning) =
             self.read(&JWT_SECRET_FILE, |path| value::key_file(Path::new(path)))?;
         self.warnings.extend(warning);
+        if let Some(audience) = self.given.value(&JWT_AUDIENCE) {
+            key = key.for_audience(audience.text);
+        }
+        if let Some(issuer) = self.given.value(&JWT_ISSUER) {
+            key = key.of_issuer(issuer.text);
+        }
         Some(key)
+    }
+
+    /// What would promise something that holds with a secret only.
+    fn judge_what_needs_a_secret(&mut self, every_origin: bool) {
+        let idle = [&JWT_AUDIENCE, &JWT_ISSUER]
+            .into_iter()
+            .filter(|flag| self.given.value(flag).is_some());
+        for flag in idle.collect::<Vec<_>>() {
+            self.problems.push(Problem::new(
+                format!("{} is given, and no secret", named(flag)),
+                "Give --jwt-secret-file as well: without a secret no token is looked at.",
+            ));
+        }
+        if every_origin {
+            self.problems.push(Problem::value(
+                &ALLOW_ORIGIN,
+                "*",
+                "without a secret any page that somebody opens could read and command everything",
+                "Give --jwt-secret-file, or name the origins.",
+            ));
+        }
     }
 
     fn log_format(&mut self) -> Format {
@@ -303,7 +335,8 @@ mod tests {
         fs::write(&file, [b'x'; 32]).unwrap();
         let line = format!(
             "serve --listen 0.0.0.0:1 --redis redis://h --jwt-secret-file {} --admin-listen \
-             127.0.0.1:2 --drain 250ms --lease 3s --retain session=1h --log-format text",
+             127.0.0.1:2 --drain 250ms --lease 3s --retain session=1h --log-format text --jwt-audience a --jwt-issuer i \
+             --allow-origin https://a.example,http://b.example:81",
             file.display()
         );
         let config = config(&line);
@@ -311,6 +344,8 @@ mod tests {
         assert_eq!(config.admin_listen.unwrap().to_string(), "127.0.0.1:2");
         assert_eq!((config.drain, config.page), (Duration::from_millis(250), None));
         assert_eq!(config.journal.lease_length(), Duration::from_secs(3));
+        let origins = ["https://a.example", "http://b.example:81"].map(str::to_owned);
+        assert_eq!(config.origins, relay::Origins::new(origins));
         assert!(config.key.is_some() && !config.journal.is_in_memory());
         assert_eq!(settings(&line, None).unwrap().log_format, Format::Text);
         let Work::Serve(_, retention) = settings(&line, None).unwrap().work else {
@@ -355,6 +390,14 @@ mod tests {
         let refused = problems("serve --listen 0.0.0.0:8080");
         assert_eq!(refused.len(), 1, "{refused:?}");
         assert!(refused[0].contains("--jwt-secret-file") && refused[0].contains("anonymous"));
+        for (flag, word) in [
+            ("--allow-origin *", "any page"),
+            ("--jwt-audience a", "no secret"),
+            ("--jwt-issuer i", "no secret"),
+        ] {
+            let refused = problems(&format!("serve {flag}"));
+            assert!(refused.len() == 1 && refused[0].contains(word), "{flag}: {refused:?}");
+        }
         // The file is what is wrong here, not the address.
         let refused = problems("serve --listen 0.0.0.0:8080 --jwt-secret-file /no/such/file");
         assert_eq!(refused.len(), 1, "{refused:?}");

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use journal::{LEASE_MAX, LEASE_MIN};
-use relay::Key;
+use relay::{Key, Origins};
 
 /// A longer drain is a slip: what starts the replicas anew will not wait for it.
 const DURATION_MAX: Duration = Duration::from_secs(600);
@@ -93,6 +93,27 @@ pub(crate) fn lease(text: &str) -> Result<Duration, Refusal> {
     Err(Refusal::new(why, "Write for example `15s`, the default."))
 }
 
+/// Origins of pages, as browsers write them; or `*`.
+pub(crate) fn origins(text: &str) -> Result<Origins, Refusal> {
+    let origins: Vec<&str> = text.split(',').map(str::trim).collect();
+    match origins.iter().find(|origin| **origin != "*" && !is_origin(origin)) {
+        None => Ok(Origins::new(origins.into_iter().map(str::to_owned))),
+        Some(odd) => Err(Refusal::new(
+            format!("`{odd}` is not an origin"),
+            "Write for example `https://app.example,http://localhost:3000`: scheme, host and port, without a path.",
+        )),
+    }
+}
+
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else { return false };
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    !scheme.is_empty()
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+        && !authority.is_empty()
+        && authority.bytes().all(is_host)
+}
+
 /// Yes or no.
 pub(crate) fn switch(text: &str) -> Result<bool, Refusal> {
     match text.to_ascii_lowercase().as_str() {
@@ -154,6 +175,26 @@ pub(crate) fn redis_scheme(url: &str) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn origins_are_written_as_browsers_write_them() {
+        for good in
+            ["*", "https://a.example", "http://localhost:3000, https://b.example", "app://x"]
+        {
+            assert!(origins(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "a.example",
+            "https://",
+            "https://a.example/",
+            "https://*.example",
+            "null",
+            "https://a,",
+        ] {
+            assert!(origins(bad).is_err(), "{bad}");
+        }
+    }
     use std::fs;
 
     #[test]

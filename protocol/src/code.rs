@@ -38,7 +38,7 @@ error_codes! {
     /// No valid token where one is needed.
     Unauthorized = "unauthorized", 401, false, "Connect with a valid, unexpired token.";
     /// A page of a foreign origin connected to a relay without keys.
-    Forbidden = "forbidden", 403, false, "Open the page from the relay itself, or configure a key and pass a token.";
+    Forbidden = "forbidden", 403, false, "Open the page from the relay itself, name its origin with `--allow-origin`, or configure a key and pass a token.";
     /// Missing, or not granted: both look the same.
     NotFound = "not_found", 404, false, "Check the name, and that the token grants it.";
     /// Somebody else answered first.
@@ -120,4 +120,6 @@ close_codes! {
     TokenExpired = 4401, "token expired", "Come back with a fresh token and `since`.";
     /// No byte moved for the stall timeout.
     Stalled = 4408, "no progress", "Come back with `since`; read faster, or answer pings.";
+    /// The token was never good, or is not for what it is used for.
+    TokenRefused = 4501, "token refused", "Do not come back with this token: the close frame's reason says what is wrong with it.";
 }

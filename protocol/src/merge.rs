@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::limits::MERGED_BYTES_MAX;
-use crate::{Entry, Offset};
+use crate::{Entry, Object, Offset};
 
 /// One frame's worth of entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,11 +113,7 @@ impl<'a> PlainDelta<'a> {
         if &*entry.name != "text_delta" {
             return None;
         }
-        // A derived struct would also be read from a list, by position.
-        if !entry.data.trim_start().starts_with('{') {
-            return None;
-        }
-        let fields: Fields<'a> = serde_json::from_str(&entry.data).ok()?;
+        let Object(fields): Object<Fields<'a>> = serde_json::from_str(&entry.data).ok()?;
         let body = fields.delta.get().strip_prefix('"')?.strip_suffix('"')?;
         let turn = fields.turn_id.map(RawValue::get);
         turn.is_none_or(|turn| turn.starts_with('"')).then_some(Self { body, turn })

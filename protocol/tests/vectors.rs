@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use protocol::frame;
 use protocol::{
-    Channel, ChannelError, DataError, Entry, Format, Frame, Grant, NameError, Offset,
+    Channel, ChannelError, DataError, Entry, Format, Frame, Grant, NameError, Object, Offset,
     check_command_name, check_data, check_event_name, check_idempotency_key, encode, merge,
     partition_tag,
 };
@@ -448,7 +448,8 @@ fn grants() {
     }
 
     let read = |grant: &Value| {
-        let grant = serde_json::from_str::<Grant>(&grant.to_string()).map_err(|e| e.to_string())?;
+        let grant = serde_json::from_str::<Object<Grant>>(&grant.to_string());
+        let Object(grant) = grant.map_err(|e| e.to_string())?;
         grant.check().map(|()| grant).map_err(|e| e.to_string())
     };
     let file: File = load("grants.json");

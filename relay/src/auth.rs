@@ -3,18 +3,32 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use protocol::Grant;
 use protocol::limits::TOKEN_BYTES_MAX;
+use protocol::{CloseCode, Grant, Object};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use thiserror::Error;
 
 /// The shortest secret that HS256 allows: as long as its hash (RFC 7518 §3.2).
 const SECRET_BYTES_MIN: usize = 32;
+/// How far an issuer's clock may be ahead of ours: `nbf` and `iat`. After `exp` there is none: a grant's end
+/// closes what it had let in.
+const LEEWAY: Duration = Duration::from_secs(60);
+/// A token that is valid for longer was made by mistake, mostly with milliseconds for seconds.
+const LIFETIME_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
 
 /// What tokens are signed with: HS256.
 #[derive(Clone)]
-pub struct Key(DecodingKey);
+pub struct Key {
+    secret: DecodingKey,
+    /// What `aud` must name; absent: it is not looked at.
+    audience: Option<Box<str>>,
+    /// What `iss` must be; absent: it is not looked at.
+    issuer: Option<Box<str>>,
+}
 
 /// The secret is too short for a key.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -32,7 +46,20 @@ impl Key {
         if secret.len() < SECRET_BYTES_MIN {
             return Err(KeyError(secret.len()));
         }
-        DecodingKey::from_secret(secret).map(Self).map_err(|_| KeyError(secret.len()))
+        let secret = DecodingKey::from_secret(secret).map_err(|_| KeyError(secret.len()))?;
+        Ok(Self { secret, audience: None, issuer: None })
+    }
+
+    /// Only for tokens whose `aud` names this audience.
+    #[must_use]
+    pub fn for_audience(self, audience: impl Into<Box<str>>) -> Self {
+        Self { audience: Some(audience.into()), ..self }
+    }
+
+    /// Only for tokens of this `iss`.
+    #[must_use]
+    pub fn of_issuer(self, issuer: impl Into<Box<str>>) -> Self {
+        Self { issuer: Some(issuer.into()), ..self }
     }
 }
 
@@ -60,47 +87,64 @@ impl Principal {
     pub(crate) fn remaining(&self) -> Option<Duration> {
         Some(self.expires_at?.saturating_sub(now()))
     }
+
+    /// Whether the grant has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.expires_at.is_some_and(|end| now() >= end)
+    }
 }
 
-/// Which check the token did not pass. For the log only: none quotes a word of the token, which anybody may write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+/// Why a token is refused. The text is for the caller and for the log: it holds nothing that an unsigned token says.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum Unauthorized {
-    #[error("there is none")]
+    #[error("no token was given")]
     Missing,
-    #[error("it has more than {TOKEN_BYTES_MAX} bytes")]
-    TooLarge,
-    #[error("it is not a JWT with an `alg` that is known")]
+    #[error("the token has more than {TOKEN_BYTES_MAX} bytes")]
+    Long,
+    #[error("the token is not a JWT that is signed with HS256")]
     Malformed,
-    #[error("its `alg` is not HS256")]
-    Algorithm,
-    #[error("it is not signed with the key")]
+    #[error("the token is not signed with the secret of this relay")]
     Signature,
-    #[error("it has ended: `exp`")]
-    Expired,
-    #[error("it does not hold yet: `nbf`")]
+    #[error("the token's `{0}` {1}")]
+    Claim(&'static str, &'static str),
+    #[error("the token's `relay`: {0}")]
+    Grant(String),
+    #[error("the token has ended")]
+    Ended,
+    #[error("the token is not valid yet")]
     NotYet,
-    #[error("a claim is missing or is not what it must be: `sub`, `exp`, `nbf` or `relay`")]
-    Claims,
-    #[error("its grant has a pattern that misleads, or too many")]
-    Grant,
+}
+
+impl Unauthorized {
+    /// What a page is told, which cannot see a status: whether to come back with another token.
+    pub(crate) fn close_code(&self) -> CloseCode {
+        match self {
+            Self::Ended | Self::NotYet => CloseCode::TokenExpired,
+            _ => CloseCode::TokenRefused,
+        }
+    }
 }
 
 impl From<jsonwebtoken::errors::Error> for Unauthorized {
     fn from(error: jsonwebtoken::errors::Error) -> Self {
-        use jsonwebtoken::errors::ErrorKind;
         match error.kind() {
-            ErrorKind::InvalidAlgorithm
-            | ErrorKind::InvalidAlgorithmName
-            | ErrorKind::UnsupportedAlgorithm => Self::Algorithm,
             ErrorKind::InvalidSignature => Self::Signature,
-            ErrorKind::ExpiredSignature => Self::Expired,
-            ErrorKind::ImmatureSignature => Self::NotYet,
-            ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => Self::Claims,
-            // Of the claims: the header was read before.
-            ErrorKind::Json(_) => Self::Claims,
             _ => Self::Malformed,
         }
     }
+}
+
+/// A token's claims, each looked into by itself, so that the one that is wrong is named.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Claims {
+    sub: Option<Box<RawValue>>,
+    exp: Option<Box<RawValue>>,
+    nbf: Option<Box<RawValue>>,
+    iat: Option<Box<RawValue>>,
+    aud: Option<Box<RawValue>>,
+    iss: Option<Box<RawValue>>,
+    relay: Option<Box<RawValue>>,
 }
 
 /// The principal of `token`, if it is signed with `key`.
@@ -108,38 +152,79 @@ pub(crate) fn authenticate(
     key: Option<&Key>,
     token: Option<&str>,
 ) -> Result<Principal, Unauthorized> {
-    #[derive(Deserialize)]
-    struct Claims {
-        sub: Box<str>,
-        exp: u64,
-        /// The library ignores an `nbf` that is not a number.
-        #[expect(dead_code, reason = "only its type is checked here, its value by the library")]
-        nbf: Option<u64>,
-        #[serde(default)]
-        relay: Grant,
-    }
-
     let Some(key) = key else {
         let (sender, grant) = ("http".into(), Grant::everything());
         return Ok(Principal { user: None, sender, grant, expires_at: None });
     };
     let token = token.ok_or(Unauthorized::Missing)?;
     if token.len() > TOKEN_BYTES_MAX {
-        return Err(Unauthorized::TooLarge);
+        return Err(Unauthorized::Long);
     }
+    // The library checks the header and the signature, the rest is checked here.
     let mut validation = Validation::new(Algorithm::HS256);
-    validation.set_required_spec_claims(&["exp", "sub"]);
-    validation.validate_nbf = true;
-    // `aud` is not checked: one relay serves one issuer's key.
-    validation.validate_aud = false;
-    // A grant's end closes the connection, so a leeway would only admit a connection that is closed at once.
-    validation.leeway = 0;
-    jsonwebtoken::decode_header(token).map_err(|_| Unauthorized::Malformed)?;
-    let claims = jsonwebtoken::decode::<Claims>(token, &key.0, &validation)?.claims;
-    claims.relay.check().map_err(|_| Unauthorized::Grant)?;
-    let expires_at = Some(Duration::from_secs(claims.exp));
-    let (sender, user) = (claims.sub.clone(), Some(claims.sub));
-    Ok(Principal { user, sender, grant: claims.relay, expires_at })
+    validation.set_required_spec_claims::<&str>(&[]);
+    (validation.validate_exp, validation.validate_aud) = (false, false);
+    let Object(claims) =
+        jsonwebtoken::decode::<Object<Claims>>(token, &key.secret, &validation)?.claims;
+    claims.check(key)
+}
+
+impl Claims {
+    /// What is wrong for good is found first: what only time changes is the last to be said.
+    fn check(self, key: &Key) -> Result<Principal, Unauthorized> {
+        const SECONDS: &str = "must be a whole number of Unix seconds";
+        let user = claim::<Box<str>>("sub", self.sub.as_deref(), "must be a text")?;
+        let user = user.filter(|user| !user.is_empty());
+        let user = user.ok_or(Unauthorized::Claim("sub", "must name a user"))?;
+        let exp = claim("exp", self.exp.as_deref(), SECONDS)?;
+        let exp = exp.ok_or(Unauthorized::Claim("exp", "is missing"))?;
+        let (now, expires_at) = (now(), Duration::from_secs(exp));
+        if expires_at > now + LIFETIME_MAX {
+            return Err(Unauthorized::Claim("exp", "is more than ten years from now"));
+        }
+        let nbf = claim("nbf", self.nbf.as_deref(), SECONDS)?;
+        let iat = claim("iat", self.iat.as_deref(), SECONDS)?;
+        if let Some(audience) = &key.audience {
+            let is_named = is_for(self.aud.as_deref(), audience);
+            is_named.ok_or(Unauthorized::Claim("aud", "does not name this relay"))?;
+        }
+        if let Some(issuer) = &key.issuer {
+            let iss = claim::<Box<str>>("iss", self.iss.as_deref(), "must be a text")?;
+            let is_it = iss.filter(|iss| iss == issuer);
+            is_it.ok_or(Unauthorized::Claim("iss", "is not the issuer of this relay's tokens"))?;
+        }
+        let grant = self
+            .relay
+            .map_or(Ok(Object(Grant::default())), |relay| serde_json::from_str(relay.get()));
+        let Object(grant) = grant.map_err(|error| Unauthorized::Grant(error.to_string()))?;
+        grant.check().map_err(|error| Unauthorized::Grant(error.to_string()))?;
+        if now >= expires_at {
+            return Err(Unauthorized::Ended);
+        }
+        let begins = [nbf, iat].into_iter().flatten().max().map(Duration::from_secs);
+        if begins.is_some_and(|begins| begins > now + LEEWAY) {
+            return Err(Unauthorized::NotYet);
+        }
+        let (sender, expires_at) = (user.clone(), Some(expires_at));
+        Ok(Principal { user: Some(user), sender, grant, expires_at })
+    }
+}
+
+fn claim<T: DeserializeOwned>(
+    name: &'static str,
+    value: Option<&RawValue>,
+    must: &'static str,
+) -> Result<Option<T>, Unauthorized> {
+    let value = value.map(|value| serde_json::from_str(value.get())).transpose();
+    value.map_err(|_| Unauthorized::Claim(name, must))
+}
+
+/// Whether an `aud`, a text or a list of texts, names `audience`.
+fn is_for(aud: Option<&RawValue>, audience: &str) -> Option<()> {
+    let aud = aud?.get();
+    let one = serde_json::from_str::<Box<str>>(aud).map(|one| vec![one]);
+    let all: Vec<Box<str>> = one.or_else(|_| serde_json::from_str(aud)).ok()?;
+    all.iter().any(|one| **one == *audience).then_some(())
 }
 
 fn now() -> Duration {
@@ -184,7 +269,7 @@ mod tests {
 
     /// F54, the part that concerns one secret.
     #[test]
-    fn everything_else_is_refused_and_the_check_is_named() {
+    fn everything_else_is_refused_and_the_reason_says_which_check() {
         let good = json!({"sub": "ada", "exp": soon()});
         let with = |change: Value| {
             let mut claims = good.clone();
@@ -196,38 +281,82 @@ mod tests {
             claims.as_object_mut().unwrap().remove(name);
             sign(&claims, SECRET, Algorithm::HS256)
         };
+        let with_header = |name: &str, value: Value| {
+            let mut header = Header::new(Algorithm::HS256);
+            header.extras.insert(name, value);
+            let key = EncodingKey::from_secret(SECRET).unwrap();
+            jsonwebtoken::encode(&header, &good, &key).unwrap()
+        };
         let none = {
             let signed = sign(&good, SECRET, Algorithm::HS256);
             let payload = signed.split('.').nth(1).unwrap();
             format!("eyJhbGciOiJub25lIn0.{payload}.")
         };
-        let key = Key::hs256(SECRET).unwrap();
-        for (why, token, check) in [
-            ("expired", with(json!({"exp": now().as_secs() - 1})), Unauthorized::Expired),
-            ("not yet valid", with(json!({"nbf": soon()})), Unauthorized::NotYet),
-            ("nbf as text", with(json!({"nbf": "1"})), Unauthorized::Claims),
-            ("exp as text", with(json!({"exp": "99999999999"})), Unauthorized::Claims),
-            ("exp as fraction", with(json!({"exp": 99999999999.5})), Unauthorized::Claims),
-            ("sub as number", with(json!({"sub": 7})), Unauthorized::Claims),
-            ("no exp", without("exp"), Unauthorized::Claims),
-            ("no sub", without("sub"), Unauthorized::Claims),
-            (
-                "a pattern that misleads",
-                with(json!({"relay": {"subscribe": ["session:*:x"]}})),
-                Unauthorized::Grant,
-            ),
-            (
-                "another secret",
-                sign(&good, b"another-secret-another-secret-32", Algorithm::HS256),
-                Unauthorized::Signature,
-            ),
-            ("another algorithm", sign(&good, SECRET, Algorithm::HS384), Unauthorized::Algorithm),
-            ("alg none", none, Unauthorized::Malformed),
-            ("too long", with(json!({"x": "x".repeat(TOKEN_BYTES_MAX)})), Unauthorized::TooLarge),
-            ("empty", String::new(), Unauthorized::Malformed),
+        let list = sign(&json!(["ada", soon(), {"subscribe": ["*"]}]), SECRET, Algorithm::HS256);
+        for (token, says) in [
+            (with(json!({"exp": now().as_secs()})), "has ended"),
+            (with(json!({"nbf": soon() + 10})), "not valid yet"),
+            (with(json!({"iat": soon() + 10})), "not valid yet"),
+            (with(json!({"nbf": "1"})), "`nbf` must be"),
+            (with(json!({"iat": "1"})), "`iat` must be"),
+            (with(json!({"exp": "99999999999"})), "`exp` must be"),
+            (with(json!({"exp": 99999999999.5})), "`exp` must be"),
+            (with(json!({"exp": -1})), "`exp` must be"),
+            (with(json!({"exp": now().as_secs() + 11 * 366 * 86_400})), "ten years"),
+            (with(json!({"exp": now().as_millis() as u64})), "ten years"),
+            (with(json!({"sub": 7})), "`sub` must be a text"),
+            (with(json!({"sub": ""})), "`sub` must name a user"),
+            (without("exp"), "`exp` is missing"),
+            (without("sub"), "`sub` must name a user"),
+            (with(json!({"relay": {"subscribe": ["session:*:x"]}})), "`session:*:x`"),
+            (with(json!({"relay": [["session:*"]]})), "expected an object"),
+            (with(json!({"relay": "all"})), "expected an object"),
+            (with_header("crit", json!(["exp"])), "not a JWT"),
+            (with_header("crit", json!(["b64"])), "not a JWT"),
+            (with_header("b64", json!(false)), "not a JWT"),
+            (list, "not a JWT"),
+            (sign(&good, b"another-secret-another-secret-32", Algorithm::HS256), "not signed with"),
+            (sign(&good, SECRET, Algorithm::HS384), "not a JWT"),
+            (none, "not a JWT"),
+            (with(json!({"x": "x".repeat(TOKEN_BYTES_MAX)})), "8192 bytes"),
+            (String::new(), "not a JWT"),
         ] {
-            assert_eq!(authenticate(Some(&key), Some(&token)).unwrap_err(), check, "{why}");
+            let why = check(&token).unwrap_err().to_string();
+            assert!(why.contains(says), "`{why}` does not say `{says}`");
         }
-        assert_eq!(authenticate(Some(&key), None).unwrap_err(), Unauthorized::Missing);
+        let without_a_token = authenticate(Some(&Key::hs256(SECRET).unwrap()), None);
+        assert_eq!(without_a_token.unwrap_err(), Unauthorized::Missing);
+    }
+
+    /// An issuer's clock may be a little ahead of ours; a token's end is its end.
+    #[test]
+    fn the_clock_of_the_issuer_may_be_a_minute_ahead() {
+        let ahead = now().as_secs() + 55;
+        let claims = json!({"sub": "ada", "exp": soon(), "nbf": ahead, "iat": ahead});
+        assert!(check(&sign(&claims, SECRET, Algorithm::HS256)).is_ok());
+    }
+
+    #[test]
+    fn audience_and_issuer_are_checked_where_they_are_configured() {
+        let key = Key::hs256(SECRET).unwrap().for_audience("relay").of_issuer("https://id.example");
+        let checked = |change: Value| {
+            let mut claims =
+                json!({"sub": "ada", "exp": soon(), "aud": "relay", "iss": "https://id.example"});
+            claims.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let token = sign(&claims, SECRET, Algorithm::HS256);
+            authenticate(Some(&key), Some(&token)).map(drop).map_err(|why| why.to_string())
+        };
+        assert_eq!(checked(json!({})), Ok(()));
+        assert_eq!(checked(json!({"aud": ["other", "relay"]})), Ok(()));
+        for aud in [json!("other"), json!(["other"]), json!([]), json!(null), json!(7), json!({})] {
+            let why = checked(json!({"aud": aud})).unwrap_err();
+            assert!(why.contains("`aud` does not name this relay"), "{aud}: {why}");
+        }
+        for iss in [json!("https://evil.example"), json!(null), json!(["https://id.example"])] {
+            let why = checked(json!({"iss": iss})).unwrap_err();
+            assert!(why.contains("`iss`"), "{iss}: {why}");
+        }
+        let anything = json!({"sub": "ada", "exp": soon(), "aud": "x", "iss": "y"});
+        assert!(check(&sign(&anything, SECRET, Algorithm::HS256)).is_ok());
     }
 }

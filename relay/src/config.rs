@@ -6,7 +6,7 @@ use std::time::Duration;
 use journal::Journal;
 use thiserror::Error;
 
-use crate::Key;
+use crate::{Key, Origins};
 
 /// How a replica is set up.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Config {
     pub key: Option<Key>,
     /// Without a key, listen on more than loopback all the same.
     pub allow_anonymous: bool,
+    /// Whose pages may use the relay; empty: those of the relay itself and of this machine, with a key all.
+    pub origins: Origins,
     /// Over how long the connections of a leaving replica are sent elsewhere.
     pub drain: Duration,
     /// Bytes that may wait for peers, all together.
@@ -41,6 +43,12 @@ pub enum ConfigError {
          --allow-anonymous if that is what you want"
     )]
     Open(SocketAddr),
+    /// Any page that somebody opens could do everything.
+    #[error(
+        "pages of every origin are allowed and no key is configured, so any page could read and command everything: \
+         give --jwt-secret-file (RELAY_JWT_SECRET_FILE), or name the origins with --allow-origin"
+    )]
+    EveryOrigin,
 }
 
 impl Config {
@@ -52,6 +60,7 @@ impl Config {
             journal,
             key: None,
             allow_anonymous: false,
+            origins: Origins::default(),
             drain: Duration::from_secs(5),
             memory: 1024 * 1024 * 1024,
             open_files: None,
@@ -66,6 +75,9 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         if self.key.is_none() && !self.allow_anonymous && !self.listen.ip().is_loopback() {
             return Err(ConfigError::Open(self.listen));
+        }
+        if self.key.is_none() && self.origins.is_every() {
+            return Err(ConfigError::EveryOrigin);
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ mod conversation;
 mod counts;
 mod events;
 mod memory;
+mod origins;
 mod reaper;
 mod routes;
 mod server;
@@ -26,5 +27,6 @@ mod supervisor;
 
 pub use auth::{Key, KeyError};
 pub use config::{Config, ConfigError};
+pub use origins::Origins;
 pub use server::{Running, StartError, start};
 pub use supervisor::TaskFailure;

@@ -100,6 +100,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         journal: config.journal,
         key: config.key,
         allow_anonymous: config.allow_anonymous,
+        origins: config.origins,
         leaving: CancellationToken::new(),
         drain_over: config.drain,
         connections: TaskTracker::new(),

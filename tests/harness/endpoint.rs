@@ -1,6 +1,8 @@
 //! How a browser comes in: which replica, which path, which token, how much it can hold.
 
+use futures_util::StreamExt;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{Error, handshake::client::Request};
@@ -132,6 +134,21 @@ impl Endpoint {
     /// When the relay refuses.
     pub async fn connect_raw(self) -> Socket {
         self.knock().await.expect("the relay lets the connection in").0
+    }
+
+    /// The close code and its reason with which the relay lets a page go that it has let in to be told.
+    ///
+    /// # Panics
+    /// When the relay refuses before the upgrade, sends a frame, or does not close.
+    pub async fn turned_away(self) -> (u16, String) {
+        let mut socket = self.connect_raw().await;
+        let message = tokio::time::timeout(PATIENCE, socket.next()).await;
+        match message.expect("the relay closes") {
+            Some(Ok(Message::Close(Some(frame)))) => {
+                (frame.code.into(), frame.reason.as_str().to_owned())
+            }
+            other => panic!("not a close frame with a code: {other:?}"),
+        }
     }
 
     async fn knock(self) -> Result<(Socket, Log, History), Error> {

@@ -6,9 +6,63 @@ use hyper::header::HeaderMap;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::PATIENCE;
+
+/// A request that is written by hand: for what no library would send.
+#[derive(Debug)]
+pub struct Raw(TcpStream);
+
+impl Raw {
+    /// Sends a text on a connection of its own.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub async fn send(address: &str, text: &str) -> Self {
+        let mut raw = Self(TcpStream::connect(address).await.expect("the relay listens"));
+        raw.write(text).await;
+        raw
+    }
+
+    /// Sends more.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub async fn write(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.expect("the relay takes it");
+    }
+
+    /// The head of the next answer; where the connection ends before it does, what came.
+    ///
+    /// # Panics
+    /// When neither comes.
+    pub async fn head(&mut self) -> String {
+        let mut head = Vec::new();
+        let reading = async {
+            while !head.ends_with(b"\r\n\r\n") {
+                match self.0.read_u8().await {
+                    Ok(byte) => head.push(byte),
+                    Err(_) => break,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.expect("the relay answers or hangs up");
+        String::from_utf8_lossy(&head).into_owned()
+    }
+
+    /// Everything that comes until the relay hangs up.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn rest(&mut self) -> String {
+        let mut rest = Vec::new();
+        let reading = self.0.read_to_end(&mut rest);
+        drop(tokio::time::timeout(PATIENCE, reading).await.expect("the relay hangs up"));
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+}
 
 /// What came back.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! Publishing and reading over HTTP.
 
+use hyper::Method;
 use serde_json::{Value, json};
 use tests::{Cluster, Replica};
 
@@ -204,5 +205,51 @@ async fn an_unknown_path_is_a_json_404() {
     for path in ["/api/v1/nothing", "/nothing", "/api/v2/publish"] {
         let reply = cluster.replicas[0].get(path).await;
         assert_eq!((reply.status, reply.error_code().as_str()), (404, "not_found"), "{path}");
+    }
+}
+
+/// What does not fit the call is said with the status that fits, and in JSON.
+#[tokio::test]
+async fn a_wrong_method_media_type_or_websocket_version_has_its_status() {
+    let cluster = Cluster::with_replicas(1).await;
+    let address = cluster.replicas[0].address();
+    let call = async |method: Method, path: &str, headers: &[(&str, &str)], body: &str| {
+        tests::http::call(&address, method, path, headers, body.to_owned()).await.unwrap()
+    };
+    for (method, path, allowed) in [
+        (Method::GET, "/api/v1/publish", "POST"),
+        (Method::DELETE, "/api/v1/agents", "GET"),
+        (Method::POST, "/healthz", "GET"),
+        (Method::PUT, "/ws", "GET"),
+    ] {
+        let reply = call(method.clone(), path, &[], "").await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (405, "bad_request"), "{path}");
+        assert!(reply.header("Allow").contains(allowed), "{method} {path}: {:?}", reply.headers);
+    }
+
+    let event = json!({"channel": "session:1", "event": "x", "data": {}}).to_string();
+    for path in ["/api/v1/publish", "/api/v1/commands", "/api/v1/requests"] {
+        for media_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"] {
+            let reply = call(Method::POST, path, &[("Content-Type", media_type)], &event).await;
+            let found = (reply.status, reply.error_code());
+            assert_eq!(found, (415, "bad_request".to_owned()), "{path} {media_type}");
+        }
+    }
+    for media_type in ["application/json", "Application/JSON; charset=utf-8"] {
+        let headers = [("Content-Type", media_type)];
+        let reply = call(Method::POST, "/api/v1/publish", &headers, &event).await;
+        assert_eq!(reply.status, 200, "{media_type}: {}", reply.text());
+    }
+
+    for (version, status) in [("12", 426), ("14", 426)] {
+        let headers = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "websocket"),
+            ("Sec-WebSocket-Version", version),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        let reply = call(Method::GET, "/ws", &headers, "").await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (status, "bad_request"));
+        assert_eq!(reply.header("Sec-WebSocket-Version"), "13");
     }
 }

@@ -33,6 +33,7 @@ mod lost_history;
 mod lost_leases;
 mod malformed;
 mod operating;
+mod origins;
 mod redis_away;
 mod requests;
 mod resuming;

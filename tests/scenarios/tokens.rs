@@ -47,6 +47,12 @@ async fn a_token_that_is_not_valid_is_401_before_the_upgrade() {
         ("no signature", body.to_owned()),
         ("another's signature", stolen_signature),
         ("relay is not an object", good.clone().with("relay", json!("all")).sign()),
+        ("relay is a list", good.clone().with("relay", json!([["*"], ["*"]])).sign()),
+        ("sub is empty", good.clone().with("sub", json!("")).sign()),
+        ("iat to come", good.clone().with("iat", json!(tests::token::now() + 3_600)).sign()),
+        ("ends in 11 years", good.clone().ending_in(11 * 366 * 86_400).sign()),
+        ("an unknown crit", good.sign_as(&json!({"alg": "HS256", "crit": ["exp"]}), SECRET)),
+        ("b64 false", good.sign_as(&json!({"alg": "HS256", "b64": false}), SECRET)),
         ("10 KiB", good.clone().with("pad", json!("x".repeat(10 * 1024))).sign()),
     ];
     for (what, token) in bad {
@@ -61,6 +67,134 @@ async fn a_token_that_is_not_valid_is_401_before_the_upgrade() {
         assert_eq!((reply.status, reply.error_code().as_str()), (401, "unauthorized"), "{what}");
     }
     cluster.browser().token(&good.sign()).connect().await.settle().await;
+}
+
+/// A page's script cannot see the status of a refused upgrade: it is let in, told whether to come back, and let go.
+#[tokio::test]
+async fn a_page_with_a_token_that_is_not_valid_learns_so_from_the_close_code() {
+    let cluster = guarded(1).await;
+    let good = Token::of("eve").allowing("subscribe", &["*"]);
+    let page = |path: &str, token: &str| {
+        let endpoint = cluster.browser().path(path).header("Origin", "https://app.example");
+        // The script of a page: the relay selects the subprotocol, or the client library would refuse the upgrade.
+        match token {
+            "" => endpoint,
+            token => endpoint
+                .header("Sec-WebSocket-Protocol", &format!("agent-relay.v1, bearer.{token}")),
+        }
+    };
+    let hs256 = json!({"alg": "HS256", "typ": "JWT"});
+    for (token, code, says) in [
+        (good.clone().ending_in(-1).sign(), 4401, "has ended"),
+        (
+            good.clone().with("nbf", json!(tests::token::now() + 3_600)).sign(),
+            4401,
+            "not valid yet",
+        ),
+        (good.sign_as(&hs256, "another secret, which is long enough too"), 4501, "not signed"),
+        (good.clone().with("relay", json!([["*"]])).sign(), 4501, "expected an object"),
+        ("abc".to_owned(), 4501, "not a JWT"),
+        (String::new(), 4501, "no token"),
+    ] {
+        for path in ["/ws", "/ws/events", "/ws/s1"] {
+            let (found, reason) = page(path, &token).turned_away().await;
+            assert_eq!(found, code, "{says}: {reason}");
+            assert!(reason.contains(says), "`{reason}` does not say `{says}`");
+        }
+        // An agent, and whoever is not a page, can see a status.
+        let agent = page("/ws/agents/a1", &token);
+        assert_eq!(agent.refused().await, 401, "{says}");
+        assert_eq!(cluster.browser().token(&token).refused().await, 401, "{says}");
+    }
+    page("/ws", &good.sign()).connect().await.settle().await;
+}
+
+/// A 401 says in JSON which check failed, and how one authenticates.
+#[tokio::test]
+async fn a_refused_token_is_answered_with_the_reason() {
+    let cluster = guarded(1).await;
+    let address = cluster.replicas[0].address();
+    let bearer = format!("Bearer {}", Token::of("eve").ending_in(-1).sign());
+    for path in ["/ws/agents/a1", "/ws", "/api/v1/agents"] {
+        let headers = [("Authorization", bearer.as_str())];
+        let reply = tests::http::call(&address, Method::GET, path, &headers, "").await.unwrap();
+        assert_eq!((reply.status, reply.error_code().as_str()), (401, "unauthorized"), "{path}");
+        assert!(reply.text().contains("the token has ended"), "{path}: {}", reply.text());
+        assert_eq!(reply.header("WWW-Authenticate"), "Bearer", "{path}");
+    }
+}
+
+/// `--jwt-audience` and `--jwt-issuer` turn away what was made for others.
+#[tokio::test]
+async fn a_token_for_another_audience_or_of_another_issuer_is_refused() {
+    let options = Cluster::options().replicas(1).with_secret();
+    let options = options.flag("--jwt-audience").flag("relay").flag("--jwt-issuer").flag("id");
+    let cluster = options.set().await;
+    let token = Token::of("ada").with("aud", json!(["other", "relay"])).with("iss", json!("id"));
+    cluster.browser().token(&token.sign()).connect().await.settle().await;
+    for bad in [
+        token.clone().with("aud", json!("other")),
+        token.clone().without("aud"),
+        token.clone().with("iss", json!("other")),
+        token.clone().without("iss"),
+    ] {
+        assert_eq!(cluster.browser().token(&bad.sign()).refused().await, 401, "{bad:?}");
+    }
+}
+
+/// What is accepted of a token's way in: schemes in any case, spaces, headers that come twice.
+#[tokio::test]
+async fn a_token_is_found_however_a_client_writes_its_headers() {
+    let cluster = guarded(1).await;
+    let token = Token::of("ada").sign();
+    let address = cluster.replicas[0].address();
+    for bearer in ["bearer ", "BEARER  ", "Bearer   "] {
+        let value = format!("{bearer}{token}");
+        cluster.browser().header("Authorization", &value).connect().await.settle().await;
+    }
+    // What proxies and hand-written clients send; checked by hand, as a library would merge the headers.
+    let head = format!(
+        "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: agent-relay.v1\r\nSec-WebSocket-Protocol: bearer.{token}\r\n\r\n"
+    );
+    let answer = tests::http::Raw::send(&address, &head).await.head().await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    assert!(answer.contains("sec-websocket-protocol: agent-relay.v1\r\n"), "{answer}");
+}
+
+/// After its end a token is worth nothing on any door, at once.
+#[tokio::test]
+async fn after_a_tokens_end_nothing_is_accepted() {
+    let cluster = guarded(1).await;
+    let token = |seconds| {
+        let token = Token::of("ada").allowing("publish", &["*"]).allowing("serve", &["*"]);
+        token.allowing("subscribe", &["*"]).ending_in(seconds).sign()
+    };
+    let mut agent = cluster.browser().path("/ws/agents/a1").token(&token(2)).connect().await;
+    let (code, _) = agent.wait_for_close().await;
+    assert_eq!(code, 4401, "an agent's connection ends, too");
+
+    // A body that is late: its head was in time.
+    let address = cluster.replicas[0].address();
+    let body = r#"{"channel":"session:1","event":"late","data":{}}"#;
+    let ending = token(2);
+    let head = format!(
+        "POST /api/v1/publish HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {ending}\r\n\
+         Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    let mut socket = tests::http::Raw::send(&address, &head).await;
+    assert!(socket.head().await.starts_with("HTTP/1.1 100"), "the body is awaited");
+    tests::until("the token has ended", async || {
+        (cluster.browser().token(&ending).refused().await == 401).then_some(())
+    })
+    .await;
+    socket.write(body).await;
+    let answer = socket.head().await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    let read = cluster.replicas[0].get("/api/v1/channels/session:1/events").await;
+    assert_eq!(read.json()["events"], json!([]), "nothing was published");
 }
 
 /// No token at all, at any endpoint.

@@ -2,14 +2,29 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::record::{ApprovalAnswer, Asks, Parent, Status, Take};
-use crate::Channel;
 use crate::frame::Since;
 use crate::integer::{integer, optional_integer, or_default};
+use crate::{Channel, Object, object};
+
+/// An object, or nothing.
+fn optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let value = Option::<Object<T>>::deserialize(from)?;
+    Ok(value.map(|Object(value)| value))
+}
+
+/// An object; nothing stands for an empty one.
+fn or_empty<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
+    Ok(optional(from)?.unwrap_or_default())
+}
 
 /// Of `lease`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +37,7 @@ pub struct LeaseCall {
     )]
     pub incarnation: Option<u64>,
     /// Who spawned it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional", skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
 }
 
@@ -37,18 +52,10 @@ pub struct Leased {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoteCall {
     /// The runs that are open.
-    #[serde(
-        default,
-        deserialize_with = "or_default",
-        skip_serializing_if = "ListChange::is_empty"
-    )]
+    #[serde(default, deserialize_with = "or_empty", skip_serializing_if = "ListChange::is_empty")]
     pub runs: ListChange<Box<str>>,
     /// The channels that the agent serves.
-    #[serde(
-        default,
-        deserialize_with = "or_default",
-        skip_serializing_if = "ListChange::is_empty"
-    )]
+    #[serde(default, deserialize_with = "or_empty", skip_serializing_if = "ListChange::is_empty")]
     pub channels: ListChange<Channel>,
 }
 
@@ -225,6 +232,7 @@ pub struct ResolveCall {
     /// What is asked for.
     pub asks: Asks,
     /// The answer.
+    #[serde(deserialize_with = "object")]
     pub answer: ApprovalAnswer,
     /// The digest of what was shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]

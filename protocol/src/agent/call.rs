@@ -18,7 +18,7 @@ use crate::limits::{
     AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, RUN_ID_BYTES_MAX,
 };
 use crate::{
-    Channel, DataError, ErrorCode, check_data, check_detail, check_event_name,
+    Channel, DataError, ErrorCode, Object, check_data, check_detail, check_event_name,
     check_idempotency_key, check_question,
 };
 
@@ -117,10 +117,11 @@ impl AgentCall {
     /// # Errors
     /// [`CallError`], with the call's `id` where it could be read.
     pub fn parse(text: &str) -> Result<Self, CallError> {
-        let fields: RawFields<'_> = serde_json::from_str(text).map_err(|error| {
-            let (id, code) = (None, ErrorCode::BadRequest);
-            CallError { id, code, message: format!("the frame is not a call: {error}") }
-        })?;
+        let Object(fields): Object<RawFields<'_>> =
+            serde_json::from_str(text).map_err(|error| {
+                let (id, code) = (None, ErrorCode::BadRequest);
+                CallError { id, code, message: format!("the frame is not a call: {error}") }
+            })?;
         let id = fields.id.and_then(|id| serde_json::from_str::<Integer>(id.get()).ok());
         let id = id.map(|Integer(id)| id).filter(|id| *id <= AGENT_NUMBER_MAX);
         let refuse = |(code, message)| CallError { id, code, message };
@@ -284,14 +285,17 @@ impl RawFields<'_> {
 
     fn data<T: DeserializeOwned>(&self) -> Result<T, Refused> {
         let data = self.data.ok_or_else(|| bad("`data` is missing"))?.get();
-        serde_json::from_str(data).map_err(|error| bad(format!("`data`: {error}")))
+        let data: Result<Object<T>, _> = serde_json::from_str(data);
+        data.map(|Object(data)| data).map_err(|error| bad(format!("`data`: {error}")))
     }
 
     /// Data in which every field may be absent.
     fn optional<T: DeserializeOwned + Default>(&self) -> Result<T, Refused> {
         let data = self.data.map_or("null", RawValue::get);
-        let data: Result<Option<T>, _> = serde_json::from_str(data);
-        Ok(data.map_err(|error| bad(format!("`data`: {error}")))?.unwrap_or_default())
+        let data: Result<Option<Object<T>>, _> = serde_json::from_str(data);
+        let Object(data) =
+            data.map_err(|error| bad(format!("`data`: {error}")))?.unwrap_or_default();
+        Ok(data)
     }
 
     fn parent(&self) -> Result<Parent, Refused> {

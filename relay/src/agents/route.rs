@@ -90,15 +90,16 @@ async fn converse(
     let mut calls = Calls::new(principal.grant.clone(), offer, session.clone(), outbox.clone());
     let is_full = calls.fullness();
     tokio::select! {
-        end = read(&mut calls, &socket) => end,
+        end = read(principal, &mut calls, &socket) => end,
         () = write(&socket, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
         code = keep(app, principal, traffic, &outbox, &session, is_full) => End::Close(code),
     }
 }
 
-async fn read(calls: &mut Calls, socket: &AgentSocket<'_>) -> End {
+async fn read(principal: &Principal, calls: &mut Calls, socket: &AgentSocket<'_>) -> End {
     loop {
         match socket.next().await {
+            Some(Ok(_)) if principal.is_over() => return End::Close(CloseCode::TokenExpired),
             Some(Ok(Message::Text(text))) => {
                 if !calls.on_text(&text).await {
                     return End::Gone;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use journal::{CommandOutcome, NewCommand, SendError, Sent, Status, WaitingClass};
 use protocol::frame::{ErrorBody, Outcome, Refusal, RelayFrame, Request};
-use protocol::{Channel, ErrorCode, Kind};
+use protocol::{Channel, ErrorCode, Kind, Object};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -197,7 +197,8 @@ fn read(outcome: CommandOutcome, timeout: Duration) -> Result<Box<RawValue>, Fai
         Status::Applied => raw(detail.into())
             .ok_or_else(|| Failure::new(ErrorCode::Unavailable, "the reply cannot be read")),
         Status::Rejected => {
-            if let Ok(Theirs { code, message, retryable }) = serde_json::from_str(detail) {
+            let theirs = serde_json::from_str(detail);
+            if let Ok(Object(Theirs { code, message, retryable })) = theirs {
                 return Err(Failure { code, message, retryable: retryable.unwrap_or(false) });
             }
             Err(match serde_json::from_str::<Box<str>>(detail).as_deref() {

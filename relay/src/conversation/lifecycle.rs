@@ -79,6 +79,11 @@ impl Lifecycle {
         self.leave_at.is_some()
     }
 
+    /// Whether the grant has ended, though [`on_time`](Self::on_time) has not said so yet.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.grant.is_over(now)
+    }
+
     /// When [`on_time`](Self::on_time) has something to do next.
     pub(super) fn deadline(&self) -> Instant {
         let others = [self.grant.deadline(), self.leave_at];
@@ -148,9 +153,13 @@ impl GrantEnd {
         self.notice_at.or(self.ends_at)
     }
 
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.ends_at.is_some_and(|end| now >= end)
+    }
+
     pub(crate) fn on_time(&mut self, now: Instant) -> Option<Due> {
         let ends_at = self.ends_at?;
-        if now >= ends_at {
+        if self.is_over(now) {
             return Some(Due::Close(CloseCode::TokenExpired));
         }
         self.notice_at.take_if(|at| now >= *at)?;

@@ -195,6 +195,10 @@ impl Conversation {
 
     /// A frame came. `is_blocked`: nothing can be written now.
     pub(crate) fn on_text(&mut self, text: &str, now: Instant, is_blocked: bool) {
+        if self.lifecycle.is_over(now) {
+            self.end = Some(CloseCode::TokenExpired);
+            return;
+        }
         let Incoming { id, frame, is_readable } = frame::parse(text);
         self.unreadable = if is_readable { 0 } else { self.unreadable + 1 };
         if self.unreadable >= UNREADABLE_MAX {

@@ -24,7 +24,7 @@ pub(super) async fn commands(
     caller: Caller,
     body: Body,
 ) -> Result<Response, Refused> {
-    let (id, frame) = read(body, "command", &app.memory).await?;
+    let (id, frame) = read(&caller, body, "command", &app.memory).await?;
     let accepted = match frame {
         ClientFrame::Command(command) => app.commands.send(&caller.principal, command).await?,
         ClientFrame::Answer(answer) => app.commands.answer(&caller.principal, &answer).await?,
@@ -39,7 +39,7 @@ pub(super) async fn requests(
     caller: Caller,
     body: Body,
 ) -> Result<Response, Refused> {
-    let (id, frame) = read(body, "request", &app.memory).await?;
+    let (id, frame) = read(&caller, body, "request", &app.memory).await?;
     let ClientFrame::Request(request) = frame else { return Err(wrong_frame("a request")) };
     let reply = app.commands.request(&caller.principal, &request, |_| {}).await;
     Ok(match &reply.outcome {
@@ -52,11 +52,12 @@ pub(super) async fn requests(
 }
 
 async fn read(
+    caller: &Caller,
     body: Body,
     default: &'static str,
     memory: &Arc<Memory>,
 ) -> Result<(Option<CorrelationId>, ClientFrame), Refused> {
-    let body = body::read(body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT, memory).await?;
+    let body = body::read(caller, body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT, memory).await?;
     let Incoming { id, frame, .. } = frame::parse_body(&body, default);
     Ok((id, frame?))
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
+use axum::http::StatusCode;
 use protocol::ErrorCode;
 
+use super::Caller;
 use super::refuse::Refused;
 use super::upgrade::full;
 use crate::memory::{Memory, Reserved};
@@ -28,15 +30,18 @@ impl Deref for Text {
 
 /// The body as text.
 pub(super) async fn read(
+    caller: &Caller,
     body: Body,
     most: usize,
     limit: Duration,
     memory: &Arc<Memory>,
 ) -> Result<Text, Refused> {
+    check_media_type(caller.media_type.as_deref())?;
     let bad = |message: String| Refused::new(ErrorCode::BadRequest, message);
     let (bytes, reserved) = tokio::time::timeout(limit, collect(body, most, memory))
         .await
         .map_err(|_| bad(format!("the body took longer than {} s", limit.as_secs())))??;
+    caller.must_still_be_valid()?;
     let text = String::from_utf8(bytes).map_err(|_| bad("the body is not UTF-8".to_owned()))?;
     Ok(Text { text, _reserved: reserved })
 }
@@ -63,4 +68,14 @@ async fn collect(
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, reserved))
+}
+
+/// A body of which nothing is said is taken for JSON.
+fn check_media_type(given: Option<&str>) -> Result<(), Refused> {
+    let name = given.map(|given| given.split(';').next().unwrap_or_default().trim());
+    if name.is_none_or(|name| name.eq_ignore_ascii_case("application/json")) {
+        return Ok(());
+    }
+    let refused = Refused::bad("the body must be JSON: send `Content-Type: application/json`");
+    Err(refused.with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
 }

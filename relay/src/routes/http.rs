@@ -13,7 +13,7 @@ use protocol::limits::{
     PUBLISH_BODY_BYTES_MAX, PUBLISH_EVENTS_MAX, READ_EVENTS_DEFAULT, READ_EVENTS_MAX,
 };
 use protocol::{
-    Channel, Counted, ErrorCode, Format, Kind, Offset, check_data, check_event_name,
+    Channel, Counted, ErrorCode, Format, Kind, Object, Offset, check_data, check_event_name,
     check_idempotency_key, encode,
 };
 use serde::{Deserialize, Serialize};
@@ -73,13 +73,14 @@ pub(super) async fn publish(
         results: Vec<Published<'a>>,
     }
     let principal = &caller.principal;
-    let body = body::read(body, PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT, &app.memory).await?;
+    let body = body::read(&caller, body, PUBLISH_BODY_BYTES_MAX, BODY_TIMEOUT, &app.memory).await?;
     if !body.trim_start().starts_with('[') {
-        let event = serde_json::from_str::<Publish<'_>>(&body).map_err(|error| {
-            Refused::bad(format_args!(
-                "the body is not an event {{channel, event, data, id?}}: {error}"
-            ))
-        })?;
+        let Object(event) =
+            serde_json::from_str::<Object<Publish<'_>>>(&body).map_err(|error| {
+                Refused::bad(format_args!(
+                    "the body is not an event {{channel, event, data, id?}}: {error}"
+                ))
+            })?;
         let channel = event.channel.parse::<Channel>();
         let counted = async {
             let channel = channel.ok().filter(|channel| principal.grant.may_publish(channel))?;
@@ -112,12 +113,12 @@ async fn append_each(
     principal: &Principal,
     raw: &[&RawValue],
 ) -> Vec<Result<Offset, Refused>> {
-    let parsed: Vec<Result<Publish<'_>, serde_json::Error>> =
+    let parsed: Vec<Result<Object<Publish<'_>>, serde_json::Error>> =
         raw.iter().map(|raw| serde_json::from_str(raw.get())).collect();
     let (mut events, mut errors) = (Vec::new(), Vec::new());
     for event in parsed {
         match event {
-            Ok(event) => {
+            Ok(Object(event)) => {
                 events.push(event);
                 errors.push(None);
             }

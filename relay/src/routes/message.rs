@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use protocol::limits::FRAME_UP_BYTES_MAX;
-use protocol::{check_data, check_event_name};
+use protocol::{Object, check_data, check_event_name};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -49,8 +49,8 @@ pub(super) async fn send(
     if !caller.principal.grant.may_administer() {
         return Err(unknown());
     }
-    let text = body::read(body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT, &app.memory).await?;
-    let message: Message<'_> = serde_json::from_str(&text).map_err(Refused::bad)?;
+    let text = body::read(&caller, body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT, &app.memory).await?;
+    let Object(message): Object<Message<'_>> = serde_json::from_str(&text).map_err(Refused::bad)?;
     check_event_name(&message.event)?;
     check_data(message.data.get())?;
     let (address, number) = id.rsplit_once('-').ok_or_else(unknown)?;

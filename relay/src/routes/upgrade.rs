@@ -20,14 +20,17 @@ use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Utf8Bytes};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::SUBPROTOCOL;
 use super::refuse::Refused;
 use super::traffic::Traffic;
+use super::{AppState, SUBPROTOCOL};
+use crate::auth::Unauthorized;
 use crate::memory::Memory;
 use crate::supervisor::caught;
 
 /// How long a farewell may take: the peer may be gone or not reading.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+/// A close frame has room for so much (RFC 6455 §5.5, less the code).
+const REASON_BYTES_MAX: usize = 123;
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -100,7 +103,8 @@ fn accept_key(method: &Method, headers: &HeaderMap) -> Result<String, Refused> {
         return Err(not_a_websocket("`Connection: Upgrade` and `Upgrade: websocket`"));
     }
     if !names(headers, SEC_WEBSOCKET_VERSION, "13") {
-        return Err(not_a_websocket("`Sec-WebSocket-Version: 13`"));
+        let refused = not_a_websocket("`Sec-WebSocket-Version: 13`");
+        return Err(refused.with_status(StatusCode::UPGRADE_REQUIRED));
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).ok_or_else(|| not_a_websocket("`Sec-WebSocket-Key`"));
     Ok(derive_accept_key(key?.as_bytes()))
@@ -168,18 +172,45 @@ pub(crate) async fn end_of(conversation: impl Future<Output = End>) -> End {
 /// Says why the connection ends.
 pub(crate) async fn farewell(end: End, socket: &mut Socket) {
     let farewell = async {
-        let End::Close(code) = end else {
+        match end {
             // Answers the peer's own close, or fails at once.
-            drop(SinkExt::close(socket).await);
-            return;
-        };
-        let reason = Utf8Bytes::from_static(code.reason());
-        let frame = CloseFrame { code: code.number().into(), reason };
-        if socket.send(Message::Close(Some(frame))).await.is_ok() {
-            while let Some(Ok(_)) = socket.next().await {}
+            End::Gone => drop(SinkExt::close(socket).await),
+            End::Close(code) => close(code, Utf8Bytes::from_static(code.reason()), socket).await,
         }
     };
     drop(tokio::time::timeout(FAREWELL, farewell).await);
+}
+
+/// A page cannot see the status of a refused WebSocket: it is let in, is told why, and is let go. No state, one
+/// frame, a second at most.
+pub(crate) fn turn_away(
+    app: &AppState,
+    mut request: Request<Body>,
+    why: &Unauthorized,
+) -> Result<Response, Refused> {
+    let (code, mut reason) = (why.close_code(), why.to_string());
+    while reason.len() > REASON_BYTES_MAX {
+        reason.pop();
+    }
+    let config = WebSocketConfig::default().read_buffer_size(1024).write_buffer_size(0);
+    let (response, socket) = Handshake::of(&mut request, &app.memory)?.accept(config);
+    app.supervisor.run_once(async move {
+        let farewell = async {
+            if let Some(mut socket) = socket.await {
+                close(code, reason.into(), &mut socket).await;
+            }
+        };
+        drop(tokio::time::timeout(FAREWELL, farewell).await);
+    });
+    Ok(response)
+}
+
+/// Closes, and waits for the peer to do the same: what it had sent must not make the system take back the frame.
+async fn close(code: CloseCode, reason: Utf8Bytes, socket: &mut Socket) {
+    let frame = CloseFrame { code: code.number().into(), reason };
+    if socket.send(Message::Close(Some(frame))).await.is_ok() {
+        while let Some(Ok(_)) = socket.next().await {}
+    }
 }
 
 #[cfg(test)]

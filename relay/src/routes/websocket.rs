@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::extract::{Path, Request, State};
+use axum::http::header::ORIGIN;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
@@ -22,8 +23,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::refuse::Refused;
 use super::traffic::Traffic;
-use super::upgrade::{End, Handshake, Socket, end_of, farewell};
-use super::{AppState, Caller};
+use super::upgrade::{End, Handshake, Socket, end_of, farewell, turn_away};
+use super::{AppState, Caller, NotIn};
 use crate::auth::Principal;
 use crate::connections::Connection;
 use crate::conversation::{Activity, Heartbeat, Opening};
@@ -41,20 +42,20 @@ const FRAGMENT: usize = 32 * 1024;
 /// `GET /ws`: subscribed to nothing.
 pub(super) async fn any(
     State(app): State<Arc<AppState>>,
-    caller: Caller,
+    caller: Result<Caller, NotIn>,
     request: Request,
 ) -> Result<Response, Refused> {
-    upgrade(&app, &caller, request, None, Heartbeat::Never)
+    upgrade(&app, caller, request, None, Heartbeat::Never)
 }
 
 /// `GET /ws/events`: subscribed to the firehose of every agent's lifecycle.
 pub(super) async fn firehose(
     State(app): State<Arc<AppState>>,
-    caller: Caller,
+    caller: Result<Caller, NotIn>,
     request: Request,
 ) -> Result<Response, Refused> {
     let target = Target { channel: Channel::global_events(), addressing: Addressing::Channel };
-    upgrade(&app, &caller, request, Some(target), Heartbeat::Never)
+    upgrade(&app, caller, request, Some(target), Heartbeat::Never)
 }
 
 /// `GET /ws/{session_id}`, and `/ws/session:{session_id}`, for a session that is called as another route is:
@@ -62,23 +63,30 @@ pub(super) async fn firehose(
 pub(super) async fn session(
     State(app): State<Arc<AppState>>,
     Path(id): Path<String>,
-    caller: Caller,
+    caller: Result<Caller, NotIn>,
     request: Request,
 ) -> Result<Response, Refused> {
     let id = id.strip_prefix("session:").unwrap_or(&id);
     let target = Target { channel: Channel::session(id)?, addressing: Addressing::SessionId };
-    upgrade(&app, &caller, request, Some(target), Heartbeat::WhenSilent)
+    upgrade(&app, caller, request, Some(target), Heartbeat::WhenSilent)
 }
 
 /// `heartbeat` holds where the URL asks for none.
 fn upgrade(
     app: &Arc<AppState>,
-    caller: &Caller,
+    caller: Result<Caller, NotIn>,
     mut request: Request,
     target: Option<Target>,
     heartbeat: Heartbeat,
 ) -> Result<Response, Refused> {
-    let opening = opening(caller, target, heartbeat).map_err(|why| caller.refuse(why))?;
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(NotIn::Token(why)) if request.headers().contains_key(ORIGIN) => {
+            return turn_away(app, request, &why);
+        }
+        Err(why) => return Err(why.into()),
+    };
+    let opening = opening(&caller, target, heartbeat).map_err(|why| caller.refuse(why))?;
     let handshake = Handshake::of(&mut request, &app.memory).map_err(|why| caller.refuse(why))?;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
@@ -87,7 +95,7 @@ fn upgrade(
         .max_message_size(Some(FRAME_UP_BYTES_MAX))
         .max_frame_size(Some(FRAME_UP_BYTES_MAX));
     let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(app));
-    let principal = Arc::clone(&caller.principal);
+    let principal = caller.principal;
     let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
         if let Some(socket) = socket.await {
