@@ -9,6 +9,6 @@ mod call;
 mod message;
 mod record;
 
-pub use call::{AgentCall, CallBody, CallError};
+pub use call::{AgentCall, AgentFrame, CallBody, CallError};
 pub use message::{AgentError, AgentMessage};
 pub use record::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};

@@ -25,8 +25,8 @@ mod partition;
 mod shown;
 
 pub use agent::{
-    AgentCall, AgentError, AgentMessage, ApprovalAnswer, Asks, CallBody, CallError, Parent,
-    Resolved, Status, Take,
+    AgentCall, AgentError, AgentFrame, AgentMessage, ApprovalAnswer, Asks, CallBody, CallError,
+    Parent, Resolved, Status, Take,
 };
 pub use channel::{Channel, ChannelError, Kind};
 pub use code::{CloseCode, ErrorCode};

@@ -61,6 +61,8 @@ pub const REQUESTS_MAX: usize = 64;
 pub const COMMANDS_PER_SECOND: usize = 100;
 /// How many of them may come at once.
 pub const COMMANDS_BURST: usize = 200;
+/// `auth` frames of one connection that may come at once; after that one a second: a signature is checked for each.
+pub const AUTHS_BURST: usize = 5;
 /// Channels that one connection may subscribe to a second; a channel is cheap to leave, so nothing limits that.
 pub const SUBSCRIBES_PER_SECOND: usize = 50;
 /// How many of them may come at once: all that a connection may hold, twice.

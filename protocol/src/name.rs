@@ -35,8 +35,9 @@ impl NameError {
 /// Types of the relay's own frames. A flat event carries its name as `type`, so a publisher that
 /// could use one of these could forge the frame. `error` is missing on purpose: an event of that name
 /// has an `offset`, the relay's frame has a `code`.
-const RESERVED: [&str; 15] = [
+const RESERVED: [&str; 17] = [
     "ack",
+    "authenticated",
     "caught_up",
     "connected",
     "event",
@@ -45,6 +46,7 @@ const RESERVED: [&str; 15] = [
     "pong",
     "reconnect",
     "relay_status",
+    "released",
     "request_progress",
     "reset",
     "response",

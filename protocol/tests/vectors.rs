@@ -302,8 +302,9 @@ fn no_event_can_pass_for_a_frame_of_the_relay() {
         let text: Value = serde_json::from_str(&case.text).unwrap();
         text["type"].as_str().unwrap().to_owned()
     });
-    // `error` is told by `offset` and `code`; `event` is the envelope, which `encode` writes.
-    let frames = frames.filter(|frame| frame != "error").chain(["event".to_owned()]);
+    // `error` is told by `offset` and `code`; `event` is the envelope, which `encode` writes; agents receive `released`.
+    let others = ["event", "released"].map(str::to_owned);
+    let frames = frames.filter(|frame| frame != "error").chain(others);
     let reserved =
         load::<Names>("names.json").cases.into_iter().filter(|case| case.event == "reserved");
     let reserved: BTreeSet<String> = reserved.map(|case| case.text.join()).collect();

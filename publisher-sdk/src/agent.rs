@@ -129,6 +129,7 @@ impl Agent {
         tokio::spawn(writer::write(Arc::clone(&buffer), events));
         tokio::spawn(listener::listen(updates, Arc::clone(&inbox)));
         tokio::spawn(mind_the_fence(Arc::clone(&inbox), Arc::clone(&runs)));
+        tokio::spawn(mind_what_is_revoked(Arc::clone(&inbox), Arc::clone(&runs)));
         // From here on, dropping this ends everything.
         let inner = Arc::new(Inner {
             lifecycle: LifecyclePublisher { channel: channel.clone(), buffer },
@@ -146,6 +147,7 @@ impl Agent {
             inner.inbox.join(&channel, outlet, deadline).await.map_err(|error| match error {
                 JoinError::Late(source) => source.map(LinkError::Unavailable),
                 JoinError::Refused(why) => Some(LinkError::Refused(why)),
+                JoinError::Unauthorized(why) => Some(LinkError::Unauthorized(why)),
                 _ => None,
             })?;
         inner.own.get_or_init(|| own);
@@ -328,6 +330,7 @@ impl Inner {
             match error {
                 JoinError::Late(source) => OpenError::NotListening { channel, source },
                 JoinError::Refused(why) => OpenError::Refused(why),
+                JoinError::Unauthorized(why) => OpenError::Unauthorized(why),
                 JoinError::Taken => OpenError::AlreadyServed(channel),
                 JoinError::Fenced => OpenError::Fenced,
                 JoinError::Closed => OpenError::Closed,
@@ -436,4 +439,17 @@ async fn mind_the_fence(inbox: Arc<Inbox>, runs: Arc<Runs>) {
         runs.cancel_all(Reason::Lost);
         inbox.stop();
     }
+}
+
+/// Ends the runs on channels to which the agent's token does not reach any more: the relay has told that they are over.
+async fn mind_what_is_revoked(inbox: Arc<Inbox>, runs: Arc<Runs>) {
+    let minding = async {
+        loop {
+            let channel = inbox.leases.next_revoked().await;
+            tracing::warn!(%channel, "the agent's token does not reach to this channel any more");
+            runs.cancel(&channel, None, &Reason::Revoked.into());
+            inbox.leases.forget(&channel).await;
+        }
+    };
+    inbox.stopped.run_until_cancelled(Box::pin(minding)).await;
 }

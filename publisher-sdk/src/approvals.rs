@@ -350,6 +350,7 @@ impl Inner {
                 }
                 Err(LinkError::Busy) => return Err(AskError::Busy),
                 Err(LinkError::Refused(why)) => return Err(AskError::Refused(why)),
+                Err(LinkError::Unauthorized(why)) => return Err(AskError::Unauthorized(why)),
                 Err(LinkError::Unavailable(_)) => break,
             }
             let patience = ASK_AGAIN.min(remaining() + GRACE);

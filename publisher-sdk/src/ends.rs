@@ -279,7 +279,9 @@ impl Teller {
 pub(crate) fn refused(error: LinkError) -> PublishError {
     match error {
         LinkError::Fenced => PublishError::Fenced,
-        LinkError::Refused(why) | LinkError::Conflict(why) => PublishError::Refused(why),
+        LinkError::Refused(why) | LinkError::Conflict(why) | LinkError::Unauthorized(why) => {
+            PublishError::Refused(why)
+        }
         _ => PublishError::Closed,
     }
 }

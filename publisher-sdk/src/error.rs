@@ -107,7 +107,15 @@ pub enum ConnectError {
         /// The error of the last attempt; `None` if commands could not be followed in time.
         source: Option<Unavailable>,
     },
-    /// The relay does not let the agent in: the token is missing, not valid, or not for this agent.
+    /// The relay refuses the agent's token: it is missing, has ended, or is not valid.
+    #[error("the relay at `{at}` refuses the agent's token: {why}")]
+    Unauthorized {
+        /// Where.
+        at: String,
+        /// What it says.
+        why: String,
+    },
+    /// The relay does not let the agent in: the token is not for this agent.
     #[error("the relay at `{at}` refuses the agent: {why}")]
     Refused {
         /// Where.
@@ -151,6 +159,9 @@ pub enum OpenError {
     /// The relay through which the agent comes in does not let it be there.
     #[error("the relay refuses: {0}")]
     Refused(String),
+    /// The relay refuses the agent's token.
+    #[error("the relay refuses the agent's token: {0}")]
+    Unauthorized(String),
     /// The agent serves it already; two handlers would be one too many.
     #[error("this agent serves `{0}` already")]
     AlreadyServed(Channel),
@@ -278,6 +289,9 @@ pub enum AskError {
     /// The relay through which the agent comes in does not let it ask there.
     #[error("the relay refuses: {0}")]
     Refused(String),
+    /// The relay refuses the agent's token.
+    #[error("the relay refuses the agent's token: {0}")]
+    Unauthorized(String),
     /// The answer might not arrive.
     #[error("the channel could not be joined within {CONNECT_TIMEOUT:?}: Redis is away, try again")]
     NotListening {
@@ -307,6 +321,7 @@ impl From<JoinError> for AskError {
         match error {
             JoinError::Late(source) => Self::NotListening { source },
             JoinError::Refused(why) => Self::Refused(why),
+            JoinError::Unauthorized(why) => Self::Unauthorized(why),
             JoinError::Fenced => Self::Fenced,
             // Nobody asks on a service.
             JoinError::Closed | JoinError::Taken => Self::Closed,

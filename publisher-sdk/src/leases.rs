@@ -5,7 +5,7 @@
 //!
 //! However many handles a channel has, it has one lease; it is released when the last handle goes.
 //! Taking and releasing wait for each other, per channel: a release never hits the lease that was
-//! taken after it. A lease that is lost is the end of the whole agent: it is fenced.
+//! taken after it. A lease that is lost is the end of the whole agent: it is fenced. One that is revoked ends alone.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,8 +33,16 @@ pub(crate) struct Leases {
     changed: Notify,
     /// Is cancelled when the agent is fenced.
     fenced: CancellationToken,
+    revoked: Arc<Revoked>,
     /// Everything is released.
     ended: CancellationToken,
+}
+
+/// Channels whose lease has ended because the agent may not hold it any more.
+#[derive(Debug, Default)]
+struct Revoked {
+    channels: Mutex<BTreeSet<Channel>>,
+    more: Notify,
 }
 
 /// A channel's lease, if it is held. The code that takes or releases it holds the lock.
@@ -58,6 +66,7 @@ impl Leases {
             serving: Mutex::default(),
             changed: Notify::new(),
             fenced,
+            revoked: Arc::default(),
             ended: CancellationToken::new(),
         });
         let channel = leases.own.clone();
@@ -181,6 +190,28 @@ impl Leases {
         .await
     }
 
+    /// The next channel whose lease has ended because the agent may not hold it any more.
+    pub(crate) async fn next_revoked(&self) -> Channel {
+        loop {
+            let next = lock(&self.revoked.channels).pop_first();
+            match next {
+                Some(channel) => return channel,
+                None => self.revoked.more.notified().await,
+            }
+        }
+    }
+
+    /// The lease of `channel` has ended.
+    pub(crate) async fn forget(&self, channel: &Channel) {
+        if let Some(mut slot) = self.locked(channel).await
+            && slot.as_ref().is_some_and(|held| held.lease.revoked.is_cancelled())
+        {
+            *slot = None;
+            self.serving().remove(channel);
+            self.changed.notify_one();
+        }
+    }
+
     async fn locked(&self, channel: &Channel) -> Option<OwnedMutexGuard<Option<Held>>> {
         let slot = self.slots().get(channel).cloned()?;
         Some(slot.lock_owned().await)
@@ -228,20 +259,31 @@ impl Leases {
 
     fn watch(&self, lease: LeaseHandle) -> Held {
         let (lost, fenced) = (lease.lost.clone(), self.fenced.clone());
+        let (is_revoked, revoked) = (lease.revoked.clone(), Arc::clone(&self.revoked));
+        let channel = lease.channel.clone();
         let watching = CancellationToken::new();
         let watch = watching.clone().drop_guard();
         tokio::spawn(watching.run_until_cancelled_owned(async move {
-            lost.cancelled().await;
-            fenced.cancel();
+            tokio::select! {
+                () = lost.cancelled() => fenced.cancel(),
+                () = is_revoked.cancelled() => {
+                    lock(&revoked.channels).insert(channel);
+                    revoked.more.notify_one();
+                }
+            }
         }));
         Held { lease, _watch: watch }
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<Channel, Slot>> {
-        self.slots.lock().expect("no code panics with this lock held")
+        lock(&self.slots)
     }
 
     fn serving(&self) -> MutexGuard<'_, BTreeSet<Channel>> {
-        self.serving.lock().expect("no code panics with this lock held")
+        lock(&self.serving)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no code panics with this lock held")
 }

@@ -55,6 +55,7 @@ mod run;
 mod runs;
 mod service;
 mod thread;
+mod tokens;
 mod watch;
 
 pub use agent::Agent;

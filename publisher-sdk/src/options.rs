@@ -1,5 +1,6 @@
 //! Every option of an agent, its default and its reason.
 
+use std::error::Error;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use crate::agent::Start;
 use crate::link::{Link, LinkError};
 use crate::runs::Current;
+use crate::tokens::TokenSource;
 use crate::watch::Patience;
 use crate::{Agent, ConnectError, Run};
 
@@ -40,7 +42,7 @@ pub struct AgentOptions {
     parent: Option<Parent>,
     /// The parent's run, where that is of this process.
     parent_run: Option<Current>,
-    token: Option<String>,
+    tokens: Option<TokenSource>,
 }
 
 impl Default for AgentOptions {
@@ -54,7 +56,7 @@ impl Default for AgentOptions {
             patience: Patience::default(),
             parent: None,
             parent_run: None,
-            token: None,
+            tokens: None,
         }
     }
 }
@@ -129,7 +131,24 @@ impl AgentOptions {
     /// The token to show to a relay, where `url` is that of one: it grants `serve` on `agent:{id}`
     /// and on each session and service, and `publish` on each channel. It is not sent to Redis.
     pub fn token(self, token: impl Into<String>) -> Self {
-        Self { token: Some(token.into()), ..self }
+        Self { tokens: Some(TokenSource::Fixed(token.into().into())), ..self }
+    }
+
+    /// Where the token comes from that is shown to a relay: asked at each connect, and a minute before the token
+    /// before ends, so that an agent outlives its tokens. It has five seconds.
+    ///
+    /// ```no_run
+    /// # async fn fetch() -> Result<String, std::io::Error> { unimplemented!() }
+    /// # async fn connect() -> Result<(), publisher_sdk::ConnectError> {
+    /// let options = publisher_sdk::Agent::options().token_source(|| async { Ok(fetch().await?) });
+    /// let agent = options.id("a1").connect("http://127.0.0.1:8080").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn token_source<F>(self, source: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<String, Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        Self { tokens: Some(TokenSource::asked(source)), ..self }
     }
 
     /// Connects and begins to listen for commands. `url` is that of the Redis that the relay uses
@@ -165,7 +184,7 @@ impl AgentOptions {
         loop {
             let attempt = Instant::now() + CONNECT_TIMEOUT;
             let start = Start {
-                link: link.of_agent(agent.id(), self.token.as_deref())?,
+                link: link.of_agent(agent.id(), self.tokens.clone())?,
                 channel: agent.clone(),
                 window: self.batch_window,
                 buffer_bytes: self.buffer_bytes,
@@ -197,6 +216,9 @@ impl AgentOptions {
                 }
                 Err(Some(LinkError::Refused(why))) => {
                     return Err(ConnectError::Refused { at, why });
+                }
+                Err(Some(LinkError::Unauthorized(why))) => {
+                    return Err(ConnectError::Unauthorized { at, why });
                 }
                 Err(Some(LinkError::Unavailable(source))) => Some(source),
                 Err(_) => None,

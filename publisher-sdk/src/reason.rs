@@ -17,6 +17,8 @@ pub enum Reason {
     Timeout,
     /// The agent was declared lost, or a newer one of its id has taken over.
     Lost,
+    /// The agent's token does not reach to its channel any more.
+    Revoked,
     /// The agent ends, or stopped of its own will.
     Shutdown,
 }
@@ -40,6 +42,7 @@ impl Reason {
             Self::Budget => "budget",
             Self::Timeout => "timeout",
             Self::Lost => "lost",
+            Self::Revoked => "revoked",
             Self::Shutdown => "shutdown",
         }
     }

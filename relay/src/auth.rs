@@ -1,12 +1,13 @@
-//! Authentication: a token becomes a [`Principal`] once, at the route. Nothing behind it ever sees a token.
+//! Authentication: a token becomes a [`Principal`], at the route or where a connection renews it.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use protocol::frame::Refusal;
 use protocol::limits::TOKEN_BYTES_MAX;
-use protocol::{CloseCode, Grant, Object};
+use protocol::{CloseCode, ErrorCode, Grant, Object};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -88,6 +89,11 @@ impl Principal {
         Some(self.expires_at?.saturating_sub(now()))
     }
 
+    /// When the grant ends, Unix milliseconds; 0 where it does not.
+    pub(crate) fn expires_at_ms(&self) -> u64 {
+        self.expires_at.unwrap_or_default().as_millis() as u64
+    }
+
     /// Whether the grant has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.expires_at.is_some_and(|end| now() >= end)
@@ -167,6 +173,27 @@ pub(crate) fn authenticate(
     let Object(claims) =
         jsonwebtoken::decode::<Object<Claims>>(token, &key.secret, &validation)?.claims;
     claims.check(key)
+}
+
+/// The principal that `token` makes of one that is there already.
+pub(crate) fn renew(
+    key: Option<&Key>,
+    before: &Principal,
+    token: &str,
+) -> Result<Principal, Refusal> {
+    if key.is_none() {
+        return Err(Refusal::new(ErrorCode::Unsupported, "`auth`: this relay asks for no tokens"));
+    }
+    let refused = |why: &dyn fmt::Display| {
+        tracing::info!(%why, "a token was refused");
+        let message = format!("the token is refused, the one before holds until its end: {why}");
+        Refusal::new(ErrorCode::Unauthorized, message)
+    };
+    let principal = authenticate(key, Some(token)).map_err(|why| refused(&why))?;
+    if principal.user != before.user {
+        return Err(refused(&"it is of another user"));
+    }
+    Ok(principal)
 }
 
 impl Claims {

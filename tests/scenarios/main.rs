@@ -35,6 +35,7 @@ mod malformed;
 mod operating;
 mod origins;
 mod redis_away;
+mod renewing;
 mod requests;
 mod resuming;
 mod rights;

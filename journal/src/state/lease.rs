@@ -146,6 +146,24 @@ impl Lease {
     }
 }
 
+impl Lease {
+    /// Ends the lease, because the agent may not hold it any more. The agent is not fenced, it lives on elsewhere; the
+    /// runs that are open here are told as over. Tried for as long as the lease lasts.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: then the lease runs out.
+    pub async fn revoke(&self) -> Result<(), Unavailable> {
+        self.journal.leases().forget(self.key);
+        let ends = Instant::now() + self.journal.lease;
+        loop {
+            match self.journal.revoke(&self.held.record, self.holder(), self.held.taking).await {
+                Err(_) if Instant::now() < ends => tokio::time::sleep(RELEASE_AGAIN).await,
+                revoked => return revoked,
+            }
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         self.journal.leases().forget(self.key);

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::alive::Sample;
 use super::lease::{LeasePhase, LeaseState, REMEMBERED};
+use super::standing::Standing;
 use super::transact::read;
 use super::{
     Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot, Transacted,
@@ -24,6 +25,8 @@ const PIECE_RUNS: usize = 256;
 const PIECE_BYTES: usize = 60 * 1024;
 /// How many pieces are told at a time; the deadline stays due.
 const PIECES_MAX: usize = 16;
+/// Why it ended where its token did not reach to the channel any more.
+const REVOKED: &str = "revoked";
 /// How often a step that names the open runs is decided anew, because they have changed.
 const ATTEMPTS_MAX: usize = 100;
 
@@ -101,7 +104,9 @@ pub(super) fn begin(
     change.effects.push(Effect::Clear(Index::Channels(holder.producer().into())));
     let parent = state.parent.clone();
     let mut loss = Loss { holder, reason: reason.into(), parent, told: 0, uncopied: None };
-    let is_told = reason == "lost" || !open.runs.is_empty();
+    // Where the agent lived it is told in any case, unless another goes on in its place.
+    let is_life = reason == "lost" || reason == REVOKED && lease.channel.kind() == Kind::Agent;
+    let is_told = is_life || !open.runs.is_empty();
     if standing::is_told(lease) && is_told {
         change.effects.extend(loss.tell(&lease.channel, open));
     }
@@ -179,6 +184,39 @@ impl Journal {
             Transacted::Done(None) => self.forget_deadline(lease, Deadline::Lose).await,
             Transacted::Unmet | Transacted::Fenced => Ok(()),
         }
+    }
+
+    /// The holder may not hold the lease any more: it ends, and what it left here is settled. The incarnation is not
+    /// fenced.
+    pub(super) async fn revoke(
+        &self,
+        lease: &Record,
+        holder: &Holder,
+        taking: Uuid,
+    ) -> Result<(), Unavailable> {
+        let rule = |found: Option<LeaseState>, open: &OpenRuns, _| match standing::of(found, holder)
+        {
+            Standing::Own(state) if state.taking == taking => {
+                let state = LeaseState { phase: LeasePhase::Released, ..state };
+                let mut change = Change::new(&state);
+                change.lifetime = Some(REMEMBERED);
+                change.effects = vec![
+                    Effect::Remove(Index::Agents, holder.agent.clone()),
+                    Effect::Due(Deadline::Lose, None),
+                ];
+                begin(&mut change, lease, &state, REVOKED, open);
+                Decision::Set(change, true)
+            }
+            _ => Decision::Keep(false),
+        };
+        let below = holder.incarnation + 1;
+        let revoked = self.transact_with_runs(lease, None, below, rule).await?;
+        if revoked.done() == Some(true)
+            && let Err(error) = self.settle(&record(&lease.channel, holder)).await
+        {
+            tracing::debug!(channel = %lease.channel, %error, "a revoked lease is settled later");
+        }
+        Ok(())
     }
 
     /// Deadline: what a lost incarnation left is settled. Doing it again is harmless.

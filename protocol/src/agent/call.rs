@@ -12,7 +12,7 @@ use super::body::{
 };
 use super::message::{AgentError, AgentMessage};
 use super::record::{Parent, Status};
-use crate::frame::{Since, words};
+use crate::frame::{AuthToken, Since, words};
 use crate::integer::Integer;
 use crate::limits::{
     AGENT_FRAME_BYTES_MAX, AGENT_NUMBER_MAX, APPROVAL_ID_BYTES_MAX, RUN_ID_BYTES_MAX,
@@ -31,6 +31,59 @@ pub struct AgentCall {
     pub channel: Channel,
     /// What is asked.
     pub body: CallBody,
+}
+
+/// What an agent sends: a call, or a token.
+#[derive(Clone, Debug)]
+pub enum AgentFrame {
+    /// A call.
+    Call(AgentCall),
+    /// A token takes the place of the one before.
+    Auth {
+        /// Comes back on the reply.
+        id: u64,
+        /// The token.
+        token: AuthToken,
+    },
+}
+
+impl AgentFrame {
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// [`CallError`], with the frame's `id` where it could be read.
+    pub fn parse(text: &str) -> Result<Self, CallError> {
+        let Object(fields): Object<RawFields<'_>> =
+            serde_json::from_str(text).map_err(|error| {
+                let (id, code) = (None, ErrorCode::BadRequest);
+                CallError { id, code, message: format!("the frame is not a call: {error}") }
+            })?;
+        let id = fields.id.and_then(|id| serde_json::from_str::<Integer>(id.get()).ok());
+        let id = id.map(|Integer(id)| id).filter(|id| *id <= AGENT_NUMBER_MAX);
+        let refuse = |(code, message)| CallError { id, code, message };
+        if text.len() > AGENT_FRAME_BYTES_MAX {
+            let message = format!("the frame has more than {AGENT_FRAME_BYTES_MAX} bytes");
+            return Err(refuse((ErrorCode::TooLarge, message)));
+        }
+        let id = id.ok_or_else(|| {
+            refuse(bad(format!("`id` must be a number from 0 to {AGENT_NUMBER_MAX}")))
+        })?;
+        let kind: String = required("type", fields.kind).map_err(refuse)?;
+        if kind == "auth" {
+            let token = AuthToken::new(required("token", fields.token).map_err(refuse)?);
+            return Ok(Self::Auth { id, token });
+        }
+        let channel: String = required("channel", fields.channel).map_err(refuse)?;
+        let channel =
+            channel.parse().map_err(|error| refuse(bad(format!("`channel`: {error}"))))?;
+        let body = fields.body(&kind).map_err(refuse)?;
+        Ok(Self::Call(AgentCall { id, channel, body }))
+    }
+
+    /// The text of the frame that brings a token.
+    pub fn auth_text(id: u64, token: &str) -> String {
+        serde_json::json!({"type": "auth", "id": id, "token": token}).to_string()
+    }
 }
 
 /// What an agent asks of the relay.
@@ -99,6 +152,8 @@ struct RawFields<'a> {
     #[serde(borrow, default)]
     channel: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    token: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     event: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
@@ -112,32 +167,18 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 type Refused = (ErrorCode, String);
 
 impl AgentCall {
-    /// Reads a frame.
+    /// Reads a frame that is a call.
     ///
     /// # Errors
     /// [`CallError`], with the call's `id` where it could be read.
     pub fn parse(text: &str) -> Result<Self, CallError> {
-        let Object(fields): Object<RawFields<'_>> =
-            serde_json::from_str(text).map_err(|error| {
-                let (id, code) = (None, ErrorCode::BadRequest);
-                CallError { id, code, message: format!("the frame is not a call: {error}") }
-            })?;
-        let id = fields.id.and_then(|id| serde_json::from_str::<Integer>(id.get()).ok());
-        let id = id.map(|Integer(id)| id).filter(|id| *id <= AGENT_NUMBER_MAX);
-        let refuse = |(code, message)| CallError { id, code, message };
-        if text.len() > AGENT_FRAME_BYTES_MAX {
-            let message = format!("the frame has more than {AGENT_FRAME_BYTES_MAX} bytes");
-            return Err(refuse((ErrorCode::TooLarge, message)));
+        match AgentFrame::parse(text)? {
+            AgentFrame::Call(call) => Ok(call),
+            AgentFrame::Auth { id, .. } => {
+                let (id, code) = (Some(id), ErrorCode::BadRequest);
+                Err(CallError { id, code, message: "`auth` is not a call".to_owned() })
+            }
         }
-        let id = id.ok_or_else(|| {
-            refuse(bad(format!("`id` must be a number from 0 to {AGENT_NUMBER_MAX}")))
-        })?;
-        let kind: String = required("type", fields.kind).map_err(refuse)?;
-        let channel: String = required("channel", fields.channel).map_err(refuse)?;
-        let channel =
-            channel.parse().map_err(|error| refuse(bad(format!("`channel`: {error}"))))?;
-        let body = fields.body(&kind).map_err(refuse)?;
-        Ok(Self { id, channel, body })
     }
 
     /// The `type` on the wire.

@@ -59,6 +59,23 @@ pub enum AgentMessage {
         /// Which channel.
         channel: Channel,
     },
+    /// The lease of the channel has ended, because the token does not reach to it any more. The agent lives on.
+    Released {
+        /// Which channel.
+        channel: Channel,
+    },
+    /// A token has taken the place of the one before.
+    Authenticated {
+        /// Which frame brought it.
+        id: u64,
+        /// Its end, Unix milliseconds.
+        expires_at: u64,
+    },
+    /// The token ends soon.
+    TokenExpiring {
+        /// In how many milliseconds.
+        in_ms: u64,
+    },
     /// The replica goes down: connect again.
     Reconnect,
 }
@@ -107,6 +124,10 @@ struct Envelope<'a> {
     retryable: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lease_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    in_ms: Option<u64>,
 }
 
 impl AgentMessage {
@@ -145,6 +166,14 @@ impl AgentMessage {
             },
             "reset" => Self::Reset { channel: about? },
             "fenced" => Self::Fenced { channel: about? },
+            "released" => Self::Released { channel: about? },
+            "authenticated" => Self::Authenticated {
+                id: envelope.id.ok_or_else(|| missing("id"))?,
+                expires_at: envelope.expires_at.ok_or_else(|| missing("expires_at"))?,
+            },
+            "token_expiring" => {
+                Self::TokenExpiring { in_ms: envelope.in_ms.ok_or_else(|| missing("in_ms"))? }
+            }
             _ => return Ok(None),
         }))
     }
@@ -183,6 +212,13 @@ impl AgentMessage {
             },
             Self::Reset { channel } => about("reset", channel),
             Self::Fenced { channel } => about("fenced", channel),
+            Self::Released { channel } => about("released", channel),
+            Self::Authenticated { id, expires_at } => {
+                Envelope { id: Some(*id), expires_at: Some(*expires_at), ..of("authenticated") }
+            }
+            Self::TokenExpiring { in_ms } => {
+                Envelope { in_ms: Some(*in_ms), ..of("token_expiring") }
+            }
         };
         serde_json::to_string(&envelope).expect("plain data")
     }

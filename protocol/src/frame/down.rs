@@ -52,7 +52,7 @@ pub enum RelayFrame<'a> {
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         pending_more: bool,
     },
-    /// A subscription ended on request.
+    /// A subscription ended, on request or because the grant does not reach to it any more.
     Unsubscribed {
         /// The frame this answers.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,6 +60,9 @@ pub enum RelayFrame<'a> {
         /// The channel, named as the browser named it.
         #[serde(flatten)]
         channel: NamedChannel<'a>,
+        /// Why it ended without being asked to.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
     },
     /// From here on events are live.
     CaughtUp {
@@ -171,6 +174,14 @@ pub enum RelayFrame<'a> {
     RelayStatus {
         /// `ok` or `degraded`.
         redis: &'a str,
+    },
+    /// A token has taken the place of the one before.
+    Authenticated {
+        /// The frame this answers.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        /// Its end, Unix milliseconds.
+        expires_at: u64,
     },
     /// The token ends soon.
     TokenExpiring {

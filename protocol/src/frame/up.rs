@@ -7,6 +7,7 @@ mod address;
 mod ask;
 mod fields;
 
+use std::fmt;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
@@ -53,7 +54,7 @@ impl Refusal {
     }
 
     /// Missing and not granted look the same: `what` is how it was named.
-    pub fn not_found(what: impl std::fmt::Display) -> Self {
+    pub fn not_found(what: impl fmt::Display) -> Self {
         Self::new(ErrorCode::NotFound, format!("{what} not found or not permitted"))
     }
 
@@ -120,6 +121,30 @@ pub enum ClientFrame {
     Answer(Answer),
     /// A command that wants a reply.
     Request(Request),
+    /// A token takes the place of the one before.
+    Auth(AuthToken),
+}
+
+/// A token in a frame. It is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AuthToken(Box<str>);
+
+impl AuthToken {
+    /// The token `text`.
+    pub fn new(text: impl Into<Box<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AuthToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthToken(***)")
+    }
 }
 
 impl ClientFrame {

@@ -155,6 +155,11 @@ pub(crate) enum Plain {
     Unsubscribed {
         id: Id,
         target: Named,
+        reason: Option<String>,
+    },
+    Authenticated {
+        id: Id,
+        expires_at: u64,
     },
     CaughtUp {
         target: Named,
@@ -294,11 +299,16 @@ impl Plain {
                 pending_more: *pending_more,
             }
             .to_text(),
-            Self::Unsubscribed { id, target } => RelayFrame::Unsubscribed {
+            Self::Unsubscribed { id, target, reason } => RelayFrame::Unsubscribed {
                 id: raw(id).as_deref(),
                 channel: target.target().named(),
+                reason: reason.as_deref(),
             }
             .to_text(),
+            Self::Authenticated { id, expires_at } => {
+                let (id, expires_at) = (raw(id), *expires_at);
+                RelayFrame::Authenticated { id: id.as_deref(), expires_at }.to_text()
+            }
             Self::CaughtUp { target, offset } => {
                 RelayFrame::CaughtUp { channel: target.target().named(), offset: offset.clone() }
                     .to_text()

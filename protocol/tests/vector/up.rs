@@ -62,6 +62,7 @@ pub(crate) fn normal(frame: ClientFrame) -> Value {
             "allowed": answer.allowed, "always": answer.always, "reason": answer.reason,
             "digest": answer.digest, "command_id": answer.command_id.to_string(),
         }}),
+        ClientFrame::Auth(token) => json!({"auth": {"token": token.as_str()}}),
         ClientFrame::Request(request) => json!({"request": {
             "channel": request.channel.as_str(), "method": request.method, "params": request.params,
             "timeout_ms": request.timeout.as_millis() as u64,

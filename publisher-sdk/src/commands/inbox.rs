@@ -78,6 +78,8 @@ pub(crate) enum JoinError {
     Late(Option<Unavailable>),
     /// The relay on the way does not let the agent be there.
     Refused(String),
+    /// The relay on the way refuses the agent's token.
+    Unauthorized(String),
     /// The agent is fenced.
     Fenced,
     /// It serves the channel already.
@@ -152,6 +154,7 @@ impl Inbox {
             Ok(()) => {}
             Err(LinkError::Unavailable(last)) => return Err(JoinError::Late(Some(last))),
             Err(LinkError::Refused(why)) => return Err(JoinError::Refused(why)),
+            Err(LinkError::Unauthorized(why)) => return Err(JoinError::Unauthorized(why)),
             Err(_) => return Err(self.ended()),
         }
         let live = head.wait_for(|head| matches!(head, Head::Known(_)));

@@ -21,12 +21,20 @@ pub(crate) enum LinkError {
     /// It is refused for good.
     #[error("refused: {0}")]
     Refused(String),
+    /// The relay refuses the token.
+    #[error("the relay refuses the agent's token: {0}")]
+    Unauthorized(String),
     /// The record could not be reached; the same call may be tried again.
     #[error(transparent)]
     Unavailable(Unavailable),
 }
 
 impl LinkError {
+    /// Whether the relay refuses the agent, for whatever reason.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Unauthorized(_))
+    }
+
     pub(crate) fn unavailable(why: &str) -> Self {
         Self::Unavailable(Unavailable(why.to_owned()))
     }
@@ -87,6 +95,7 @@ impl From<LinkError> for AppendError {
         match error {
             LinkError::Fenced => Self::Fenced,
             LinkError::Refused(why) | LinkError::Conflict(why) => Self::Refused(why),
+            LinkError::Unauthorized(_) => Self::Refused(error.to_string()),
             LinkError::Busy | LinkError::Unavailable(_) => Self::Unavailable,
         }
     }

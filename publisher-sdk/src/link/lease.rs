@@ -20,7 +20,16 @@ pub(crate) struct LeaseHandle {
     pub(crate) holder: Holder,
     /// Is cancelled when the lease is lost, or a newer incarnation has taken over.
     pub(crate) lost: CancellationToken,
+    /// Is cancelled when the agent may not hold it any more: it has ended, and the agent lives on.
+    pub(crate) revoked: CancellationToken,
     pub(super) kind: LeaseKind,
+}
+
+/// How a lease ends that the agent did not release.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeaseEnd {
+    pub(super) lost: CancellationToken,
+    pub(super) revoked: CancellationToken,
 }
 
 /// Who renews it.
@@ -46,6 +55,7 @@ impl From<Lease> for LeaseHandle {
             channel: lease.channel().clone(),
             holder: lease.holder().clone(),
             lost: lease.lost(),
+            revoked: CancellationToken::new(),
             kind: LeaseKind::Journal(lease),
         }
     }

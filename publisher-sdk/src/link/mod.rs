@@ -35,10 +35,11 @@ use uuid::Uuid;
 pub(crate) use error::LinkError;
 pub(crate) use follow::{LinkFollower, LinkUpdates};
 pub(crate) use lease::LeaseHandle;
-use lease::{LeaseKind, RelayLease};
+use lease::{LeaseEnd, LeaseKind, RelayLease};
 pub(crate) use persist::{persist, persist_until};
 use relay_link::RelayLink;
 
+use crate::tokens::TokenSource;
 use crate::{ConnectError, thread};
 
 /// Where agents come in: a process of many agents opens one, and [attaches](crate::AgentOptions::attach) each.
@@ -98,12 +99,12 @@ impl Link {
     pub(crate) fn of_agent(
         &self,
         agent: &str,
-        token: Option<&str>,
+        tokens: Option<TokenSource>,
     ) -> Result<RecordLink, ConnectError> {
         let _entered = self.thread.as_ref().map(Handle::enter);
         Ok(match &self.target {
             Target::Journal(journal) => RecordLink::Journal(journal.clone()),
-            Target::Relay(url) => RecordLink::Relay(Arc::new(RelayLink::open(url, agent, token)?)),
+            Target::Relay(url) => RecordLink::Relay(Arc::new(RelayLink::open(url, agent, tokens)?)),
         })
     }
 }
@@ -168,11 +169,12 @@ impl RecordLink {
             }
             Self::Relay(relay) => {
                 let call = LeaseCall { incarnation, parent: parent.cloned() };
-                let (incarnation, lost) = relay.lease(channel, call).await?;
+                let (incarnation, LeaseEnd { lost, revoked }) = relay.lease(channel, call).await?;
                 Ok(LeaseHandle {
                     channel: channel.clone(),
                     holder: Holder { agent: agent.into(), incarnation },
                     lost,
+                    revoked,
                     kind: LeaseKind::Relay(RelayLease(Arc::clone(relay), channel.clone())),
                 })
             }

@@ -10,9 +10,9 @@ use protocol::{AgentCall, CallBody, Channel, Offset};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
-use tokio_util::sync::CancellationToken;
 
 use super::LinkError;
+use super::lease::LeaseEnd;
 
 /// What a call that was done came to.
 #[derive(Debug, Default)]
@@ -46,8 +46,7 @@ pub(super) struct WaitingCall {
 #[derive(Debug)]
 pub(super) enum CallKind {
     Publish,
-    /// The token is cancelled when the lease is lost.
-    Lease(CancellationToken),
+    Lease(LeaseEnd),
     Other,
 }
 
@@ -153,13 +152,13 @@ impl WaitingCalls {
     }
 
     /// The relay refuses the agent: no call gets a reply.
-    pub(super) fn refuse_all(&mut self, why: &str) {
+    pub(super) fn refuse_all(&mut self, refusal: &LinkError) {
         for (_, waiting) in std::mem::take(&mut self.calls) {
             let error = match waiting.kind {
                 CallKind::Publish if waiting.may_be_done => {
-                    LinkError::Unavailable(Unavailable(why.to_owned()))
+                    LinkError::Unavailable(Unavailable(refusal.to_string()))
                 }
-                _ => LinkError::Refused(why.to_owned()),
+                _ => refusal.clone(),
             };
             drop(waiting.reply.send(Err(error)));
         }
@@ -248,7 +247,7 @@ mod tests {
         sent(&mut calls);
         calls.begin_anew();
         let (_, mut late) = add(&mut calls, publish(1));
-        calls.refuse_all("no");
+        calls.refuse_all(&LinkError::Refused("no".to_owned()));
         let told = |reply: &mut Reply| reply.try_recv().unwrap().unwrap_err();
         assert!(matches!(told(&mut replies[0]), LinkError::Unavailable(_)), "it may be done");
         assert!(matches!(told(&mut replies[1]), LinkError::Refused(_)));

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::{HeaderValue, Request};
+use tokio_tungstenite::tungstenite::http::{HeaderValue, Request, StatusCode};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
@@ -26,6 +26,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_conf
 use super::LinkError;
 use super::relay_link::RelayShared;
 use crate::ConnectError;
+use crate::tokens::TokenSource;
 
 /// How long a connection may take to come about, and to say its last words.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// The longest where the relay refuses the agent.
 const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// How long after it was asked a token source is asked again.
+const TOKEN_AGAIN: Duration = Duration::from_secs(5);
 /// The largest frames of a relay are commands and replies: data of 64 KiB and what stands around it. This
 /// leaves room for what later ones may say; the library's default is 64 MiB.
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -45,6 +48,7 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 #[derive(Debug)]
 pub(super) struct RelayClient {
     pub(super) request: Request<()>,
+    pub(super) tokens: Option<TokenSource>,
     pub(super) shared: Arc<RelayShared>,
     pub(super) updates: mpsc::Sender<Update>,
 }
@@ -56,26 +60,15 @@ enum Ended {
     Lost(String),
 }
 
-/// The request for the WebSocket of the agent at the relay `url`.
-pub(super) fn request(
-    url: &str,
-    agent: &str,
-    token: Option<&str>,
-) -> Result<Request<()>, ConnectError> {
+/// The request for the WebSocket of the agent at the relay `url`, without a token.
+pub(super) fn request(url: &str, agent: &str) -> Result<Request<()>, ConnectError> {
     let refuse = |why: String| ConnectError::RelayUrl { url: without_secrets(url), why };
     let rest = url
         .strip_prefix("http")
         .ok_or_else(|| refuse("the scheme must be http or https".to_owned()))?;
     let address = format!("ws{}/ws/agents/{agent}", rest.trim_end_matches('/'));
     let request = address.into_client_request();
-    let mut request = request.map_err(|error| refuse(error.to_string()))?;
-    if let Some(token) = token {
-        let value = HeaderValue::from_str(&format!("Bearer {token}"));
-        let mut value = value.map_err(|_| refuse("the token is not printable ASCII".to_owned()))?;
-        value.set_sensitive(true);
-        request.headers_mut().insert("Authorization", value);
-    }
-    Ok(request)
+    request.map_err(|error| refuse(error.to_string()))
 }
 
 impl RelayClient {
@@ -89,7 +82,7 @@ impl RelayClient {
         loop {
             let connecting = async {
                 sleep(pause).await;
-                connect(self.request.clone()).await
+                connect(self.authorized().await?).await
             };
             let connected = tokio::select! {
                 connected = connecting => connected,
@@ -111,8 +104,7 @@ impl RelayClient {
                 }
                 Err(error) => {
                     self.shared.change(|state| state.on_no_connection(&error));
-                    let is_refused = matches!(error, LinkError::Refused(_));
-                    if is_refused { refused.next() } else { lost.next() }
+                    if error.is_refusal() { refused.next() } else { lost.next() }
                 }
             };
         }
@@ -124,8 +116,42 @@ impl RelayClient {
         tokio::select! {
             why = self.read(stream) => Ended::Lost(why),
             ended = self.write(sink) => ended,
+            ended = self.renew_tokens() => ended,
             // The relay takes no last words.
             () = self.unwanted_for(CONNECT_TIMEOUT) => Ended::Unwanted,
+        }
+    }
+
+    /// The request, with a token.
+    async fn authorized(&self) -> Result<Request<()>, LinkError> {
+        let mut request = self.request.clone();
+        if let Some(tokens) = &self.tokens {
+            let token = tokens.token().await.map_err(|why| LinkError::unavailable(&why))?;
+            let value = HeaderValue::from_str(&format!("Bearer {token}"));
+            let not_ascii = |_| LinkError::Unauthorized("it is not printable ASCII".to_owned());
+            let mut value = value.map_err(not_ascii)?;
+            value.set_sensitive(true);
+            request.headers_mut().insert("Authorization", value);
+        }
+        Ok(request)
+    }
+
+    /// Brings another token before the one that was shown ends, as long as there is a source.
+    async fn renew_tokens(&self) -> Ended {
+        let Some(tokens @ TokenSource::Asked(_)) = &self.tokens else {
+            return std::future::pending().await;
+        };
+        loop {
+            self.shared.token_ends.notified().await;
+            loop {
+                match tokens.token().await {
+                    Ok(token) => break self.shared.change(|state| state.say_token(&token)),
+                    Err(why) => tracing::warn!(why, "the agent's token is not renewed"),
+                }
+                sleep(TOKEN_AGAIN).await;
+            }
+            // A token that ends within a minute is followed by the next notice at once.
+            sleep(TOKEN_AGAIN).await;
         }
     }
 
@@ -141,6 +167,9 @@ impl RelayClient {
             let Ok(heard) = timeout(silence_max, next(&mut stream)).await else {
                 return "nothing was received for too long".to_owned();
             };
+            if matches!(heard, Ok(Some(AgentMessage::TokenExpiring { .. }))) {
+                self.shared.token_ends.notify_one();
+            }
             let heard = heard.and_then(|message| self.shared.change(|s| s.on_heard(message)));
             match heard {
                 // While the agent has no room for the update nothing is read, and that time does not count as silence.
@@ -199,8 +228,11 @@ async fn connect(request: Request<()>) -> Result<Socket, LinkError> {
             let body = answer.body().as_deref().unwrap_or_default();
             let body: Option<Value> = serde_json::from_slice(body).ok();
             let why = body.as_ref().and_then(|body| body["error"]["message"].as_str());
-            let status = answer.status().to_string();
-            Err(LinkError::Refused(why.map_or(status, said)))
+            let why = why.map_or(answer.status().to_string(), said);
+            match answer.status() {
+                StatusCode::UNAUTHORIZED => Err(LinkError::Unauthorized(why)),
+                _ => Err(LinkError::Refused(why)),
+            }
         }
         Ok(Err(error)) => Err(LinkError::unavailable(&error.to_string())),
         Err(_) => Err(LinkError::unavailable("no answer")),

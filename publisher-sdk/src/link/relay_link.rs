@@ -16,11 +16,13 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::lease::LeaseEnd;
 use super::relay_calls::{CallKind, CallReply, cost};
 use super::relay_client::{self, RelayClient};
 use super::relay_state::{RelayState, read};
 use super::{AppendReceipt, LinkError};
 use crate::ConnectError;
+use crate::tokens::TokenSource;
 
 /// What may wait to be published, in bytes: 16 MiB, as in a journal.
 const BUFFER_BYTES: usize = 16 * 1024 * 1024;
@@ -50,6 +52,8 @@ pub(crate) struct RelayShared {
     state: Mutex<RelayState>,
     /// Notified when the state has changed: the task looks at it.
     pub(super) changed: Notify,
+    /// Notified when the token that was shown ends soon.
+    pub(super) token_ends: Notify,
     /// The agent has ended.
     pub(super) unwanted: CancellationToken,
 }
@@ -68,16 +72,22 @@ impl RelayShared {
 }
 
 impl RelayLink {
-    pub(super) fn open(url: &str, agent: &str, token: Option<&str>) -> Result<Self, ConnectError> {
-        let request = relay_client::request(url, agent, token)?;
+    pub(super) fn open(
+        url: &str,
+        agent: &str,
+        tokens: Option<TokenSource>,
+    ) -> Result<Self, ConnectError> {
+        let request = relay_client::request(url, agent)?;
         let shared = Arc::new(RelayShared {
             state: Mutex::new(RelayState::new(Channel::agent(agent)?)),
             changed: Notify::new(),
+            token_ends: Notify::new(),
             unwanted: CancellationToken::new(),
         });
         let connection = shared.unwanted.clone().drop_guard();
         let (told, updates) = mpsc::channel(UPDATES);
-        tokio::spawn(RelayClient { request, shared: Arc::clone(&shared), updates: told }.run());
+        let client = RelayClient { request, tokens, shared: Arc::clone(&shared), updates: told };
+        tokio::spawn(client.run());
         Ok(Self {
             shared,
             publish_room: Arc::new(Semaphore::new(BUFFER_BYTES)),
@@ -96,16 +106,16 @@ impl RelayLink {
         read(&self.reply(channel, body, CallKind::Other).await?)
     }
 
-    /// Takes a lease, and keeps it over every reconnect. The token is cancelled when it is lost.
+    /// Takes a lease, and keeps it over every reconnect.
     pub(super) async fn lease(
         &self,
         channel: &Channel,
         call: LeaseCall,
-    ) -> Result<(u64, CancellationToken), LinkError> {
-        let lost = CancellationToken::new();
-        let reply = self.reply(channel, CallBody::Lease(call), CallKind::Lease(lost.clone()));
+    ) -> Result<(u64, LeaseEnd), LinkError> {
+        let end = LeaseEnd::default();
+        let reply = self.reply(channel, CallBody::Lease(call), CallKind::Lease(end.clone()));
         let Leased { incarnation } = read(&reply.await?)?;
-        Ok((incarnation, lost))
+        Ok((incarnation, end))
     }
 
     async fn reply(

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use journal::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, Name, Reason, Since, Update};
 use protocol::agent::body::{LeaseCall, Leased, WithdrawCall, Withdrawn};
-use protocol::{AgentCall, AgentMessage, CallBody, Channel, Entry};
+use protocol::{AgentCall, AgentFrame, AgentMessage, CallBody, Channel, Entry};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
-use tokio_util::sync::CancellationToken;
 
 use super::LinkError;
+use super::lease::LeaseEnd;
 use super::relay_calls::{CallKind, CallReply, WaitingCalls};
 
 /// How long a relay may take to say `connected`: that needs no Redis.
@@ -52,7 +52,7 @@ pub(super) struct RelayState {
     /// Why there is no connection.
     trouble: Option<String>,
     /// The relay refuses the agent, and says why.
-    refused: Option<String>,
+    refused: Option<LinkError>,
     /// No task sends calls any more.
     has_ended: bool,
 }
@@ -67,7 +67,7 @@ struct Followed {
 #[derive(Debug)]
 struct HeldLease {
     incarnation: u64,
-    lost: CancellationToken,
+    end: LeaseEnd,
 }
 
 /// What the reply to one of the link's own frames decides.
@@ -79,6 +79,8 @@ enum FirstReply {
     Release(Channel),
     /// Whether the call gets a reply of its own.
     Withdraw(u64),
+    /// Whether the token has taken the place of the one before.
+    Token,
 }
 
 /// A call's id, and where its reply arrives.
@@ -115,8 +117,8 @@ impl RelayState {
         if self.has_ended {
             return Err(LinkError::unavailable("the link to the relay is closed"));
         }
-        if let Some(why) = &self.refused {
-            return Err(LinkError::Refused(why.clone()));
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
         }
         let (reply, replied) = oneshot::channel();
         Ok((self.calls.add(channel, body, kind, reply, room)?, replied))
@@ -178,6 +180,13 @@ impl RelayState {
         self.replies.insert(id, FirstReply::Release(channel));
     }
 
+    /// Brings another token.
+    pub(super) fn say_token(&mut self, token: &str) {
+        let id = self.calls.next_id();
+        self.first.push_back(AgentFrame::auth_text(id, token).into());
+        self.replies.insert(id, FirstReply::Token);
+    }
+
     /// Before every call that waits.
     fn say_first(&mut self, channel: &Channel, body: CallBody) -> u64 {
         let call = AgentCall { id: self.calls.next_id(), channel: channel.clone(), body };
@@ -210,16 +219,16 @@ impl RelayState {
     /// An outage is waited out. A refusal is the reply to all calls, at once.
     pub(super) fn on_no_connection(&mut self, error: &LinkError) {
         self.trouble = Some(error.to_string());
-        let LinkError::Refused(why) = error else {
+        if !error.is_refusal() {
             tracing::debug!(%error, "the relay cannot be reached; waiting calls are kept");
             return;
-        };
-        if self.refused.replace(why.clone()).is_none() {
-            tracing::warn!(why, "the relay refuses the agent");
         }
-        self.calls.refuse_all(why);
+        if self.refused.replace(error.clone()).is_none() {
+            tracing::warn!(%error, "the relay refuses the agent");
+        }
+        self.calls.refuse_all(error);
         if self.heard_at.elapsed() > self.lease {
-            self.leases.drain().for_each(|(_, held)| held.lost.cancel());
+            self.leases.drain().for_each(|(_, held)| held.end.lost.cancel());
         }
     }
 
@@ -270,6 +279,19 @@ impl RelayState {
                 self.lose(&channel);
                 None
             }
+            AgentMessage::Released { channel } => {
+                self.followed.remove(&channel);
+                if let Some(held) = self.leases.remove(&channel) {
+                    held.end.revoked.cancel();
+                }
+                None
+            }
+            AgentMessage::Authenticated { id, .. } => {
+                self.replies.remove(&id);
+                None
+            }
+            // The client asks for another one.
+            AgentMessage::TokenExpiring { .. } => None,
             AgentMessage::Live { channel, offset } => {
                 if let Some(followed) = self.followed.get_mut(&channel) {
                     followed.unanswered = followed.unanswered.saturating_sub(1);
@@ -354,6 +376,9 @@ impl RelayState {
                 tracing::warn!(%channel, %why, "a lease is lost");
                 self.lose(&channel);
             }
+            (Some(FirstReply::Token), Err(why)) => {
+                tracing::warn!(%why, "the relay refuses a renewed token");
+            }
             (Some(_), _) => {}
         }
         Ok(())
@@ -362,11 +387,11 @@ impl RelayState {
     fn on_reply_to_call(&mut self, id: u64, reply: Result<CallReply, LinkError>) {
         let Some(call) = self.calls.remove(id) else { return };
         let mut is_held = false;
-        if let (CallKind::Lease(lost), Ok(reply)) = (&call.kind, &reply)
+        if let (CallKind::Lease(end), Ok(reply)) = (&call.kind, &reply)
             && let Ok(Leased { incarnation }) = read(reply)
         {
             // It is held from its reply on: a loss can only come after it.
-            let held = HeldLease { incarnation, lost: lost.clone() };
+            let held = HeldLease { incarnation, end: end.clone() };
             self.leases.insert(call.channel.clone(), held);
             self.owed_releases.remove(&call.channel);
             is_held = true;
@@ -378,7 +403,7 @@ impl RelayState {
 
     fn lose(&mut self, channel: &Channel) {
         if let Some(held) = self.leases.remove(channel) {
-            held.lost.cancel();
+            held.end.lost.cancel();
         }
     }
 }
@@ -390,110 +415,4 @@ pub(super) fn read<A: serde::de::DeserializeOwned>(reply: &CallReply) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
-    use protocol::Offset;
-    use tokio::sync::Semaphore;
-
-    use super::*;
-
-    fn state() -> RelayState {
-        let mut state = RelayState::new(Channel::agent("a").unwrap());
-        connect(&mut state);
-        state
-    }
-
-    fn connect(state: &mut RelayState) {
-        state.on_connection();
-        state.on_heard(Some(AgentMessage::Connected { lease_ms: Some(15_000) })).unwrap();
-    }
-
-    fn sent(state: &mut RelayState) -> Vec<AgentCall> {
-        let frames = std::iter::from_fn(|| state.next_frame());
-        frames.map(|text| AgentCall::parse(&text).unwrap()).collect()
-    }
-
-    /// What is said, without ids.
-    fn said(state: &mut RelayState) -> Vec<String> {
-        let about = |call: &AgentCall| match &call.body {
-            CallBody::Follow(Since::Offset(offset)) => format!("follow {} {offset}", call.channel),
-            body => format!("{} {}", body_kind(body), call.channel),
-        };
-        sent(state).iter().map(about).collect()
-    }
-
-    fn body_kind(body: &CallBody) -> &'static str {
-        match body {
-            CallBody::Lease(_) => "lease",
-            CallBody::Release => "release",
-            CallBody::Follow(_) => "follow",
-            _ => "another",
-        }
-    }
-
-    fn session() -> Channel {
-        Channel::session("1").unwrap()
-    }
-
-    fn command(n: u64) -> Option<AgentMessage> {
-        let offset = Offset { epoch: 1, n, check: 1 };
-        let data = RawValue::from_string("{}".to_owned()).unwrap();
-        let (channel, name) = (session(), "go".into());
-        Some(AgentMessage::Command { channel, offset, name, time_us: 1, data })
-    }
-
-    /// A relay may have given the lease before the connection broke: not released, it would run out, and fence the
-    /// agent.
-    #[test]
-    fn a_lease_that_was_given_up_is_released_on_the_next_connection_until_the_relay_says_so() {
-        let mut state = state();
-        let room = Arc::new(Semaphore::new(1 << 20)).try_acquire_many_owned(1 << 20).unwrap();
-        let kind = CallKind::Lease(CancellationToken::new());
-        let lease = CallBody::Lease(LeaseCall { incarnation: None, parent: None });
-        let (call, _) = state.call(&session(), lease, kind, room).unwrap();
-        sent(&mut state);
-        state.give_up(call);
-        for _ in 0..2 {
-            state.on_break("gone".to_owned());
-            connect(&mut state);
-            assert_eq!(said(&mut state), ["release session:1"]);
-        }
-        let id = state.replies.keys().copied().next().unwrap();
-        state.on_heard(Some(AgentMessage::Ack { id, offset: None, data: None })).unwrap();
-        state.on_break("gone".to_owned());
-        connect(&mut state);
-        assert!(said(&mut state).is_empty());
-    }
-
-    /// What is still on its way for an earlier `follow` says nothing about where the newest one is.
-    #[test]
-    fn a_command_moves_the_position_once_its_follow_is_answered() {
-        let mut state = state();
-        state.follow(&session(), Since::Start);
-        state.on_heard(command(7)).unwrap();
-        state.on_break("gone".to_owned());
-        sent(&mut state);
-        connect(&mut state);
-        assert_eq!(said(&mut state), ["follow session:1"], "from the start");
-
-        let live = AgentMessage::Live { channel: session(), offset: None };
-        state.on_heard(Some(live)).unwrap();
-        state.on_heard(command(8)).unwrap();
-        state.on_break("gone".to_owned());
-        connect(&mut state);
-        assert_eq!(said(&mut state), ["follow session:1 1-8-1"]);
-    }
-
-    /// One lease that Redis does not give now does not begin the whole connection anew.
-    #[test]
-    fn a_lease_that_is_unavailable_is_asked_for_again() {
-        let mut state = state();
-        let held = HeldLease { incarnation: 5, lost: CancellationToken::new() };
-        state.leases.insert(session(), held);
-        state.on_break("gone".to_owned());
-        connect(&mut state);
-        let id = sent(&mut state).pop().unwrap().id;
-        let error = protocol::AgentError::new(protocol::ErrorCode::Unavailable, "not now");
-        state.on_heard(Some(AgentMessage::Error { id: Some(id), error })).unwrap();
-        assert_eq!(said(&mut state), ["lease session:1"]);
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@
 //! taken, everything else waits for it. On a channel, publishes are pipelined, and so are calls about different
 //! commands; any other call waits for those before it.
 
+mod renewal;
+
 use std::collections::hash_map::{DefaultHasher, Entry};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -17,10 +19,10 @@ use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
 use protocol::agent::body::{FinishCall, ProgressCall, TakeCall, WithdrawCall};
 use protocol::limits::{
-    AGENT_CALLS_BYTES_MAX, AGENT_CALLS_MAX, AGENT_CHANNELS_MAX, UNREADABLE_MAX,
+    AGENT_CALLS_BYTES_MAX, AGENT_CALLS_MAX, AGENT_CHANNELS_MAX, AUTHS_BURST, UNREADABLE_MAX,
 };
 use protocol::{
-    AgentCall, AgentError, AgentMessage, CallBody, CallError, Channel, ErrorCode, Grant, Kind,
+    AgentCall, AgentError, AgentFrame, AgentMessage, CallBody, CallError, Channel, ErrorCode, Kind,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -30,6 +32,8 @@ use super::offers::Offer;
 use super::outbox::Outbox;
 use super::permission;
 use super::session::AgentSession;
+use crate::auth::{Key, Principal};
+use crate::conversation::Pace;
 use crate::memory::Reserved;
 
 /// Calls about different commands of one channel that are done at a time.
@@ -38,7 +42,10 @@ const COMMANDS_AT_ONCE: usize = 16;
 /// The calls of one connection.
 #[derive(Debug)]
 pub(super) struct Calls {
-    grant: Grant,
+    /// What tokens are signed with.
+    key: Option<Key>,
+    /// Of tokens.
+    auths: Pace,
     offer: Offer,
     shared: Arc<CallsState>,
     /// Channels that the agent serves.
@@ -57,6 +64,8 @@ struct Served {
 
 #[derive(Debug)]
 struct CallsState {
+    /// Who the agent is by its token, which can be renewed.
+    principal: watch::Sender<Arc<Principal>>,
     session: AgentSession,
     outbox: Outbox,
     queues: Mutex<Queues>,
@@ -180,8 +189,14 @@ fn command_key(body: &CallBody) -> Option<Uuid> {
 type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit, Reserved);
 
 impl Calls {
-    pub(super) fn new(grant: Grant, offer: Offer, session: AgentSession, outbox: Outbox) -> Self {
+    pub(super) fn new(
+        (key, principal): (Option<Key>, Arc<Principal>),
+        offer: Offer,
+        session: AgentSession,
+        outbox: Outbox,
+    ) -> Self {
         let shared = Arc::new(CallsState {
+            principal: watch::Sender::new(principal),
             session,
             outbox,
             queues: Mutex::default(),
@@ -190,14 +205,14 @@ impl Calls {
             is_full: AtomicBool::new(false),
             own_leases: watch::Sender::new(0),
         });
-        Self {
-            grant,
-            offer,
-            shared,
-            served: HashMap::new(),
-            workers: JoinSet::new(),
-            unreadable: 0,
-        }
+        let auths = Pace::new(1, AUTHS_BURST);
+        let (served, workers) = (HashMap::new(), JoinSet::new());
+        Self { key, auths, offer, shared, served, workers, unreadable: 0 }
+    }
+
+    /// Who the agent is, as its tokens are renewed.
+    pub(super) fn principal(&self) -> watch::Receiver<Arc<Principal>> {
+        self.shared.principal.subscribe()
     }
 
     /// Says whether the connection is not read because too many calls are under way.
@@ -216,11 +231,12 @@ impl Calls {
                 return false;
             }
         }
-        let call = AgentCall::parse(text);
-        let is_readable = !matches!(&call, Err(CallError { id: None, .. }));
+        let frame = AgentFrame::parse(text);
+        let is_readable = !matches!(&frame, Err(CallError { id: None, .. }));
         self.unreadable = if is_readable { 0 } else { self.unreadable + 1 };
-        let refused = match call {
-            Ok(call) => self.on_call(call, text).await,
+        let refused = match frame {
+            Ok(AgentFrame::Call(call)) => self.on_call(call, text).await,
+            Ok(AgentFrame::Auth { id, token }) => self.on_auth(id, &token).await,
             Err(error) => Err(error.to_message()),
         };
         if let Err(message) = refused {
@@ -244,7 +260,8 @@ impl Calls {
             id: Some(id),
             error: AgentError::new(code, message),
         };
-        if let Some(address) = permission::refused(&self.grant, &call) {
+        let refused = permission::refused(&self.shared.principal.borrow().grant, &call);
+        if let Some(address) = refused {
             let message = format!("`{address}` not found or not permitted");
             return Err(refuse(ErrorCode::NotFound, message));
         }
@@ -393,6 +410,9 @@ impl CallsState {
                         self.queues().refused_leases.push(channel.clone());
                     }
                     self.answer(message, room).await;
+                    if is_lease {
+                        self.check_lease(channel).await;
+                    }
                     // After its reply: whatever waited for it is answered later.
                     if is_own_lease {
                         self.own_leases.send_modify(|leases| *leases -= 1);

@@ -11,7 +11,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use protocol::{AgentMessage, Channel, CloseCode};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -47,7 +47,7 @@ pub(crate) async fn agent(
     let (response, socket) = handshake.accept(socket::config());
     app.supervisor.serve(&app.connections, async move {
         if let Some(socket) = socket.await {
-            serve(served, socket, principal, peer, id, traffic).await;
+            serve(served, socket, principal, peer, own, traffic).await;
         }
     });
     Ok(response)
@@ -58,23 +58,23 @@ async fn serve(
     mut socket: Socket,
     principal: Arc<Principal>,
     peer: Peer,
-    id: String,
+    own: Channel,
     traffic: Arc<Traffic>,
 ) {
-    let user = principal.user.as_deref();
-    tracing::info!(agent = id, user, %peer, "an agent has connected");
-    let conversation = Box::pin(converse(&app, &mut socket, &principal, &id, &traffic));
+    let (id, user) = (own.id().to_owned(), principal.user.clone());
+    tracing::info!(agent = id, user = user.as_deref(), %peer, "an agent has connected");
+    let conversation = Box::pin(converse(&app, &mut socket, principal, own, &traffic));
     let end = end_of(conversation).await;
     let (code, reason) = (end.code(), end.reason());
-    tracing::info!(agent = id, user, %peer, code, reason, "an agent's connection has ended");
+    tracing::info!(agent = id, user = user.as_deref(), %peer, code, reason, "an agent's connection has ended");
     farewell(end, &mut socket).await;
 }
 
 async fn converse(
     app: &AppState,
     socket: &mut Socket,
-    principal: &Principal,
-    id: &str,
+    principal: Arc<Principal>,
+    own: Channel,
     traffic: &Traffic,
 ) -> End {
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
@@ -82,24 +82,26 @@ async fn converse(
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
     let offer = app.offers.open(number, outbox.clone());
     let catch_up = offer.catch_up();
-    let session = AgentSession::new(app.journal.clone(), id);
+    let session = AgentSession::new(app.journal.clone(), own);
     let lease_ms = app.journal.lease_length().as_millis() as u64;
     // Nothing is queued yet.
     outbox.try_say(&AgentMessage::Connected { lease_ms: Some(lease_ms) });
     let socket = AgentSocket::new(socket, traffic);
-    let mut calls = Calls::new(principal.grant.clone(), offer, session.clone(), outbox.clone());
+    let who = (app.key.clone(), principal);
+    let mut calls = Calls::new(who, offer, session.clone(), outbox.clone());
+    let principal = calls.principal();
     let is_full = calls.fullness();
     tokio::select! {
-        end = read(principal, &mut calls, &socket) => end,
+        end = read(&mut calls, &socket) => end,
         () = write(&socket, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
         code = keep(app, principal, traffic, &outbox, &session, is_full) => End::Close(code),
     }
 }
 
-async fn read(principal: &Principal, calls: &mut Calls, socket: &AgentSocket<'_>) -> End {
+async fn read(calls: &mut Calls, socket: &AgentSocket<'_>) -> End {
     loop {
         match socket.next().await {
-            Some(Ok(_)) if principal.is_over() => return End::Close(CloseCode::TokenExpired),
+            Some(Ok(_)) if calls.is_over() => return End::Close(CloseCode::TokenExpired),
             Some(Ok(Message::Text(text))) => {
                 if !calls.on_text(&text).await {
                     return End::Gone;
@@ -152,7 +154,7 @@ async fn write(
 /// Watches over signs of life, the end of the grant, and the replica's leaving.
 async fn keep(
     app: &AppState,
-    principal: &Principal,
+    mut principal: watch::Receiver<Arc<Principal>>,
     traffic: &Traffic,
     outbox: &Outbox,
     session: &AgentSession,
@@ -160,7 +162,7 @@ async fn keep(
 ) -> CloseCode {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let lease = app.journal.lease_length();
-    let mut grant = GrantEnd::new(Instant::now(), principal.remaining());
+    let mut grant = GrantEnd::new(Instant::now(), principal.borrow().remaining());
     let mut silence = Silence::new(Instant::now(), lease.mul_f64(SILENCE_MAX));
     loop {
         tokio::select! {
@@ -182,9 +184,22 @@ async fn keep(
                 if traffic.must_go() {
                     return CloseCode::Stalled;
                 }
-                if let Some(Due::Close(code)) = grant.on_time(now) {
-                    return code;
+            }
+            () = at(grant.deadline()) => match grant.on_time(Instant::now()) {
+                Some(Due::Close(code)) => return code,
+                Some(Due::Expiring { left }) => {
+                    let in_ms = left.as_millis() as u64;
+                    outbox.try_say(&AgentMessage::TokenExpiring { in_ms });
                 }
+                Some(Due::Ping { .. }) | None => {}
+            },
+            Ok(()) = principal.changed() => {
+                let renewed = Arc::clone(&principal.borrow_and_update());
+                if !renewed.grant.may_serve(session.own()) {
+                    session.revoke_all().await;
+                    return CloseCode::TokenRefused;
+                }
+                grant = GrantEnd::new(Instant::now(), renewed.remaining());
             }
             () = app.leaving.cancelled() => {
                 // It goes on elsewhere within its lease; what is under way is answered there.
@@ -193,5 +208,13 @@ async fn keep(
                 return CloseCode::Restart;
             }
         }
+    }
+}
+
+/// Waits until then; for ever where it does not come.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use journal::{
     AdoptError, AppendError, AskError, Asked, CommandOutcome, Holder, Journal, Lease, LeaseError,
     Name, NewApproval, NewEntry, Take, Unavailable,
@@ -33,6 +33,8 @@ use super::outbox::Outbox;
 pub(super) struct AgentSession {
     journal: Journal,
     agent: Arc<str>,
+    /// The agent's own channel.
+    own: Channel,
     held: Arc<Mutex<Held>>,
 }
 
@@ -67,13 +69,39 @@ struct WatchedLease {
 type CallReply = Result<Option<Box<RawValue>>, AgentError>;
 
 impl AgentSession {
-    pub(super) fn new(journal: Journal, agent: &str) -> Self {
-        Self { journal, agent: agent.into(), held: Arc::default() }
+    pub(super) fn new(journal: Journal, own: Channel) -> Self {
+        Self { journal, agent: own.id().into(), own, held: Arc::default() }
     }
 
     /// The agent's id.
     pub(super) fn agent(&self) -> &str {
         &self.agent
+    }
+
+    /// The agent's own channel.
+    pub(super) fn own(&self) -> &Channel {
+        &self.own
+    }
+
+    /// The lease of the channel, if it is held, ends without fencing the agent. A run that is open there is told as
+    /// over.
+    pub(super) async fn revoke(&self, channel: &Channel) {
+        let watched = self.held().leases.remove(channel);
+        if let Some(WatchedLease { lease, _watch: watch }) = watched {
+            // First: this end is not a loss.
+            drop(watch);
+            if let Err(error) = lease.revoke().await {
+                tracing::warn!(%channel, %error, "a lease could not be revoked, it runs out");
+            }
+        }
+    }
+
+    /// All leases end, that of the agent's own channel last.
+    pub(super) async fn revoke_all(&self) {
+        let held: Vec<Channel> = self.held().leases.keys().cloned().collect();
+        let others = held.iter().filter(|channel| **channel != self.own);
+        join_all(others.map(|channel| self.revoke(channel))).await;
+        self.revoke(&self.own).await;
     }
 
     /// The agent has been silent: its leases last so much longer and are not renewed any more, unless it comes

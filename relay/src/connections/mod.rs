@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Principal;
+use crate::auth::{Key, Principal};
 use crate::commands::Commands;
 use crate::conversation::{Activity, Conversation, Done, Opening, Read, Work};
 use crate::events::{Events, Status};
@@ -38,6 +38,8 @@ pub(crate) struct ConnectionState {
     pub(crate) events: Arc<Events>,
     pub(crate) commands: Commands,
     pub(crate) registry: Arc<ConnectionRegistry>,
+    /// What tokens are signed with: one can be renewed.
+    pub(crate) key: Option<Key>,
     pub(crate) leaving: CancellationToken,
     /// Over how long the connections of a leaving replica are sent elsewhere.
     pub(crate) drain_over: Duration,
@@ -48,7 +50,6 @@ pub(crate) struct ConnectionState {
 pub(crate) struct Connection {
     shared: ConnectionState,
     number: u64,
-    principal: Arc<Principal>,
     conversation: Conversation,
     mailbox: Arc<Mailbox>,
     status: watch::Receiver<Status>,
@@ -72,13 +73,12 @@ impl Connection {
         let now = Instant::now();
         let (events, wake) = (Arc::clone(&shared.events), Arc::clone(&mailbox.wake));
         let conversation =
-            Conversation::open(events, wake, Arc::clone(&principal), &id, opening, now);
+            Conversation::open(events, wake, (shared.key.clone(), principal), &id, opening, now);
         let timer = Box::pin(tokio::time::sleep_until(conversation.deadline()));
         let status = shared.events.status();
         let mut connection = Self {
             shared,
             number,
-            principal,
             conversation,
             mailbox,
             status,
@@ -257,7 +257,7 @@ impl Connection {
     }
 
     fn who(&self) -> (Commands, Arc<Principal>) {
-        (self.shared.commands.clone(), Arc::clone(&self.principal))
+        (self.shared.commands.clone(), Arc::clone(self.conversation.principal()))
     }
 }
 

@@ -70,6 +70,11 @@ impl Lifecycle {
         }
     }
 
+    /// The grant lasts for so long from now on.
+    pub(super) fn renew(&mut self, now: Instant, grant: Option<Duration>) {
+        self.grant = GrantEnd::new(now, grant);
+    }
+
     /// The replica leaves: this viewer is to go within `after`.
     pub(super) fn leave(&mut self, now: Instant, after: Duration) {
         self.leave_at.get_or_insert(now + after + GRACE);
@@ -293,6 +298,12 @@ mod tests {
         let closes = Some(Due::Close(CloseCode::TokenExpired));
         assert_eq!(life.on_time(end, &activity, false), closes);
         // A short one at once.
+        // A renewed one lasts as long as the new token, and is announced anew.
+        life.renew(end, Some(Duration::from_secs(70)));
+        assert!(!life.is_over(end));
+        let later = end + Duration::from_secs(10);
+        assert_eq!(life.on_time(later, &activity, false), notice);
+        assert!(life.is_over(end + Duration::from_secs(70)));
         let (start, mut life) = lifecycle(Some(10), Heartbeat::Never);
         assert_eq!(next(&mut life, start, &activity).0, 0);
         assert_eq!(next(&mut life, start, &activity), (10, closes));

@@ -20,30 +20,32 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use journal::Page;
 use protocol::frame::{
-    self, Addressing, Answer, ClientFrame, Command, CorrelationId, Incoming, Outcome, Refusal,
-    RelayFrame, Subscribe, Target,
+    self, Addressing, Answer, AuthToken, ClientFrame, Command, CorrelationId, Incoming, Outcome,
+    Refusal, RelayFrame, Subscribe, Target,
 };
 use protocol::limits::{
-    COMMANDS_BURST, COMMANDS_PER_SECOND, PING_INTERVAL, REQUESTS_MAX, SUBSCRIBES_BURST,
-    SUBSCRIBES_PER_SECOND, UNREADABLE_MAX,
+    AUTHS_BURST, COMMANDS_BURST, COMMANDS_PER_SECOND, PING_INTERVAL, REQUESTS_MAX,
+    SUBSCRIBES_BURST, SUBSCRIBES_PER_SECOND, UNREADABLE_MAX,
 };
 use protocol::{Channel, CloseCode, ErrorCode, Format};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::auth::Principal;
+use crate::auth::{self, Key, Principal};
 use crate::commands::{Accepted, Reply};
 use crate::events::{Events, Pending, Status, Wake};
 use lifecycle::Lifecycle;
 pub(crate) use lifecycle::{Activity, Due, GrantEnd, Heartbeat, Silence};
 use outbox::ViewerOutbox;
-use pace::Pace;
+pub(crate) use pace::Pace;
 use subscriptions::Subscriptions;
 pub(crate) use subscriptions::{Read, Ticket};
 
 /// Channels of one frame that are answered one by one: four times what a connection can hold, and their errors
 /// stay far below the MiB that may wait for a viewer.
 const LIST_MAX: usize = 1024;
+/// Why a subscription ends that the new token does not permit.
+const REVOKED: &str = "revoked";
 
 /// What is to be done for a viewer.
 #[derive(Debug)]
@@ -82,6 +84,8 @@ pub(crate) struct Conversation {
     /// The connection's id, and its other end: for the log.
     id: Box<str>,
     peer: SocketAddr,
+    /// What tokens are signed with.
+    key: Option<Key>,
     principal: Arc<Principal>,
     format: Format,
     subscriptions: Subscriptions,
@@ -98,6 +102,8 @@ pub(crate) struct Conversation {
     asks: Pace,
     /// Of Cancels and answers: a page that sends too much can still cancel.
     decisions: Pace,
+    /// Of tokens.
+    auths: Pace,
     /// Of channels subscribed to.
     subscribes: Pace,
     /// Frames in a row that could not be read.
@@ -112,7 +118,7 @@ impl Conversation {
     pub(crate) fn open(
         events: Arc<Events>,
         wake: Arc<Wake>,
-        principal: Arc<Principal>,
+        (key, principal): (Option<Key>, Arc<Principal>),
         connection_id: &str,
         opening: Opening,
         now: Instant,
@@ -121,6 +127,7 @@ impl Conversation {
             id: connection_id.into(),
             peer: opening.peer,
             lifecycle: Lifecycle::new(now, principal.remaining(), opening.heartbeat),
+            key,
             principal,
             format: opening.format,
             outbox: ViewerOutbox::new(events.memory()),
@@ -129,6 +136,7 @@ impl Conversation {
             work: Vec::new(),
             is_answering: false,
             requests: 0,
+            auths: Pace::new(1, AUTHS_BURST),
             asks: Pace::new(COMMANDS_PER_SECOND, COMMANDS_BURST),
             decisions: Pace::new(COMMANDS_PER_SECOND, COMMANDS_BURST),
             subscribes: Pace::new(SUBSCRIBES_PER_SECOND, SUBSCRIBES_BURST),
@@ -157,6 +165,11 @@ impl Conversation {
     /// The connection's id.
     pub(crate) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Who the viewer is, and what is permitted to it.
+    pub(crate) fn principal(&self) -> &Arc<Principal> {
+        &self.principal
     }
 
     /// Whether the viewer's next frame is wanted now.
@@ -237,6 +250,7 @@ impl Conversation {
                 self.work.push(Work::Answer(id, answer));
             }
             Ok(ClientFrame::Request(request)) => self.on_request(id, request),
+            Ok(ClientFrame::Auth(token)) => self.renew(id.as_deref(), &token, now),
         }
     }
 
@@ -376,8 +390,31 @@ impl Conversation {
         self.subscriptions.unsubscribe(target, &mut reads, &mut out)?;
         out.into_iter().for_each(|frame| self.outbox.push(frame));
         self.begin(reads);
-        self.outbox.say(&RelayFrame::Unsubscribed { id, channel: target.named() });
+        self.outbox.say(&RelayFrame::Unsubscribed { id, channel: target.named(), reason: None });
         Ok(())
+    }
+
+    /// A token takes the place of the one before; where it is refused, that holds until its end.
+    fn renew(&mut self, id: Option<&RawValue>, token: &AuthToken, now: Instant) {
+        let principal = match auth::renew(self.key.as_ref(), &self.principal, token.as_str()) {
+            Ok(principal) => Arc::new(principal),
+            Err(refusal) => return self.say_refusal(id, &refusal),
+        };
+        self.lifecycle.renew(now, principal.remaining());
+        let expires_at = principal.expires_at_ms();
+        self.outbox.say(&RelayFrame::Authenticated { id, expires_at });
+        let (mut reads, mut out) = (Vec::new(), Vec::new());
+        let permits = |channel: &Channel| principal.grant.may_subscribe(channel);
+        let ended = self.subscriptions.end_unless(permits, &mut reads, &mut out);
+        out.into_iter().for_each(|frame| self.outbox.push(frame));
+        for target in ended {
+            let (id, reason) = (None, Some(REVOKED));
+            let ended = RelayFrame::Unsubscribed { id, channel: target.named(), reason };
+            // Behind what was read for it and waits.
+            self.read.push(ended.to_text().into());
+        }
+        self.principal = principal;
+        self.begin(reads);
     }
 
     fn begin(&mut self, reads: Vec<Read>) {
@@ -386,6 +423,9 @@ impl Conversation {
 
     /// Whether the frame comes no faster than it may.
     fn admit(&mut self, frame: &ClientFrame, now: Instant) -> Result<(), Refusal> {
+        if matches!(frame, ClientFrame::Auth(_)) {
+            return self.auths.admit(now).map_err(|wait| too_fast(wait, "one token"));
+        }
         let pace = match frame {
             ClientFrame::Command(Command { cancels: Some(_), .. }) | ClientFrame::Answer(_) => {
                 &mut self.decisions
@@ -393,11 +433,7 @@ impl Conversation {
             ClientFrame::Command(_) | ClientFrame::Request(_) => &mut self.asks,
             _ => return Ok(()),
         };
-        pace.admit(now).map_err(|wait| {
-            let message = format!("a connection may send {COMMANDS_PER_SECOND} a second");
-            let refusal = Refusal::new(ErrorCode::RateLimited, message);
-            Refusal { retry_after: Some(wait), ..refusal }
-        })
+        pace.admit(now).map_err(|wait| too_fast(wait, &COMMANDS_PER_SECOND.to_string()))
     }
 
     /// A request waits for its reply beside everything else.
@@ -437,6 +473,12 @@ fn not_permitted(channel: &Channel) -> Refusal {
         Refusal::not_found(format_args!("`{channel}`"))
     };
     refusal.about(channel.as_str())
+}
+
+fn too_fast(wait: Duration, most: &str) -> Refusal {
+    let message = format!("a connection may send {most} a second");
+    let refusal = Refusal::new(ErrorCode::RateLimited, message);
+    Refusal { retry_after: Some(wait), ..refusal }
 }
 
 #[cfg(test)]

@@ -6,19 +6,19 @@ use tokio::time::Instant;
 
 /// One instant holds the state: until when the time is used up, if each takes its share of a second.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     per_second: u32,
     burst: u32,
     used_until: Option<Instant>,
 }
 
 impl Pace {
-    pub(super) fn new(per_second: usize, burst: usize) -> Self {
+    pub(crate) fn new(per_second: usize, burst: usize) -> Self {
         Self { per_second: per_second as u32, burst: burst as u32, used_until: None }
     }
 
     /// Whether one more may come now; if not, how much later.
-    pub(super) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         let share = Duration::from_secs(1) / self.per_second;
         let used_until = self.used_until.map_or(now, |until| until.max(now)) + share;
         let ahead = used_until - now;

@@ -116,6 +116,24 @@ impl Subscriptions {
         Ok(())
     }
 
+    /// Ends each subscription to a channel that is not permitted (any more); what they were to.
+    pub(super) fn end_unless(
+        &mut self,
+        permits: impl Fn(&Channel) -> bool,
+        reads: &mut Vec<Read>,
+        out: &mut Vec<Bytes>,
+    ) -> Vec<Target> {
+        let mut ended = Vec::new();
+        for slot in 0..self.slots.len() {
+            let target = self.slots[slot].as_ref().map(|(_, subscription)| subscription.target());
+            if let Some(target) = target.filter(|target| !permits(&target.channel)).cloned() {
+                self.clear(slot, reads, out);
+                ended.push(target);
+            }
+        }
+        ended
+    }
+
     /// Frames of each subscription that has something new, in turn, and what they need to read to go on.
     pub(super) fn take(&mut self, reads: &mut Vec<Read>, out: &mut Vec<Bytes>) {
         self.ready.extend(self.wake.take_ready());

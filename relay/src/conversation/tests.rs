@@ -1,11 +1,10 @@
 //! Conversations without a socket: frames, finished work and the time go in; frames, work and close codes come out.
 
 use journal::{Journal, Keep, Name, NewEntry, Retention};
-use protocol::{Channel, Grant};
+use protocol::Channel;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::auth;
 use crate::memory::Memory;
 use crate::supervisor::Supervisor;
 
@@ -24,10 +23,13 @@ impl Viewer {
     }
 
     fn on(journal: Journal) -> Self {
+        Self::with(journal, None, None)
+    }
+
+    fn with(journal: Journal, key: Option<Key>, token: Option<&str>) -> Self {
         let events = Events::start(&journal, &Memory::new(usize::MAX), &Supervisor::new());
         let wake = Arc::<Wake>::default();
-        let principal = Arc::new(auth::authenticate(None, None).unwrap());
-        assert_eq!(principal.grant, Grant::everything());
+        let principal = Arc::new(auth::authenticate(key.as_ref(), token).unwrap());
         let opening = Opening {
             peer: SocketAddr::from(([127, 0, 0, 1], 1)),
             format: Format::Envelope,
@@ -37,7 +39,7 @@ impl Viewer {
         let conversation = Conversation::open(
             Arc::clone(&events),
             Arc::clone(&wake),
-            principal,
+            (key, principal),
             "here-1",
             opening,
             Instant::now(),
@@ -346,4 +348,91 @@ async fn frames_that_cannot_be_read_end_a_connection_and_refusals_do_not() {
     say(&mut viewer, "no JSON");
 
     assert_eq!(viewer.conversation.end(), Some(CloseCode::Unreadable));
+}
+
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+/// A token of `user` that may subscribe to these channels and ends in so many seconds.
+fn token(user: &str, channels: &[&str], ends_in: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let claims = json!({"sub": user, "exp": now + ends_in, "relay": {"subscribe": channels}});
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET).unwrap();
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+}
+
+fn with_token(token: &str) -> Viewer {
+    Viewer::with(Journal::in_memory(), Some(Key::hs256(SECRET).unwrap()), Some(token))
+}
+
+#[tokio::test]
+async fn a_new_token_takes_the_place_of_the_old_one_and_ends_what_it_does_not_permit() {
+    let mut viewer = with_token(&token("ada", &["session:1", "session:2"], 30));
+    viewer.receives();
+    for channel in ["session:1", "session:2"] {
+        viewer.says(&json!({"type": "subscribe", "channel": channel}));
+    }
+    let before = viewer.conversation.deadline();
+
+    viewer.says(&json!({"type": "auth", "id": 7, "token": token("ada", &["session:2"], 3_600)}));
+
+    let told = viewer.receives();
+    assert_eq!(
+        (&told[0]["type"], &told[0]["id"]),
+        (&json!("authenticated"), &json!(7)),
+        "{told:?}"
+    );
+    assert!(told[0]["expires_at"].as_u64().unwrap() > 1_700_000_000_000, "{told:?}");
+    // It had not been answered yet.
+    assert_eq!(
+        (&told[1]["code"], &told[1]["channel"]),
+        (&json!("superseded"), &json!("session:1"))
+    );
+    let ended = json!({"type": "unsubscribed", "channel": "session:1", "reason": "revoked"});
+    assert_eq!(told[2..], [ended]);
+    assert!(viewer.conversation.deadline() > before, "its end is the new one's");
+    viewer.says(&subscribe("session:1"));
+    assert_eq!(viewer.receives()[0]["code"], "not_found");
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_changes_nothing() {
+    let mut viewer = with_token(&token("ada", &["session:1"], 3_600));
+    viewer.receives();
+    for (bad, says) in [
+        (token("ben", &["session:1"], 3_600), "another user"),
+        (token("ada", &["session:1"], 0), "has ended"),
+        ("abc".to_owned(), "not a JWT"),
+    ] {
+        viewer.says(&json!({"type": "auth", "id": 1, "token": bad}));
+        let error = &viewer.receives()[0];
+        assert_eq!(error["code"], "unauthorized", "{error}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+    }
+    viewer.says(&json!({"type": "auth", "token": token("ada", &["session:2"], 3_600)}));
+    viewer.says(&json!({"type": "auth", "token": token("ada", &["session:2"], 3_600)}));
+    viewer.says(&json!({"type": "auth", "token": token("ada", &["session:2"], 3_600)}));
+    let last = viewer.receives().pop().unwrap();
+    assert_eq!(last["code"], "rate_limited", "five at once, then one a second: {last}");
+    assert!(last["retry_after_ms"].as_u64().is_some_and(|ms| ms <= 1_000), "{last}");
+}
+
+#[tokio::test]
+async fn a_relay_that_asks_for_no_tokens_takes_none() {
+    let mut viewer = Viewer::new();
+    viewer.receives();
+    viewer.says(&json!({"type": "auth", "token": "x"}));
+    assert_eq!(viewer.receives()[0]["code"], "unsupported");
+}
+
+/// The clock of the transport may be late: a frame after the end is not looked at.
+#[tokio::test]
+async fn after_the_end_of_its_token_no_frame_of_a_viewer_is_looked_at() {
+    let mut viewer = with_token(&token("ada", &["session:1"], 30));
+    viewer.receives();
+    let later = Instant::now() + Duration::from_secs(31);
+
+    viewer.conversation.on_text(&subscribe("session:1").to_string(), later, false);
+
+    assert_eq!(viewer.conversation.end(), Some(CloseCode::TokenExpired));
+    assert_eq!(viewer.kinds(), [""; 0]);
 }

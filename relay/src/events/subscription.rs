@@ -104,6 +104,11 @@ impl Subscription {
         Self { target, format, membership, cursor: None, state, telling: None }
     }
 
+    /// What the browser has subscribed to.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Whether this is what the browser calls so.
     pub(crate) fn is_to(&self, target: &Target) -> bool {
         self.target.channel == target.channel

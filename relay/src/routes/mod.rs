@@ -82,6 +82,7 @@ impl AppState {
             events: Arc::clone(&self.events),
             commands: self.commands.clone(),
             registry: Arc::clone(&self.registry),
+            key: self.key.clone(),
             leaving: self.leaving.clone(),
             drain_over: self.drain_over,
         }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{ClientFrame, CorrelationId, Refusal, bad};
+use super::{AuthToken, ClientFrame, CorrelationId, Refusal, bad};
+use crate::Channel;
 use crate::channel::shortened;
 use crate::frame::words;
 use crate::integer::Integer;
 use crate::limits::CORRELATION_ID_BYTES_MAX;
-use crate::{Channel, ErrorCode};
 
 /// Every `type` that the relay knows.
 const KINDS: [&str; 11] = [
@@ -72,10 +72,7 @@ impl<'a> Fields<'a> {
             "budget_continue" => self.budget(true),
             "budget_stop" => self.budget(false),
             "request" => self.request(),
-            "auth" => Err(Refusal::new(
-                ErrorCode::Unsupported,
-                format!("this relay does not take `{kind}` yet"),
-            )),
+            "auth" => Ok(ClientFrame::Auth(AuthToken::new(self.required_string("token")?))),
             _ => Err(bad(format!("unknown `type` `{}`", shortened(&kind)))),
         }
     }
