@@ -1,7 +1,7 @@
 //! The composition root: builds the parts, binds, serves, drains.
 //!
-//! The accept loop is our own: `axum::serve` has no header timeout, so a peer that sends one byte now and
-//! then would hold a socket for ever.
+//! The accept loop is our own: `axum::serve` has no timeout for a request's head, so a peer that sends one byte now
+//! and then would hold a socket for ever.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -24,16 +24,13 @@ use crate::agents::Offers;
 use crate::commands::Commands;
 use crate::events::Events;
 use crate::memory::Memory;
+use crate::routes::heads::{Exchange, HEAD_BUFFER, Heads};
 use crate::routes::traffic::{Counted, HeldBody};
 use crate::routes::turns::Turns;
 use crate::routes::{self, AppState, Peer};
 use crate::supervisor::{Supervisor, TaskFailure};
 use crate::{Config, ConfigError, counts, reaper};
 
-/// A request's head must be there within this time (F58).
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// A request's head must fit in here; a token has up to 8 KiB.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The pause after a failed accept: when the process is out of file descriptors, trying at once again
 /// would only burn the processor (F23).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -304,17 +301,22 @@ async fn serve(
     let socket = Counted::new(socket, &memory);
     let traffic = socket.traffic();
     let counts = socket.traffic();
+    let exchange = Exchange::default();
+    let socket = Heads::new(socket, exchange.clone());
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        let answering = exchange.begin();
         request.extensions_mut().insert(Arc::clone(&traffic));
         request.extensions_mut().insert(peer);
-        let (answer, memory) = (routes.clone().call(request), Arc::clone(&memory));
-        async move { answer.await.map(|answer| answer.map(|body| HeldBody::new(body, memory))) }
+        let (response, memory) = (routes.clone().call(request), Arc::clone(&memory));
+        async move {
+            let response = response.await.map(|response| answering.with(response));
+            response.map(|response| response.map(|body| HeldBody::new(body, memory)))
+        }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .max_buf_size(HEAD_BYTES_MAX)
+            .header_read_timeout(None)
+            .max_buf_size(HEAD_BUFFER)
             .serve_connection(TokioIo::new(socket), service)
             .with_upgrades()
     );

@@ -253,3 +253,20 @@ async fn a_wrong_method_media_type_or_websocket_version_has_its_status() {
         assert_eq!(reply.header("Sec-WebSocket-Version"), "13");
     }
 }
+
+/// A page that comes with the cookies of a whole domain is let in; what is larger still is told so, and logged.
+#[tokio::test]
+async fn a_head_may_have_64_kib_and_beyond_it_is_refused_in_json() {
+    let cluster = Cluster::with_replicas(1).await;
+    let cookies = |kib: usize| "x".repeat(kib * 1024);
+    cluster.browser().header("Cookie", &cookies(60)).connect().await.settle().await;
+
+    let address = cluster.replicas[0].address();
+    let head = format!("GET /ws HTTP/1.1\r\nHost: {address}\r\nCookie: {}\r\n\r\n", cookies(100));
+    let answer = tests::http::Raw::send(&address, &head).await.rest().await;
+
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert!(answer.contains(r#""code":"too_large""#), "{answer}");
+    let log = cluster.replicas[0].log().text();
+    assert!(log.contains("a request's head was refused"), "{log}");
+}

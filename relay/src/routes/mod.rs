@@ -6,6 +6,7 @@ mod ask;
 mod body;
 mod caller;
 mod cors;
+pub(crate) mod heads;
 mod health;
 mod http;
 mod inspect;
