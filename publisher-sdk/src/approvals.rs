@@ -10,7 +10,7 @@ mod asking;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -394,13 +394,13 @@ impl Inner {
 
 /// What holds where no person has answered.
 fn nobodys(approval: &NewApproval, why: &str) -> ApprovalAnswer {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     ApprovalAnswer {
         allowed: approval.default,
         always: false,
         reason: Some(why.into()),
         by: None,
-        at: now.as_millis() as u64,
+        // The journal's clock says when.
+        at: 0,
         timed_out: true,
         command_id: format!("timeout-{}", approval.request_id).into(),
     }

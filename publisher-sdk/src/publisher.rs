@@ -92,7 +92,8 @@ impl Publisher {
     }
 
     /// Streams a turn's next text, a token for example, without waiting. `turn` tells answers apart
-    /// that are written at the same time; `None` where there is only one.
+    /// that are written at the same time; `None` where there is only one. A `String` is given as
+    /// `turn.as_str()`.
     ///
     /// The first text of a turn leaves at once, the following every 50 ms
     /// ([`batch_window`](crate::AgentOptions::batch_window)), joined. Any other event on the

@@ -71,12 +71,12 @@ where
 #[derive(Default)]
 struct Fields {
     message: Option<String>,
-    others: Vec<(&'static str, Value)>,
+    others: Vec<(&'static str, FieldValue)>,
     /// Where an event of the `log` crate is from.
     target: Option<String>,
 }
 
-enum Value {
+enum FieldValue {
     /// A number or a truth value, as JSON writes it.
     Bare(String),
     Text(String),
@@ -94,13 +94,13 @@ impl Fields {
             "message" => self.message = Some(text),
             "log.target" => self.target = Some(text),
             name if name.starts_with("log.") => {}
-            name => self.others.push((name, Value::Text(text))),
+            name => self.others.push((name, FieldValue::Text(text))),
         }
     }
 
     fn push_bare(&mut self, field: &Field, value: impl fmt::Display) {
         if !field.name().starts_with("log.") {
-            self.others.push((field.name(), Value::Bare(value.to_string())));
+            self.others.push((field.name(), FieldValue::Bare(value.to_string())));
         }
     }
 }
@@ -132,7 +132,7 @@ impl Visit for Fields {
     }
 }
 
-impl Value {
+impl FieldValue {
     fn json(&self, name: &str) -> String {
         match self {
             Self::Bare(value) => value.clone(),

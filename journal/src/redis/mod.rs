@@ -23,7 +23,7 @@ use ::redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, FromRedisValue,
     IntoConnectionInfo, RedisError, Script, Value, io::tcp::TcpSettings,
 };
-use deadpool_redis::{Manager, Pool, PoolConfig, Runtime, Timeouts};
+use deadpool_redis::{Manager, Pool, PoolConfig, PoolError, Runtime, Timeouts};
 use protocol::Offset;
 use protocol::frame::Since;
 use thiserror::Error;
@@ -269,7 +269,10 @@ impl Redis {
     }
 
     async fn connection(&self) -> Result<deadpool_redis::Connection, Unavailable> {
-        self.pool.get().await.map_err(|error| Unavailable(error.to_string()))
+        self.pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => unavailable(error),
+            error => Unavailable(format!("no connection to redis is free: {error}")),
+        })
     }
 }
 

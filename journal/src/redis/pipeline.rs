@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::wire::Place;
 use crate::append::{AppendOutcome, Claim};
-use crate::{AppendError, Appended, NewEntry};
+use crate::{AppendError, Appended, Name, NewEntry};
 
 mod recovery;
 
@@ -197,6 +197,8 @@ enum Trouble {
 
 #[derive(Debug)]
 pub(super) struct Pipeline {
+    /// The journal, for the log.
+    name: Name,
     pub(super) incarnation: u64,
     /// The author numbers the entries, and other processes may append the same.
     is_numbered: bool,
@@ -224,17 +226,18 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn new(incarnation: u64) -> Self {
-        Self::begin(incarnation, false)
+    pub(super) fn new(name: Name, incarnation: u64) -> Self {
+        Self::begin(name, incarnation, false)
     }
 
     /// For an author that numbers its entries, under this incarnation in every process.
-    pub(super) fn numbered(incarnation: u64) -> Self {
-        Self::begin(incarnation, true)
+    pub(super) fn numbered(name: Name, incarnation: u64) -> Self {
+        Self::begin(name, incarnation, true)
     }
 
-    fn begin(incarnation: u64, is_numbered: bool) -> Self {
+    fn begin(name: Name, incarnation: u64, is_numbered: bool) -> Self {
         Self {
+            name,
             incarnation,
             is_numbered,
             waiting: VecDeque::new(),

@@ -304,8 +304,9 @@ fn resolved(
     if digest.is_some() && state.digest.as_deref() != digest {
         return Decision::Keep(Resolved::OtherDigest);
     }
-    let change = answered(record, state, answer);
-    Decision::Set(change, Resolved::Yours)
+    // One clock says when, whoever answers.
+    let answer = ApprovalAnswer { at: now_ms, ..answer.clone() };
+    Decision::Set(answered(record, state, &answer), Resolved::Yours)
 }
 
 /// What becomes of an approval's deadline.

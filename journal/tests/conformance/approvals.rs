@@ -63,7 +63,12 @@ on_both! {
             (0..8).filter(|i| resolved[*i] == Ok(Resolved::Yours)).collect();
         assert_eq!(winners.len(), 1);
         let winner = &answers[winners[0]];
-        let losers = resolved.iter().filter(|r| **r == Ok(Resolved::Already(winner.clone())));
+        let is_told = |r: &&Result<Resolved, _>| {
+            // The journal's clock said when, not the one that answered.
+            let is_it = |first: &ApprovalAnswer| first.command_id == winner.command_id && first.at > 1;
+            matches!(r, Ok(Resolved::Already(first)) if is_it(first))
+        };
+        let losers = resolved.iter().filter(is_told);
         assert_eq!(losers.count(), 7, "each is told who decided what");
         assert_eq!(
             journal.resolve(&session, "p1", Asks::Permission, winner, None).await,

@@ -62,7 +62,7 @@ pub(crate) fn repaired(json: &str) -> Cow<'_, str> {
     repaired.into()
 }
 
-/// The UTF-16 unit that `\uXXXX` at the beginning stands for.
+/// The UTF-16 unit that `\uNNNN` at the beginning stands for.
 fn unit(json: &str) -> Option<u16> {
     let digits = json.strip_prefix("\\u")?.get(..4)?;
     u16::from_str_radix(digits, 16).ok()

@@ -3,8 +3,6 @@
 //!
 //! The first answer wins on all replicas; later ones are told who was first.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use journal::{Asks, Resolved, Status};
 use protocol::frame::{Answer, Asked, Refusal, Resolution};
 use protocol::{Channel, ErrorCode};
@@ -29,13 +27,13 @@ impl Commands {
             Asked::Permission => Asks::Permission,
             Asked::Budget => Asks::Budget,
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let given = journal::ApprovalAnswer {
             allowed: answer.allowed,
             always: answer.always,
             reason: answer.reason.as_deref().map(Into::into),
             by: principal.user.clone(),
-            at: now.as_millis() as u64,
+            // The journal's clock says when.
+            at: 0,
             timed_out: false,
             command_id: answer.command_id.to_string().into(),
         };

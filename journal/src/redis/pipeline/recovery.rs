@@ -85,7 +85,7 @@ impl Pipeline {
             }
             Trouble::Lost { stored } | Trouble::Regrown { stored } => {
                 // The loss must be visible to everybody: a new epoch, beginning with what is kept.
-                tracing::warn!("redis lost acknowledged entries; the journal begins a new epoch");
+                tracing::warn!(journal = %self.name, "redis lost acknowledged entries; the journal begins a new epoch");
                 self.return_kept();
                 self.newest = None;
                 self.buries = true;

@@ -3,6 +3,10 @@
 use super::*;
 use tokio::sync::Semaphore;
 
+fn name() -> Name {
+    Name::events("session:1".parse().expect("a channel"))
+}
+
 /// A pipeline, and Redis' side of it: what it stored, and what was appended.
 struct Rig {
     pipeline: Pipeline,
@@ -14,7 +18,7 @@ struct Rig {
 impl Rig {
     fn with(appends: usize) -> Self {
         let mut rig = Self {
-            pipeline: Pipeline::new(100),
+            pipeline: Pipeline::new(name(), 100),
             now: Instant::now(),
             outcomes: Vec::new(),
             claims: Vec::new(),
@@ -287,7 +291,7 @@ impl Stored {
 
 impl Numbered {
     fn with(ids: impl IntoIterator<Item = u64>) -> Self {
-        let mut numbered = Self { pipeline: Pipeline::numbered(100), outcomes: Vec::new() };
+        let mut numbered = Self { pipeline: Pipeline::numbered(name(), 100), outcomes: Vec::new() };
         for id in ids {
             numbered.push(id);
         }
