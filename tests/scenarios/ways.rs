@@ -209,10 +209,13 @@ async fn a_token_says_which_agent_one_may_be() {
     assert!(matches!(opened, Err(OpenError::Refused(_))), "it may speak, not listen: {opened:?}");
     let asked = session.ask_permission(PermissionRequest::new("Bash", "ls", "Lists")).await;
     assert!(matches!(asked, Err(AskError::Refused(_))), "{asked:?}");
-    for token in ["none", &mine] {
+    let other = async |token: &str| {
         let other = Agent::options().id("other").token(token).connect(&url).await.unwrap_err();
-        assert!(matches!(other, ConnectError::Refused { .. }) && !other.is_retryable(), "{other}");
-    }
+        assert!(!other.is_retryable(), "{other}");
+        other
+    };
+    assert!(matches!(other("none").await, ConnectError::Unauthorized { .. }), "no token at all");
+    assert!(matches!(other(&mine).await, ConnectError::Refused { .. }), "another agent's");
 }
 
 /// From one replica to the other, and back: the same agent, whose events arrive everywhere.

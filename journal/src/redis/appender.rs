@@ -221,13 +221,13 @@ impl Task {
             std::collections::hash_map::Entry::Occupied(pipeline) => pipeline.into_mut(),
             std::collections::hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(match job.way.numbered {
-                    Some(incarnation) => Pipeline::numbered(job.way.name.clone(), incarnation),
+                    Some(incarnation) => Pipeline::begin(job.way.name.clone(), incarnation, true),
                     None => {
                         // A forgotten pipeline's sequences must not be taken for this one's.
                         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                         let now = now.as_millis() as u64 * 1_000;
                         self.incarnation = now.max(self.incarnation + 1);
-                        Pipeline::new(job.way.name.clone(), self.incarnation)
+                        Pipeline::begin(job.way.name.clone(), self.incarnation, false)
                     }
                 })
             }

@@ -226,16 +226,8 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn new(name: Name, incarnation: u64) -> Self {
-        Self::begin(name, incarnation, false)
-    }
-
-    /// For an author that numbers its entries, under this incarnation in every process.
-    pub(super) fn numbered(name: Name, incarnation: u64) -> Self {
-        Self::begin(name, incarnation, true)
-    }
-
-    fn begin(name: Name, incarnation: u64, is_numbered: bool) -> Self {
+    /// Its author numbers the entries, under this incarnation in every process, or does not.
+    pub(super) fn begin(name: Name, incarnation: u64, is_numbered: bool) -> Self {
         Self {
             name,
             incarnation,

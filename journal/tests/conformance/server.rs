@@ -73,6 +73,9 @@ impl Proxy {
             while let Ok((mut near, _)) = listener.accept().await {
                 let piping = tokio::spawn(async move {
                     if let Ok(mut far) = TcpStream::connect(("127.0.0.1", target)).await {
+                        // Else the end of a long script waits 40 ms for an acknowledgement, and is cut.
+                        near.set_nodelay(true).unwrap();
+                        far.set_nodelay(true).unwrap();
                         drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
                     }
                 });

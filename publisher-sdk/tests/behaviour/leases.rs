@@ -52,9 +52,17 @@ async fn of_two_agents_with_one_id_the_newer_goes_on_and_the_older_learns_it(way
     opened.publish("on", &()).await.unwrap();
     let said = events(&journal, "session:s").await;
     let names: Vec<&str> = said.iter().map(|(name, _)| name.as_str()).collect();
-    let expected =
-        ["before", "permission_request", "agent_lost", "command_status", "command_status", "on"];
+    let expected = [
+        "before",
+        "permission_request",
+        "agent_lost",
+        "permission_resolved",
+        "command_status",
+        "command_status",
+        "on",
+    ];
     assert_eq!(names, expected);
+    assert_eq!(said[3].1["reason"], "withdrawn");
     assert_eq!((&said[2].1["reason"], &said[2].1["runs"]), (&json!("replaced"), &json!(["r1"])));
     let lost = events(&journal, "global:events").await;
     assert_eq!(lost.iter().filter(|(name, _)| name == "agent_lost").count(), 1);

@@ -22,11 +22,18 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// What stands on `channel`: names and data.
 pub(crate) async fn events(journal: &Journal, channel: &str) -> Vec<(String, Value)> {
     let name = Name::events(channel.parse().unwrap());
-    let page = journal.read(&name, Since::Start, 100_000).await.unwrap();
     let read = |entry: &protocol::Entry| {
         (entry.name.to_string(), serde_json::from_str(&entry.data).unwrap())
     };
-    page.entries.iter().map(|entry| read(entry)).collect()
+    let (mut since, mut events) = (Since::Start, Vec::new());
+    loop {
+        let page = journal.read(&name, since, 100_000).await.unwrap();
+        events.extend(page.entries.iter().map(|entry| read(entry)));
+        since = page.end().map_or(since, Since::Offset);
+        if !page.has_more() {
+            return events;
+        }
+    }
 }
 
 /// What stands on `channel`, in short: the text of deltas, the name of all else.
@@ -70,7 +77,8 @@ pub(crate) fn new_command(channel: &str, name: &str, data: &Value) -> NewCommand
         data: data.to_string().into(),
         command_id: Uuid::new_v4(),
         by: Some("ann".into()),
-        sender: "ann".into(),
+        // Each has places of its own: how many one sender has is not tested here.
+        sender: Uuid::new_v4().to_string().into(),
         class: WaitingClass::Ordinary,
         expires_in: Duration::from_secs(60),
         may_wait: true,

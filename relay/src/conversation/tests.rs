@@ -134,7 +134,12 @@ async fn who_waited_for_the_first_event_and_missed_it_gets_a_reset() {
     }
     assert_eq!(kinds, ["connected", "subscribed", "caught_up"]);
 
+    // The feed has gone past what the viewer has not looked at yet.
+    let membership = viewer.events.join(&"project:p".parse().unwrap(), &Arc::default(), 0);
     viewer.append("project:p", 3_000).await;
+    while membership.watched().head().flatten().is_none_or(|head| head.n < 3_000) {
+        tokio::task::yield_now().await;
+    }
     let Read::Page(ticket, request) = viewer.read().await else { panic!("a page is read") };
     let (page, pending) = viewer.events.read(&request).await.unwrap();
     viewer.conversation.on_done(Done::Page(ticket, page, pending));

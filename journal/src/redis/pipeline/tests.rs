@@ -18,7 +18,7 @@ struct Rig {
 impl Rig {
     fn with(appends: usize) -> Self {
         let mut rig = Self {
-            pipeline: Pipeline::new(name(), 100),
+            pipeline: Pipeline::begin(name(), 100, false),
             now: Instant::now(),
             outcomes: Vec::new(),
             claims: Vec::new(),
@@ -291,7 +291,8 @@ impl Stored {
 
 impl Numbered {
     fn with(ids: impl IntoIterator<Item = u64>) -> Self {
-        let mut numbered = Self { pipeline: Pipeline::numbered(name(), 100), outcomes: Vec::new() };
+        let mut numbered =
+            Self { pipeline: Pipeline::begin(name(), 100, true), outcomes: Vec::new() };
         for id in ids {
             numbered.push(id);
         }
