@@ -1,4 +1,4 @@
-//! The log: to stderr, JSON unless that is a terminal. Never a payload, never a token. [`line`] writes each event so
+//! The log: to stderr, JSON unless that is a terminal. Never a payload, never a token. [`mod@line`] writes each event so
 //! that nothing foreign can pretend to be more than one field of one line, and [`collapse`] bounds repeats.
 
 mod collapse;
