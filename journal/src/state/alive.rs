@@ -57,14 +57,7 @@ impl Journal {
         let has_more = ids.len() > limit;
         ids.truncate(limit);
         let next = ids.last().filter(|_| has_more).cloned();
-        let records: Vec<Record> = ids.iter().filter_map(|id| own_record(id)).collect();
-        let states = self.states(&records).await?;
-        let states: Vec<(Record, LeaseState)> = (records.into_iter().zip(states))
-            .filter_map(|(record, state)| {
-                let state: Option<LeaseState> = super::transact::read(&record, state.as_deref());
-                Some((record, state.filter(|state| state.phase == LeasePhase::Alive)?))
-            })
-            .collect();
+        let states = self.living(&ids).await?;
         let indexes = states.iter().flat_map(|(record, state)| {
             let holder = Holder { agent: record.id.clone(), incarnation: state.incarnation };
             let producer: Box<str> = holder.producer().into();
@@ -92,9 +85,23 @@ impl Journal {
         agents.sort_by(|a, b| a.agent_id.cmp(&b.agent_id));
         Ok(AlivePage { agents, next })
     }
+
+    /// Those of the agents that are alive, with the lease of each on its own channel.
+    pub(super) async fn living(
+        &self,
+        ids: &[Box<str>],
+    ) -> Result<Vec<(Record, LeaseState)>, Unavailable> {
+        let records: Vec<Record> = ids.iter().filter_map(|id| own_record(id)).collect();
+        let states = self.states(&records).await?;
+        let living = records.into_iter().zip(states).filter_map(|(record, state)| {
+            let state: LeaseState = super::transact::read(&record, state.as_deref())?;
+            (state.phase == LeasePhase::Alive).then_some((record, state))
+        });
+        Ok(living.collect())
+    }
 }
 
 /// The lease of the agent on its own channel.
-pub(super) fn own_record(id: &str) -> Option<Record> {
+fn own_record(id: &str) -> Option<Record> {
     Some(record(&Channel::agent(id).ok()?, id))
 }

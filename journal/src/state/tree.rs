@@ -9,9 +9,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use protocol::{Channel, Parent};
 use serde::Serialize;
 
-use super::alive::{Sample, own_record};
-use super::lease::{LeasePhase, LeaseState};
-use super::{Holder, Index, Record};
+use super::alive::Sample;
+use super::{Holder, Index};
 use crate::{Journal, Unavailable};
 
 /// How many agents' children are read at a time.
@@ -78,25 +77,19 @@ impl Journal {
             generation = below.into_iter().flatten().collect();
         }
         agents.sort_unstable();
-        let records: Vec<Record> = agents.iter().filter_map(|id| own_record(id)).collect();
-        let states = self.states(&records).await?;
-        let states = records.into_iter().zip(states).filter_map(|(record, state)| {
-            let state: LeaseState = super::transact::read(&record, state.as_deref())?;
-            (state.phase == LeasePhase::Alive).then_some((record.id, state))
-        });
-        let states: Vec<(Box<str>, LeaseState)> = states.collect();
-        let runs = states.iter().map(|(agent, state)| {
-            let holder = Holder { agent: agent.clone(), incarnation: state.incarnation };
+        let states = self.living(&agents).await?;
+        let runs = states.iter().map(|(record, state)| {
+            let holder = Holder { agent: record.id.clone(), incarnation: state.incarnation };
             (channel.clone(), Index::Runs(holder.producer().into()))
         });
         let runs = self.samples(&runs.collect::<Vec<_>>()).await?;
-        let agents = states.into_iter().zip(runs).map(|((agent_id, state), runs)| {
+        let agents = states.into_iter().zip(runs).map(|((record, state), runs)| {
             let Sample { members: runs, total: runs_total } = runs;
             let parent = state.parent.map(|parent| {
                 let Parent { agent_id, run_id, .. } = parent;
                 TreeParent { agent_id, run_id }
             });
-            TreeAgent { agent_id, since: state.since, runs, runs_total, parent }
+            TreeAgent { agent_id: record.id, since: state.since, runs, runs_total, parent }
         });
         tree.agents = agents.collect();
         Ok(tree)
