@@ -266,10 +266,11 @@ async fn an_end_is_said_though_there_is_no_room_or_too_much_to_say(way: Way) {
     long.announce(&()).await.unwrap();
     dropped.announce(&()).await.unwrap();
     long.fail(&"x".repeat(70_000)).await.unwrap();
-    // Quicker than they can be written.
-    let own = agent.own_channel();
-    while own.send("large", &"x".repeat(50_000)).is_ok() {}
-    while own.send("small", &()).is_ok() {}
+    // More than may wait at once: what the writer is too slow for finds no room.
+    let (own, text) = (agent.own_channel(), "x".repeat(200_000));
+    for _ in 0..50 {
+        drop(own.text_delta(None, &text));
+    }
 
     drop(dropped);
     agent.flush().await.unwrap();
