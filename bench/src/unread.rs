@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -157,21 +158,28 @@ fn readers(measured: &mut Measured, count: usize) -> Result<Vec<TcpStream>> {
 }
 
 fn joiners(measured: &mut Measured, count: usize) -> Result<Vec<TcpStream>> {
-    let mut agent = measured.websocket("/ws/agents/load")?;
+    // One agent has half of the places at most.
+    let half = QUESTIONS / 2;
+    let _agents = [asks(measured, "load-1", 0..half)?, asks(measured, "load-2", half..QUESTIONS)?];
+    measured.peers(count, |measured| measured.websocket("/ws/load"))
+}
+
+fn asks(measured: &mut Measured, id: &str, questions: Range<usize>) -> Result<TcpStream> {
+    let mut agent = measured.websocket(&format!("/ws/agents/{id}"))?;
     let mut call = |id: usize, kind: &str, channel: &str, data: serde_json::Value| {
         let call = json!({"type": kind, "id": id, "channel": channel, "data": data});
         agent.write_all(&frame(1, call.to_string().as_bytes()))?;
         until(&mut agent, &format!("\"id\":{id}"))
     };
-    call(1, "lease", "agent:load", json!({}))?;
+    call(1, "lease", &format!("agent:{id}"), json!({}))?;
     call(2, "lease", "session:load", json!({}))?;
     let question = json!({"request": {"toolName": "x".repeat(QUESTION_BYTES)}});
-    for index in 0..QUESTIONS {
+    for index in questions {
         let request = format!("load-{index}");
         let data = json!({"request_id": request, "asks": "permission", "question": question, "expires_in_ms": 600_000});
         call(3 + index, "ask", "session:load", data)?;
     }
-    measured.peers(count, |measured| measured.websocket("/ws/load"))
+    Ok(agent)
 }
 
 /// A frame of a client, masked with zeros.

@@ -43,6 +43,8 @@ pub const QUESTION_BYTES_MAX: usize = 60 * 1024;
 pub const APPROVAL_PLACES_MAX: usize = 8;
 /// Questions that wait for answers on one channel: each joiner is told of them all.
 pub const APPROVALS_MAX: usize = 64;
+/// Of these, one agent's: half of the places are always left to the others.
+pub const APPROVALS_PER_AGENT_MAX: usize = 32;
 /// Budget questions of all agents that are pending on `global:events`, too.
 pub const FIREHOSE_APPROVALS_MAX: usize = 1_024;
 /// A larger one is told there, and is not pending there, in bytes of its data.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use journal::{AppendError, LEASE_MAX, LEASE_MIN, Unavailable};
-use protocol::limits::{APPROVALS_MAX, RUN_ID_BYTES_MAX};
+use protocol::limits::{APPROVALS_MAX, APPROVALS_PER_AGENT_MAX, RUN_ID_BYTES_MAX};
 use protocol::{Channel, ChannelError, DataError, NameError};
 
 use crate::commands::inbox::JoinError;
@@ -283,7 +283,7 @@ pub enum AskError {
     Conflict(String),
     /// Too many questions wait for answers on the channel.
     #[error(
-        "{APPROVALS_MAX} questions wait for answers on this channel: let some be answered first"
+        "{APPROVALS_PER_AGENT_MAX} questions of this agent, or {APPROVALS_MAX} of all agents, wait for answers on this channel: let some be answered first"
     )]
     Busy,
     /// The relay through which the agent comes in does not let it ask there.

@@ -1,5 +1,7 @@
 //! Many large questions wait on one channel: every joiner is told of all, and they cost little.
 
+use std::ops::Range;
+
 use futures_util::SinkExt;
 use serde_json::{Value, json};
 use tests::{Browser, Cluster, until};
@@ -9,14 +11,20 @@ const SESSION: &str = "session:42";
 const QUESTIONS: usize = 64;
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// An agent that has asked as much as it may.
-async fn asking(cluster: &Cluster) -> Browser {
-    let mut agent = cluster.browser().path("/ws/agents/raw").connect().await;
+/// Two agents that have asked as much as they may.
+async fn asking(cluster: &Cluster) -> [Browser; 2] {
+    let half = QUESTIONS / 2;
+    [asks(cluster, "a", 0..half).await, asks(cluster, "b", half..QUESTIONS).await]
+}
+
+async fn asks(cluster: &Cluster, id: &str, questions: Range<usize>) -> Browser {
+    let mut agent = cluster.browser().path(&format!("/ws/agents/{id}")).connect().await;
     let question = json!({"request": {"toolName": "x".repeat(60_000)}});
     let lease = |id: usize, channel: &str| json!({"type": "lease", "id": id, "channel": channel});
-    agent.send(lease(1, "agent:raw")).await;
+    agent.send(lease(1, &format!("agent:{id}"))).await;
     agent.send(lease(2, SESSION)).await;
-    for n in 0..QUESTIONS {
+    let last = 2 + questions.end;
+    for n in questions {
         let data = json!({
             "request_id": format!("q{n}"),
             "asks": "permission",
@@ -25,7 +33,6 @@ async fn asking(cluster: &Cluster) -> Browser {
         });
         agent.send(json!({"type": "ask", "id": 3 + n, "channel": SESSION, "data": data})).await;
     }
-    let last = 2 + QUESTIONS;
     let asked = agent.wait_for("the last question", |frame| frame["id"] == last).await;
     assert_eq!(asked["type"], "ack", "{asked}");
     agent
@@ -51,7 +58,7 @@ fn subscribe() -> Message {
 #[tokio::test]
 async fn many_large_questions_come_in_frames_that_every_client_can_read() {
     let cluster = Cluster::with_replicas(1).await;
-    let _agent = asking(&cluster).await;
+    let _agents = asking(&cluster).await;
     let mut all: Vec<String> = (0..QUESTIONS).map(|n| format!("q{n}")).collect();
     all.sort();
 
@@ -71,7 +78,7 @@ async fn many_large_questions_come_in_frames_that_every_client_can_read() {
 async fn many_large_questions_are_not_copied_for_each_browser() {
     const MIB: u64 = 1024 * 1024;
     let cluster = Cluster::with_replicas(1).await;
-    let _agent = asking(&cluster).await;
+    let _agents = asking(&cluster).await;
     let mut first = cluster.browser().connect().await;
     assert_eq!(told(&mut first).await.len(), QUESTIONS);
     let replica = &cluster.replicas[0];

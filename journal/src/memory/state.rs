@@ -11,7 +11,7 @@ use super::{Memory, MemoryState, StoredStream, micros};
 use crate::Name;
 use crate::state::alive::{SHOWN_MAX, Sample};
 use crate::state::{
-    Change, Committed, Condition, Deadline, Effect, Index, LIVE_MAX, Live, Members, Record,
+    Change, Committed, Condition, Deadline, Effect, Index, LIVE_MAX, Live, Members, Part, Record,
     RecordKind, Snapshot, WaitingLimits,
 };
 
@@ -120,6 +120,18 @@ impl Memory {
                 let members = state.records.indexes.get(&(record.channel.clone(), index.clone()));
                 members.is_none_or(|members| {
                     (members.len() as u64) < *most || members.contains_key(&record.id)
+                })
+            }
+            Condition::Part(index, Part { owner, member, of_owner, of_all }) => {
+                let members = state.records.indexes.get(&(record.channel.clone(), index.clone()));
+                members.is_none_or(|members| {
+                    let is_owned = |member: &str| {
+                        member.strip_prefix(&**owner).is_some_and(|rest| rest.starts_with(' '))
+                    };
+                    let has_room = (members.len() as u64) < *of_all
+                        && (members.keys().filter(|member| is_owned(member)).count() as u64)
+                            < *of_owner;
+                    has_room || members.contains_key(member)
                 })
             }
         };

@@ -5,7 +5,8 @@
 -- ARGV  1 expected state, '' for none   2 new state, '' for none   3 its lifetime in ms, '' for ever
 --       4… parts:
 --   conditions  fenced <producer's record> | is-due <deadlines> <member> |
---               in-time <deadlines> <member> | room <index> <most> <member> | absent <record>
+--               in-time <deadlines> <member> | room <index> <most> <member> |
+--               part <index> <most> <member> <owner> | absent <record>
 --   effects     append <stream> <notification> <settings> <retention field> <its default> <row> |
 --               wait <those six> <list> <entries> <counts> <member> <class> <sender> <limits> |
 --               wait-no-more <list> <entries> <counts> <member> |
@@ -31,7 +32,7 @@ end
 local FENCE = string.rep('9', 16) .. string.rep('0', 16)
 -- How many arguments each part has.
 local ARGUMENTS = {
-  ['fenced'] = 1, ['is-due'] = 2, ['in-time'] = 2, ['room'] = 3, ['absent'] = 1,
+  ['fenced'] = 1, ['is-due'] = 2, ['in-time'] = 2, ['room'] = 3, ['part'] = 4, ['absent'] = 1,
   ['append'] = 6, ['wait'] = 13, ['wait-no-more'] = 4, ['put'] = 3, ['remove'] = 2, ['clear'] = 1,
   ['write'] = 3, ['due'] = 3, ['never'] = 2, ['fence'] = 2, ['notify'] = 2,
 }
@@ -163,6 +164,14 @@ local function check(part, a, b, c, d, e, f, list, entries, counts, member, clas
     if is_due ~= (part == 'is-due') then return 'unmet' end
   elseif part == 'room' then
     if call('HLEN', key(a)) >= tonumber(b) and not call('HGET', key(a), c) then return 'unmet' end
+  elseif part == 'part' then
+    if call('HLEN', key(a)) >= tonumber(b) and not call('HGET', key(a), c) then
+      local held, start = 0, d .. ' '
+      for _, member in ipairs(call('HKEYS', key(a))) do
+        if sub(member, 1, #start) == start then held = held + 1 end
+      end
+      if held >= tonumber(b) then return 'unmet' end
+    end
   elseif part == 'absent' then
     if call('GET', key(a)) then return 'unmet' end
   elseif part == 'put' or part == 'remove' or part == 'clear' then

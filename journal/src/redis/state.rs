@@ -13,8 +13,8 @@ use super::{Redis, keys, unavailable, wire};
 use crate::backoff::Backoff;
 use crate::retention::Retention;
 use crate::state::{
-    Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Record,
-    RecordKind, Snapshot, WaitingLimits, Waits,
+    Change, Committed, Condition, Deadline, Effect, Holder, Index, LIVE_MAX, Live, Members, Part,
+    Record, RecordKind, Snapshot, WaitingLimits, Waits,
 };
 use crate::{Name, NewEntry, Side, Unavailable, Waiting};
 
@@ -132,6 +132,11 @@ impl Redis {
             }
             Condition::Room(index, most) => {
                 step.arg("room").key(keys.index(channel, index)).arg(*most).arg(&*record.id);
+            }
+            Condition::Part(index, Part { owner, member, of_owner, of_all }) => {
+                let index = || keys.index(channel, index);
+                step.arg("room").key(index()).arg(*of_all).arg(&**member);
+                step.arg("part").key(index()).arg(*of_owner).arg(&**member).arg(&**owner);
             }
         }
         let append = |step: &mut Step<'_>, part: &str, name: &Name, entry: &NewEntry| {

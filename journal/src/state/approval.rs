@@ -12,7 +12,7 @@ mod withdraw;
 
 use std::time::Duration;
 
-use protocol::limits::APPROVALS_MAX;
+use protocol::limits::{APPROVALS_MAX, APPROVALS_PER_AGENT_MAX};
 use protocol::{ApprovalAnswer, Asks, Channel, Kind, Offset, Resolved};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -20,7 +20,8 @@ use thiserror::Error;
 use super::command::Stamped;
 use super::digest::digest;
 use super::{
-    Change, Condition, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Transacted,
+    Change, Condition, Deadline, Decision, Effect, Holder, Index, Part, Record, RecordKind,
+    Transacted,
 };
 use crate::{Journal, NewEntry, Unavailable};
 use firehose::{UncopiedPhase, has_ended};
@@ -71,7 +72,9 @@ pub enum AskError {
     #[error("a newer incarnation of the agent has taken over, or this one was declared lost")]
     Fenced,
     /// Too many wait for answers on the channel.
-    #[error("{APPROVALS_MAX} approvals wait for answers on this channel already")]
+    #[error(
+        "{APPROVALS_PER_AGENT_MAX} questions of this agent, or {APPROVALS_MAX} of all agents, wait for answers on this channel already"
+    )]
     Busy,
     /// The journal could not be reached; asking again is harmless.
     #[error(transparent)]
@@ -114,6 +117,16 @@ struct ApprovalState {
     /// What was told and does not stand on `global:events` yet, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     uncopied: Vec<UncopiedPhase>,
+}
+
+/// How it stands among what is pending on its channel.
+fn member(agent: &str, request_id: &str) -> Box<str> {
+    format!("{agent} {request_id}").into()
+}
+
+/// The agent and the request id; on `global:events` the channel and the request id.
+fn parts(member: &str) -> (&str, &str) {
+    member.split_once(' ').unwrap_or(("", member))
 }
 
 fn record(channel: &Channel, request_id: &str) -> Record {
@@ -187,7 +200,8 @@ impl Journal {
         let is_over =
             |question: &str| channel.kind() == Kind::Global && has_ended(question, now_ms);
         let pending = approvals.into_iter().filter(|(_, question)| !is_over(question));
-        let pending = pending.map(|(id, question)| Pending { request_id: id, question });
+        let pending = pending
+            .map(|(member, question)| Pending { request_id: parts(&member).1.into(), question });
         Ok((head, pending.collect()))
     }
 
@@ -199,9 +213,21 @@ impl Journal {
                 self.copy_told(record, asks).await;
                 Ok(())
             }
-            Some(Timeout::Forgotten) => Ok(()),
+            Some(Timeout::Lost) => self.forget_lost(record).await,
             Some(Timeout::No) | None => self.forget_deadline(record, Deadline::TimeOut).await,
         }
+    }
+
+    /// The record is gone, and with it who asked: its place is found by its id.
+    async fn forget_lost(&self, record: &Record) -> Result<(), Unavailable> {
+        let pending = self.some_of(&record.channel, &Index::Approvals, APPROVALS_MAX).await?;
+        let mut change = Change::removal();
+        change.effects = vec![Effect::Due(Deadline::TimeOut, None)];
+        let lost = pending.members.into_iter().filter(|member| parts(member).1 == &*record.id);
+        change.effects.extend(lost.map(|member| Effect::Remove(Index::Approvals, member)));
+        // Asked again meanwhile, it stands.
+        self.commit(record, None, &change).await?;
+        Ok(())
     }
 }
 
@@ -240,11 +266,18 @@ fn asked(
     let mut change = Change::new(&state);
     change.lifetime = Some(new.expires_in + REMEMBERED);
     change.holder = Some(holder.clone());
-    change.condition = Condition::Room(Index::Approvals, APPROVALS_MAX as u64);
+    let place = member(&holder.agent, &new.request_id);
+    let part = Part {
+        owner: holder.agent.clone(),
+        member: place.clone(),
+        of_owner: APPROVALS_PER_AGENT_MAX as u64,
+        of_all: APPROVALS_MAX as u64,
+    };
+    change.condition = Condition::Part(Index::Approvals, part);
     let pending = new.pending(&event, state.expires_at);
     change.effects = vec![
         Effect::Event(event),
-        Effect::Put(Index::Approvals, new.request_id.clone(), pending.into()),
+        Effect::Put(Index::Approvals, place, pending.into()),
         Effect::Due(Deadline::TimeOut, Some(new.expires_in)),
     ];
     change.effects.extend(copy);
@@ -312,16 +345,13 @@ fn resolved(
 /// What becomes of an approval's deadline.
 enum Timeout {
     Now(Asks),
-    Forgotten,
+    Lost,
     No,
 }
 
 fn timed_out(found: Option<ApprovalState>, now_ms: u64, record: &Record) -> Decision<Timeout> {
     match found {
-        None => {
-            let change = Change::forgotten(record, Deadline::TimeOut, Index::Approvals);
-            Decision::Set(change, Timeout::Forgotten)
-        }
+        None => Decision::Keep(Timeout::Lost),
         Some(state) if state.is_pending() && now_ms >= state.expires_at => {
             let (asks, default) = (state.asks, state.default(record, now_ms));
             Decision::Set(answered(record, state, &default), Timeout::Now(asks))
@@ -401,7 +431,7 @@ fn ended(record: &Record, mut state: ApprovalState, event: NewEntry) -> Change {
     change.lifetime = Some(REMEMBERED);
     change.effects = vec![
         Effect::Event(event),
-        Effect::Remove(Index::Approvals, record.id.clone()),
+        Effect::Remove(Index::Approvals, member(&state.asker.agent, &record.id)),
         Effect::Due(Deadline::TimeOut, None),
     ];
     change.effects.extend(copy);

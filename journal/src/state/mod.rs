@@ -41,7 +41,7 @@ use protocol::limits::APPROVAL_ID_BYTES_MAX;
 
 use crate::NewEntry;
 use transact::Decision;
-pub(crate) use transact::{Change, Committed, Condition, Snapshot, Transacted};
+pub(crate) use transact::{Change, Committed, Condition, Part, Snapshot, Transacted};
 pub(crate) use waiting::{WaitingLimits, Waits};
 
 /// What kind of record has the state.
@@ -162,7 +162,7 @@ pub(crate) enum Index {
     Walked(Box<str>),
     /// Commands that this agent has taken and not finished.
     Open(Box<str>),
-    /// Approvals that nobody has answered, each with its question.
+    /// Approvals that nobody has answered, each with its question, by the agent and the request id.
     Approvals,
 }
 

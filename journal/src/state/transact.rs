@@ -68,8 +68,21 @@ pub(crate) enum Condition {
     InTime(Deadline),
     /// The index holds fewer than so many, or the record's id already.
     Room(Index, u64),
+    /// The same of an index in which each member has an owner, for this record's place there.
+    Part(Index, Part),
     /// Another record of the channel has no state.
     Absent(Record),
+}
+
+/// An owner's place in an index, and how many there may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// With what its members begin, up to a space.
+    pub(crate) owner: Box<str>,
+    /// The record's place: the owner, a space, an id.
+    pub(crate) member: Box<str>,
+    pub(crate) of_owner: u64,
+    pub(crate) of_all: u64,
 }
 
 /// What became of a change.
@@ -99,12 +112,6 @@ impl Change {
             holder: None,
             effects: Vec::new(),
         }
-    }
-
-    /// What is left of a record that has expired: its deadline and its place in an index.
-    pub(super) fn forgotten(record: &Record, deadline: Deadline, index: Index) -> Self {
-        let effects = vec![Effect::Remove(index, record.id.clone()), Effect::Due(deadline, None)];
-        Self { effects, ..Self::removal() }
     }
 }
 

@@ -235,7 +235,9 @@ fn settled(
 ) -> Decision<()> {
     let open = Index::Open(lost.agent.clone());
     let Some(mut state) = found else {
-        return Decision::Set(Change::forgotten(record, Deadline::Expire, open), ());
+        let effects =
+            vec![Effect::Remove(open, record.id.clone()), Effect::Due(Deadline::Expire, None)];
+        return Decision::Set(Change { effects, ..Change::removal() }, ());
     };
     let is_theirs = state.status == Status::Delivered
         && state.taker.as_ref().is_some_and(|taker| {

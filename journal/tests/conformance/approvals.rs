@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use journal::{ApprovalAnswer, AskError, Asked, Asks, Holder, NewApproval, Reaper, Resolved};
+use journal::{
+    ApprovalAnswer, AskError, Asked, Asks, Holder, Lease, NewApproval, Reaper, Resolved,
+};
 use protocol::Channel;
-use protocol::limits::{APPROVAL_PLACES_MAX, APPROVALS_MAX, FIREHOSE_APPROVAL_BYTES_MAX};
+use protocol::limits::{
+    APPROVAL_PLACES_MAX, APPROVALS_MAX, APPROVALS_PER_AGENT_MAX, FIREHOSE_APPROVAL_BYTES_MAX,
+};
 use uuid::Uuid;
 
 use crate::states::{agent, channel, commands, told};
@@ -172,21 +176,50 @@ on_both! {
 
 on_both! {
     async fn a_channel_holds_so_many_approvals_and_has_room_again_when_one_is_answered(backend) {
-        let lease = agent(&backend.journal, "a").await;
+        let agents = [agent(&backend.journal, "a").await, agent(&backend.journal, "b").await];
         let session = channel("session:1");
-        let ask = async |n: usize| {
-            backend.journal.ask(lease.holder(), &approval(&session, &format!("p{n}"))).await
+        let ask = async |by: usize, n: usize| {
+            let new = approval(&session, &format!("p{by}.{n}"));
+            backend.journal.ask(agents[by].holder(), &new).await
         };
         for n in 0..APPROVALS_MAX {
-            assert_eq!(ask(n).await, Ok(Asked::Pending));
+            assert_eq!(ask(n % 2, n / 2).await, Ok(Asked::Pending));
         }
 
-        assert_eq!(ask(APPROVALS_MAX).await, Err(AskError::Busy));
-        assert_eq!(ask(0).await, Ok(Asked::Pending), "it stands already");
+        assert_eq!(ask(0, APPROVALS_MAX).await, Err(AskError::Busy));
+        assert_eq!(ask(0, 0).await, Ok(Asked::Pending), "it stands already");
         assert_eq!(backend.journal.pending(&session).await.unwrap().1.len(), APPROVALS_MAX);
         let yes = answer("ada", true);
-        backend.journal.resolve(&session, "p0", Asks::Permission, &yes, None).await.unwrap();
-        assert_eq!(ask(APPROVALS_MAX).await, Ok(Asked::Pending));
+        backend.journal.resolve(&session, "p0.0", Asks::Permission, &yes, None).await.unwrap();
+        assert_eq!(ask(0, APPROVALS_MAX).await, Ok(Asked::Pending));
+    }
+}
+
+on_both! {
+    async fn one_agent_leaves_room_for_the_questions_of_others(backend) {
+        let journal = &backend.journal;
+        let session = channel("session:1");
+        // Its id begins as the other's does.
+        let (lease, other) = (agent(journal, "a").await, agent(journal, "a.b").await);
+        let ask = async |lease: &Lease, id: String| {
+            let new = NewApproval { durable: false, ..approval(&session, &id) };
+            journal.ask(lease.holder(), &new).await
+        };
+        for n in 0..APPROVALS_PER_AGENT_MAX {
+            assert_eq!(ask(&lease, format!("p{n}")).await, Ok(Asked::Pending));
+        }
+
+        assert_eq!(ask(&lease, "one-more".into()).await, Err(AskError::Busy));
+        assert_eq!(ask(&lease, "p0".into()).await, Ok(Asked::Pending), "it stands already");
+        let successor = agent(journal, "a").await;
+        assert_eq!(ask(&successor, "one-more".into()).await, Err(AskError::Busy), "an agent's part is one");
+        for n in 0..APPROVALS_MAX - APPROVALS_PER_AGENT_MAX {
+            assert_eq!(ask(&other, format!("other{n}")).await, Ok(Asked::Pending));
+        }
+
+        journal.unask(&session, "p0", successor.holder()).await.unwrap();
+        assert_eq!(ask(&successor, "one-more".into()).await, Ok(Asked::Pending));
+        assert_eq!(ask(&successor, "p0".into()).await, Err(AskError::Busy), "it was withdrawn");
     }
 }
 
@@ -254,6 +287,29 @@ on_both! {
             assert_eq!(names, ["budget_exhausted", "budget_resolved"], "{channel}");
         }
     }
+}
+
+/// What Redis has lost of a question holds no place for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_whose_record_is_lost_leaves_its_place_in_time() {
+    let server = Server::start().await;
+    let journal = open(&server);
+    let lease = agent(&journal, "a").await;
+    let session = channel("session:1");
+    let lost = NewApproval { expires_in: Duration::from_millis(50), ..approval(&session, "p1") };
+    journal.ask(lease.holder(), &lost).await.unwrap();
+    journal.ask(lease.holder(), &approval(&session, "p2")).await.unwrap();
+    let mut redis = server.connection().await;
+    let keys: Vec<String> =
+        redis::cmd("KEYS").arg("*:approval:session:1:p1").query_async(&mut redis).await.unwrap();
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    let _: () = redis::cmd("DEL").arg(keys).query_async(&mut redis).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(80)).await;
+
+    Reaper::new(journal.clone()).poll().await.unwrap();
+
+    let pending = journal.pending(&session).await.unwrap().1;
+    assert!(matches!(&*pending, [one] if &*one.request_id == "p2"), "{pending:?}");
 }
 
 /// Asked again when it is long forgotten that the copy was made.

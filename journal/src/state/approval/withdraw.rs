@@ -6,7 +6,7 @@
 use protocol::limits::APPROVALS_MAX;
 use protocol::{Asks, Channel};
 
-use super::{ApprovalState, ended, record, shown};
+use super::{ApprovalState, ended, parts, record, shown};
 use crate::state::transact::read;
 use crate::state::{Decision, Holder, Index, Record, Transacted};
 use crate::{Journal, Unavailable};
@@ -33,7 +33,9 @@ impl Journal {
         holder: &Holder,
     ) -> Result<(), Unavailable> {
         let pending = self.some_of(channel, &Index::Approvals, APPROVALS_MAX).await?.members;
-        let records: Vec<Record> = pending.iter().map(|id| record(channel, id)).collect();
+        let theirs =
+            pending.iter().map(|member| parts(member)).filter(|(by, _)| *by == &*holder.agent);
+        let records: Vec<Record> = theirs.map(|(_, id)| record(channel, id)).collect();
         if records.is_empty() {
             return Ok(());
         }
