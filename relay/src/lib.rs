@@ -24,6 +24,7 @@ mod reaper;
 mod routes;
 mod server;
 mod supervisor;
+mod users;
 
 pub use auth::{Key, KeyError};
 pub use config::{Config, ConfigError};

@@ -29,6 +29,7 @@ use crate::routes::traffic::{Counted, HeldBody};
 use crate::routes::turns::Turns;
 use crate::routes::{self, AppState, Peer};
 use crate::supervisor::{Supervisor, TaskFailure};
+use crate::users::Users;
 use crate::{Config, ConfigError, counts, reaper};
 
 /// The pause after a failed accept: when the process is out of file descriptors, trying at once again
@@ -89,6 +90,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (accepting, requests) = (CancellationToken::new(), TaskTracker::new());
     let (messages, mut for_connections) = mpsc::channel(MESSAGES);
     let memory = Memory::new(config.memory);
+    let room = SocketLimits::of(config.open_files);
     let app = Arc::new(AppState {
         events: Events::start(&config.journal, &memory, &supervisor),
         commands: Commands::start(&config.journal, messages, &supervisor),
@@ -104,6 +106,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         registry: Arc::default(),
         memory: Arc::clone(&memory),
         turns: Turns::new(),
+        users: Users::new(room.most),
         supervisor: supervisor.clone(),
     });
     let (registry, leaving) = (Arc::clone(&app.registry), app.leaving.clone());
@@ -141,7 +144,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         accepting: accepting.clone(),
         tasks: requests.clone(),
         memory: Arc::clone(&memory),
-        room: SocketLimits::of(config.open_files),
+        room,
         when_full: routes::full(&app, admin.is_none()),
     };
     supervisor.run("accept loop", accept(listener, routes, peers));

@@ -42,10 +42,12 @@ pub(crate) async fn agent(
         return Err(caller.refuse(Refused::not_found(format_args!("`{own}`"))));
     }
     let handshake = Handshake::of(&mut request, &app.memory).map_err(|why| caller.refuse(why))?;
+    let place = app.users.enter(&caller.principal).map_err(|why| caller.refuse(why))?;
     let Caller { principal, peer, .. } = caller;
     let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(&app));
     let (response, socket) = handshake.accept(socket::config());
     app.supervisor.serve(&app.connections, async move {
+        let _place = place;
         if let Some(socket) = socket.await {
             serve(served, socket, principal, peer, own, traffic).await;
         }

@@ -42,6 +42,7 @@ use crate::connections::{ConnectionRegistry, ConnectionState};
 use crate::events::Events;
 use crate::memory::Memory;
 use crate::supervisor::Supervisor;
+use crate::users::Users;
 use crate::{Key, Origins};
 pub(crate) use caller::{Caller, NotIn};
 use refuse::Refused;
@@ -74,6 +75,8 @@ pub(crate) struct AppState {
     pub(crate) memory: Arc<Memory>,
     /// Of those who publish over HTTP.
     pub(crate) turns: Arc<Turns>,
+    /// How many connections each user holds.
+    pub(crate) users: Arc<Users>,
 }
 
 impl AppState {

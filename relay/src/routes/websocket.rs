@@ -88,6 +88,7 @@ fn upgrade(
     };
     let opening = opening(&caller, target, heartbeat).map_err(|why| caller.refuse(why))?;
     let handshake = Handshake::of(&mut request, &app.memory).map_err(|why| caller.refuse(why))?;
+    let place = app.users.enter(&caller.principal).map_err(|why| caller.refuse(why))?;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
@@ -98,6 +99,7 @@ fn upgrade(
     let principal = caller.principal;
     let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
+        let _place = place;
         if let Some(socket) = socket.await {
             serve(served, socket, principal, opening, traffic).await;
         }

@@ -43,20 +43,29 @@ async fn browser(running: &Running) -> TcpStream {
 }
 
 async fn websocket(running: &Running, path: &str) -> TcpStream {
-    let mut socket = connect(running, &format!("{path} HTTP/1.1\r\n")).await;
-    let rest = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    socket.write_all(rest.as_bytes()).await.unwrap();
+    let mut socket = knock(running, path).await;
     receives(&mut socket, "connected").await;
     socket
 }
 
-async fn receives(socket: &mut TcpStream, what: &str) {
+/// A WebSocket's handshake, not answered yet.
+async fn knock(running: &Running, path: &str) -> TcpStream {
+    let mut socket = connect(running, &format!("{path} HTTP/1.1\r\n")).await;
+    let rest = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    socket.write_all(rest.as_bytes()).await.unwrap();
+    socket
+}
+
+/// Reads until this was received; returns all that was.
+async fn receives(socket: &mut TcpStream, what: &str) -> String {
     let mut heard = Vec::new();
     while !String::from_utf8_lossy(&heard).contains(what) {
         let read = tokio::time::timeout(Duration::from_secs(20), socket.read_buf(&mut heard)).await;
-        assert!(read.unwrap().unwrap() > 0, "ended before `{what}`: {heard:?}");
+        let heard = String::from_utf8_lossy(&heard);
+        assert!(read.unwrap().unwrap() > 0, "ended before `{what}`: {heard}");
     }
+    String::from_utf8_lossy(&heard).into_owned()
 }
 
 async fn until_ready(running: &Running) {
@@ -238,6 +247,46 @@ async fn a_full_replica_answers_for_its_health() {
         tokio::task::yield_now().await;
     }
     assert!(ask(&running, "/api/v1/agents").await.starts_with("HTTP/1.1 200"));
+}
+
+/// A replica with room for 32 connections: one user gets 8 of them, as a page or as an agent.
+#[tokio::test]
+async fn one_user_leaves_places_to_the_others() {
+    let secret = b"0123456789abcdef0123456789abcdef";
+    let running = replica_with(|config| {
+        config.open_files = Some(64);
+        config.key = Some(crate::Key::hs256(secret).unwrap());
+    })
+    .await;
+    until_ready(&running).await;
+    let path = |path: &str, user: &str| {
+        let key = jsonwebtoken::EncodingKey::from_secret(secret);
+        let claims = serde_json::json!({
+            "sub": user, "exp": jsonwebtoken::get_current_timestamp() + 60, "relay": {"serve": ["agent:*"]},
+        });
+        let token = jsonwebtoken::encode(&Default::default(), &claims, &key.unwrap()).unwrap();
+        format!("{path}?token={token}")
+    };
+    let mut of_ann = vec![websocket(&running, &path("/ws/agents/a", "ann")).await];
+    for _ in 1..8 {
+        of_ann.push(websocket(&running, &path("/ws", "ann")).await);
+    }
+
+    for one_more in ["/ws", "/ws/agents/b"] {
+        let mut refused = knock(&running, &path(one_more, "ann")).await;
+        let heard = receives(&mut refused, "this user holds 8 connections of this replica").await;
+        assert!(heard.starts_with("HTTP/1.1 503") && heard.contains("retry-after: 1"), "{heard}");
+    }
+    websocket(&running, &path("/ws", "bob")).await;
+
+    drop(of_ann.pop());
+    let mut refused = true;
+    while refused {
+        let mut socket = knock(&running, &path("/ws", "ann")).await;
+        let mut status = [0; 12];
+        socket.read_exact(&mut status).await.unwrap();
+        refused = status == *b"HTTP/1.1 503";
+    }
 }
 
 /// Pieces of no bytes are no message, however many come.
