@@ -35,6 +35,7 @@ mod append;
 mod backoff;
 mod counts;
 mod follow;
+mod growth;
 mod link;
 mod memory;
 mod name;
@@ -43,7 +44,6 @@ mod redis;
 mod retention;
 mod state;
 mod tasks;
-mod unserved;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +52,7 @@ pub use address::without_secrets;
 pub use append::{AppendError, Appended, NewEntry, Receipt};
 pub use backoff::Backoff;
 pub use follow::{Follower, Update, Updates};
+pub use growth::{Growth, Kept, TooFast};
 pub use name::{Name, Side};
 use protocol::Channel;
 pub use protocol::agent::body::{ListChange, NoteCall};
@@ -79,7 +80,6 @@ use state::alive::Sample;
 use state::renewal::Leases;
 use state::{Change, Committed, Deadline, Index, Live, Members, Record, Snapshot};
 use tasks::Tasks;
-use unserved::UnservedPace;
 
 /// Every journal of one deployment. Cheap to clone; all clones share connections and order.
 #[derive(Clone, Debug)]
@@ -92,8 +92,8 @@ pub struct Journal {
     lease: Duration,
     /// The producer under whose name this clone appends; `None`: the process itself.
     producer: Option<Producer>,
-    /// How fast senders may leave commands that nobody takes.
-    unserved: Arc<UnservedPace>,
+    /// How fast senders may have more kept.
+    growth: Arc<Growth>,
 }
 
 /// One incarnation of an agent, as the author of events.
@@ -151,7 +151,7 @@ impl Journal {
             leases: Arc::default(),
             lease: LEASE_DEFAULT,
             producer: None,
-            unserved: Arc::default(),
+            growth: Arc::default(),
         }
     }
 
@@ -179,6 +179,12 @@ impl Journal {
     pub fn as_producer(&self, holder: &Holder) -> Self {
         let producer = Producer { name: holder.producer().into(), incarnation: holder.incarnation };
         Self { producer: Some(producer), ..self.clone() }
+    }
+
+    /// How fast each sender may have more kept, through all clones. Commands are counted where they are sent; for the
+    /// rest, ask.
+    pub fn growth(&self) -> &Growth {
+        &self.growth
     }
 
     /// Whether the journals live in this process only.

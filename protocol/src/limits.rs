@@ -92,6 +92,15 @@ pub const WAITING_CANCELS_MAX: usize = 16;
 pub const UNSERVED_BYTES_PER_SECOND: usize = 64 * 1024;
 /// How many of these bytes may come at once.
 pub const UNSERVED_BYTES_BURST: usize = 4 * 1024 * 1024;
+/// What Redis keeps of one sender's commands, requests, replies, ends of runs and ids of publishes, in bytes a second and
+/// replica. It is forgotten within the hour.
+pub const KEPT_BRIEFLY_BYTES_PER_SECOND: usize = 1024 * 1024;
+/// How many of these bytes may come at once.
+pub const KEPT_BRIEFLY_BYTES_BURST: usize = 16 * 1024 * 1024;
+/// What Redis keeps of one sender's questions, and of channels that were not there before, in bytes a second and replica.
+pub const KEPT_LONG_BYTES_PER_SECOND: usize = 64 * 1024;
+/// How many of these bytes may come at once: an agent with 10,000 channels begins at once.
+pub const KEPT_LONG_BYTES_BURST: usize = 64 * 1024 * 1024;
 /// Agents that one Cancel reaches, the agent's own children and theirs.
 pub const CANCELLED_MAX: usize = 10_000;
 /// Agents that count as spawned by one agent, or for the runs begun on one session: each has a part in its Cancels.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use hyper::Method;
 use serde_json::{Value, json};
-use tests::{Cluster, Token};
+use tests::{Cluster, Token, http};
 use tokio::sync::Semaphore;
 
 fn request(method: &str) -> Value {
@@ -330,7 +330,7 @@ async fn requests_are_taken_by_http_as_well() {
     let post = async |replica: usize, body: &Value| {
         let address = cluster.replicas[replica].address();
         let path = "/api/v1/requests";
-        tests::http::call(&address, Method::POST, path, &[], body.to_string()).await.unwrap()
+        http::call(&address, Method::POST, path, &[], body.to_string()).await.unwrap()
     };
 
     let (reply, asked) = tokio::join!(post(0, &body), worker.serves(json!([1])));
@@ -348,4 +348,41 @@ async fn requests_are_taken_by_http_as_well() {
     assert_eq!((late.status, late.error_code().as_str()), (504, "timeout"));
     assert_eq!((nobody.status, nobody.error_code().as_str()), (503, "no_worker"));
     assert_eq!(nobody.header("retry-after"), "1");
+}
+
+/// Replies are kept for ten minutes: one who asks for large ones without end has to wait, and nobody else has.
+#[tokio::test]
+async fn one_asker_does_not_fill_redis_with_replies() {
+    let cluster = Cluster::options().with_secret().set().await;
+    let mut worker = cluster.actor("w1").await.opens("service:files").await;
+    let reply = json!("x".repeat(65_000));
+    let working = tokio::spawn(async move {
+        loop {
+            worker.serves(reply.clone()).await;
+        }
+    });
+    let ask = async |user: &str| {
+        let token = Token::of(user).allowing("request", &["files.*"]).sign();
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", &*bearer), ("content-type", "application/json")];
+        let body = r#"{"method":"files.read","timeout_ms":60000}"#;
+        let address = cluster.replicas[0].address();
+        http::call(&address, Method::POST, "/api/v1/requests", &headers, body).await.unwrap()
+    };
+
+    let mut asked = 0;
+    let refused = loop {
+        // Together they are quicker than a MiB a second, on any machine.
+        let replies = join_all((0..64).map(|_| ask("ada"))).await;
+        asked += replies.iter().filter(|reply| reply.status == 200).count();
+        if let Some(refused) = replies.into_iter().find(|reply| reply.status != 200) {
+            break refused;
+        }
+        assert!(asked < 10_000, "16 MiB are 258 of them, and each second brings 16 more");
+    };
+
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "rate_limited"));
+    assert!(refused.json()["error"]["retry_after_ms"].is_u64(), "{}", refused.text());
+    assert_eq!(ask("ben").await.status, 200, "another asker");
+    working.abort();
 }

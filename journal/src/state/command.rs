@@ -9,19 +9,18 @@ mod content;
 
 use std::time::Duration;
 
-use protocol::limits::{COMMAND_WAIT_UNKNOWN, UNSERVED_BYTES_BURST, UNSERVED_BYTES_PER_SECOND};
+use protocol::limits::COMMAND_WAIT_UNKNOWN;
 use protocol::{Channel, Entry, Kind, Offset, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::waiting::{WaitingClass, Waits};
 use super::{
     Change, Deadline, Decision, Effect, Holder, Index, Record, RecordKind, Snapshot, Transacted,
 };
-use crate::{Journal, NewEntry, Unavailable};
+use crate::{Journal, NewEntry, TooFast, Unavailable};
 use content::Content;
 
 /// How long an outcome is remembered.
@@ -97,11 +96,9 @@ pub enum SendError {
     /// No place is left for the command.
     #[error("{}", .0.busy())]
     Busy(WaitingClass),
-    /// Nobody is there to take it, and its sender leaves too many bytes of such commands: it may come so much later.
-    #[error(
-        "nobody is there to take the command, and one sender may leave {UNSERVED_BYTES_PER_SECOND} bytes of such a second, {UNSERVED_BYTES_BURST} at once"
-    )]
-    TooFast(Duration),
+    /// Too much is kept of its sender's commands already.
+    #[error(transparent)]
+    TooFast(#[from] TooFast),
     /// The journal could not be reached. The outcome is unknown.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -396,12 +393,7 @@ impl Journal {
             shorter = NewCommand { expires_in: COMMAND_WAIT_UNKNOWN, ..new.clone() };
             &shorter
         };
-        if listeners == 0 && new.may_wait {
-            let is_cancel = new.class != WaitingClass::Ordinary;
-            let admitted =
-                self.unserved.admit(&new.sender, is_cancel, new.data.len(), Instant::now());
-            admitted.map_err(SendError::TooFast)?;
-        }
+        self.growth.admit_command(new, listeners)?;
         let found = match listeners > 0 || new.may_wait {
             // Most commands are new.
             true => Snapshot { now_ms: live.now_ms, state: None },

@@ -98,6 +98,7 @@ pub struct Lease {
     pub(super) journal: Journal,
     pub(super) held: Held,
     key: u64,
+    is_new: bool,
 }
 
 impl Lease {
@@ -114,6 +115,11 @@ impl Lease {
     /// Which taking of the lease it is.
     pub fn taking(&self) -> Uuid {
         self.held.taking
+    }
+
+    /// Whether nothing was known of the agent on the channel before.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Is cancelled when the lease is lost, or taken over by a newer incarnation.
@@ -309,7 +315,7 @@ impl Journal {
         };
         let channel = &record.channel;
         let holder = Holder { agent: record.id.clone(), incarnation: state.incarnation };
-        let mut written = Written::new(state);
+        let (mut written, is_new) = (Written::new(state), before.is_none());
         match before {
             Some(before)
                 if before.phase == LeasePhase::Alive && before.incarnation < holder.incarnation =>
@@ -333,7 +339,7 @@ impl Journal {
         self.settle_open(channel, &before).await?;
         let held = Held::new(record.clone(), holder, taking, written);
         let key = self.leases().hold(self, held.clone());
-        Ok(Lease { journal: self.clone(), held, key })
+        Ok(Lease { journal: self.clone(), held, key, is_new })
     }
 
     /// Releases a lease that need not be held here. `taking`: only that taking of it; a later one is kept.

@@ -174,7 +174,7 @@ on_both! {
             }
             assert!(sent < 200, "4 MiB are 67 of them, and each second brings one more");
         };
-        assert!(matches!(refused, SendError::TooFast(wait) if !wait.is_zero()), "{refused}");
+        assert!(matches!(refused, SendError::TooFast(too) if !too.wait.is_zero()), "{refused}");
         assert!(sent >= 67, "{sent}");
 
         journal.send(&new("session:invented", "ada", WaitingClass::CancelRun)).await.unwrap();

@@ -84,7 +84,7 @@ async fn converse(
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
     let offer = app.offers.open(number, outbox.clone());
     let catch_up = offer.catch_up();
-    let session = AgentSession::new(app.journal.clone(), own);
+    let session = AgentSession::new(app.journal.clone(), own, &principal.sender);
     let lease_ms = app.journal.lease_length().as_millis() as u64;
     // Nothing is queued yet.
     outbox.try_say(&AgentMessage::Connected { lease_ms: Some(lease_ms) });

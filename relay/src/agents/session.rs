@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use journal::{
-    AdoptError, AppendError, AskError, Asked, CommandOutcome, Holder, Journal, Lease, LeaseError,
-    Name, NewApproval, NewEntry, Take, Unavailable,
+    AdoptError, AppendError, AskError, Asked, CommandOutcome, Holder, Journal, Kept, Lease,
+    LeaseError, Name, NewApproval, NewEntry, NoteCall, Take, Unavailable,
 };
 use protocol::agent::body::{
     AskCall, AskReply, EndRunCall, FinishCall, Finished, LeaseCall, Leased, ProgressCall,
@@ -28,6 +28,11 @@ use uuid::Uuid;
 
 use super::outbox::Outbox;
 
+/// What is kept of the end of a run, about, beside its event.
+const RUN_END_BYTES: usize = 512;
+/// What a field of a note takes, about, beside the name.
+const NOTE_BYTES: usize = 64;
+
 /// Does what one agent asks. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct AgentSession {
@@ -35,6 +40,8 @@ pub(super) struct AgentSession {
     agent: Arc<str>,
     /// The agent's own channel.
     own: Channel,
+    /// Whose pace counts what is kept for the agent.
+    sender: Arc<str>,
     held: Arc<Mutex<Held>>,
 }
 
@@ -69,8 +76,9 @@ struct WatchedLease {
 type CallReply = Result<Option<Box<RawValue>>, AgentError>;
 
 impl AgentSession {
-    pub(super) fn new(journal: Journal, own: Channel) -> Self {
-        Self { journal, agent: own.id().into(), own, held: Arc::default() }
+    pub(super) fn new(journal: Journal, own: Channel, sender: &str) -> Self {
+        let (agent, sender) = (own.id().into(), sender.into());
+        Self { journal, agent, own, sender, held: Arc::default() }
     }
 
     /// The agent's id.
@@ -130,6 +138,7 @@ impl AgentSession {
             let holder = self.holder()?;
             let entry = NewEntry::new(event, data);
             let journal = self.journal.as_producer(&holder);
+            self.journal.growth().wait(&self.sender, Kept::Long, 0).await;
             // Repeated on another connection, it is the same: the id is its number in the journal's order.
             let name = Name::events(channel);
             journal.enqueue_numbered(&name, id, entry).await.map_err(append_error)
@@ -138,9 +147,13 @@ impl AgentSession {
             Ok(receipt) => receipt,
             Err(error) => return std::future::ready(reply(id, Err(error))).boxed(),
         };
+        let (journal, sender) = (self.journal.clone(), Arc::clone(&self.sender));
         let replying = receipt.map(move |done| match done {
             Ok(appended) => {
                 let offset = appended.first().and_then(|one| one.offset);
+                if offset.is_some_and(|offset| offset.n == 1) {
+                    journal.growth().charge_new(&sender);
+                }
                 AgentMessage::Ack { id, offset, data: None }
             }
             Err(error) => reply(id, Err(append_error(error))),
@@ -169,10 +182,12 @@ impl AgentSession {
                 Ok(None)
             }
             CallBody::Note(change) => {
+                self.pace(bytes_of(&change)).await;
                 self.lease_of(channel)?.note(&change).await.map_err(lease_error)?;
                 Ok(None)
             }
             CallBody::EndRun(EndRunCall { run_id, key, event, data }) => {
+                self.pace(data.get().len() + RUN_END_BYTES).await;
                 let end = NewEntry::new(event, data.get()).with_key(key);
                 let ended = self.lease_of(channel)?.end_run(&run_id, &end).await;
                 ended.map_err(lease_error)?.await;
@@ -201,13 +216,21 @@ impl AgentSession {
                 Ok(None)
             }
             CallBody::Finish(FinishCall { key, status, detail }) => {
-                let detail = detail.map(|detail| detail.get().into());
+                let detail: Option<Box<str>> = detail.map(|detail| detail.get().into());
+                // A reply counts for the one who asked: a worker answers many.
+                if channel.kind() != Kind::Service {
+                    self.pace(detail.as_ref().map_or(0, |detail| detail.len())).await;
+                }
                 let outcome = CommandOutcome { status, detail };
                 let finished = journal.finish(channel, key, &holder, &outcome).await;
                 Ok(raw(&Finished { finished: finished.map_err(unavailable)? }))
             }
             CallBody::Ask(call) => {
-                let asked = journal.ask(&holder, &approval(channel, call)).await;
+                let question = approval(channel, call);
+                let admitted = journal.growth().admit_question(&self.sender, &question);
+                admitted
+                    .map_err(|error| AgentError::new(ErrorCode::RateLimited, error.to_string()))?;
+                let asked = journal.ask(&holder, &question).await;
                 Ok(raw(&match asked.map_err(ask_error)? {
                     Asked::Pending => AskReply { answer: None },
                     Asked::Answered(answer) => AskReply { answer: Some(answer) },
@@ -232,9 +255,13 @@ impl AgentSession {
         let LeaseCall { incarnation, parent } = call;
         let is_own = *channel.id() == *self.agent && channel.kind() == Kind::Agent;
         let incarnation = if is_own { incarnation } else { Some(self.holder()?.incarnation) };
+        self.journal.growth().wait(&self.sender, Kept::Long, 0).await;
         let lease = self.journal.lease(channel, &self.agent, incarnation, parent.as_ref()).await;
         self.held().is_fenced |= matches!(lease, Err(LeaseError::Fenced));
         let lease = lease.map_err(lease_error)?;
+        if lease.is_new() {
+            self.journal.growth().charge_new(&self.sender);
+        }
         let (holder, lost) = (lease.holder().clone(), lease.lost());
         let (outbox, about) = (outbox.clone(), channel.clone());
         let held = Arc::downgrade(&self.held);
@@ -254,6 +281,11 @@ impl AgentSession {
         }
         held.leases.insert(channel.clone(), watched);
         Ok(raw(&Leased { incarnation }))
+    }
+
+    /// Waits until so many bytes more may be kept for an hour.
+    async fn pace(&self, bytes: usize) {
+        self.journal.growth().wait(&self.sender, Kept::Briefly { is_cancel: false }, bytes).await;
     }
 
     fn holder(&self) -> Result<Holder, AgentError> {
@@ -279,6 +311,13 @@ impl AgentSession {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().expect("no code panics with this lock held")
     }
+}
+
+/// What a note keeps in Redis, about: a field for each run and channel that is added.
+fn bytes_of(note: &NoteCall) -> usize {
+    let runs = note.runs.added.iter().map(|run| run.len());
+    let channels = note.channels.added.iter().map(|channel| channel.as_str().len());
+    runs.chain(channels).map(|bytes| bytes + NOTE_BYTES).sum()
 }
 
 fn approval(channel: &Channel, call: AskCall) -> NewApproval {
@@ -349,3 +388,6 @@ fn append_error(error: AppendError) -> AgentError {
         _ => AgentError::new(ErrorCode::BadRequest, message),
     }
 }
+
+#[cfg(test)]
+mod tests;

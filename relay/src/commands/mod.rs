@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use journal::{
-    Cancel, Cancelled, CommandOutcome, Journal, NewCommand, SendError, Sent, Status, Unavailable,
-    WaitingClass, Walked,
+    Cancel, Cancelled, CommandOutcome, Journal, NewCommand, SendError, Sent, Status, TooFast,
+    Unavailable, WaitingClass, Walked,
 };
 use protocol::frame::{Cancels, Command, Refusal, RelayFrame};
 use protocol::{Channel, ErrorCode, Kind, check_data};
@@ -218,14 +218,17 @@ fn not_sent(error: &SendError, channel: &Channel) -> Refusal {
             Refusal::new(ErrorCode::Busy, format!("`{channel}` is busy: {error}"))
         }
         SendError::Conflict(_) => Refusal::new(ErrorCode::Conflict, error.to_string()),
-        SendError::TooFast(wait) => {
-            let refusal = Refusal::new(ErrorCode::RateLimited, error.to_string());
-            Refusal { retry_after: Some(*wait), ..refusal }
-        }
+        SendError::TooFast(too_fast) => refuse_growth(too_fast),
         SendError::Unavailable(error) => unavailable(error),
         _ => Refusal::new(ErrorCode::Unavailable, error.to_string()),
     };
     refusal.about(channel.as_str())
+}
+
+/// Its sender has too much kept already.
+pub(crate) fn refuse_growth(too_fast: &TooFast) -> Refusal {
+    let refusal = Refusal::new(ErrorCode::RateLimited, too_fast.to_string());
+    Refusal { retry_after: Some(too_fast.wait), ..refusal }
 }
 
 fn unavailable(error: impl Display) -> Refusal {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use journal::{CommandOutcome, NewCommand, SendError, Sent, Status, WaitingClass};
+use journal::{CommandOutcome, Growth, Kept, NewCommand, SendError, Sent, Status, WaitingClass};
 use protocol::frame::{ErrorBody, Outcome, Refusal, RelayFrame, Request};
 use protocol::{Channel, ErrorCode, Kind, Object};
 use serde::Deserialize;
@@ -24,6 +24,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What the deadline's own step may take.
 const GIVE_UP_WITHIN: Duration = Duration::from_secs(1);
 
+/// What counts for a reply that its asker does not wait for.
+const UNSEEN_REPLY_BYTES: usize = 16 * 1024;
+
 /// What came of a request.
 #[derive(Debug)]
 pub(crate) struct Reply {
@@ -37,6 +40,7 @@ pub(crate) struct Failure {
     pub(crate) code: Box<str>,
     pub(crate) message: Box<str>,
     pub(crate) retryable: bool,
+    retry_after: Option<Duration>,
 }
 
 impl Reply {
@@ -52,12 +56,14 @@ impl Reply {
 
 impl Failure {
     fn new(code: ErrorCode, message: impl Into<Box<str>>) -> Self {
-        Self { code: code.as_str().into(), message: message.into(), retryable: code.is_retryable() }
+        let (code, retryable) = (code.as_str().into(), code.is_retryable());
+        Self { code, message: message.into(), retryable, retry_after: None }
     }
 
     pub(crate) fn body(&self) -> ErrorBody<'_> {
-        let Self { code, message, retryable } = self;
-        ErrorBody { code, message, retryable: *retryable, resolution: None, retry_after_ms: None }
+        let Self { code, message, retryable, retry_after } = self;
+        let retry_after_ms = retry_after.map(|wait| wait.as_millis() as u64);
+        ErrorBody { code, message, retryable: *retryable, resolution: None, retry_after_ms }
     }
 
     /// The status by HTTP. A worker's own code is one that we do not know.
@@ -69,7 +75,7 @@ impl Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.code, refusal.message)
+        Self { retry_after: refusal.retry_after, ..Self::new(refusal.code, refusal.message) }
     }
 }
 
@@ -126,7 +132,9 @@ impl Commands {
         let sent = sent.map_err(|_| unavailable("redis does not answer"))?;
         let Sent { key, outcome, .. } = sent.map_err(|error| refuse(&error, channel, method))?;
         tracing::debug!(%channel, %command_id, method, "a request is under way");
+        let mut reply = KeptReply::of(self.journal.growth(), &principal.sender, &outcome);
         let outcome = self.wait(channel, key, outcome, &waiter, deadline, on_progress).await;
+        reply.is(outcome.as_ref());
         outcome.map_or_else(|| Err(too_late(*timeout)), |outcome| read(outcome, *timeout))
     }
 
@@ -169,6 +177,32 @@ impl Commands {
     }
 }
 
+/// A reply is kept for ten minutes, and the asker's pace counts it once: when it comes, or when the asker hangs up.
+struct KeptReply<'a> {
+    growth: &'a Growth,
+    sender: &'a str,
+    bytes: usize,
+}
+
+impl<'a> KeptReply<'a> {
+    /// `before`: where the request stands. What was asked before has been counted.
+    fn of(growth: &'a Growth, sender: &'a str, before: &CommandOutcome) -> Self {
+        let bytes = if before.status.is_final() { 0 } else { UNSEEN_REPLY_BYTES };
+        Self { growth, sender, bytes }
+    }
+
+    fn is(&mut self, outcome: Option<&CommandOutcome>) {
+        let detail = outcome.and_then(|outcome| outcome.detail.as_ref());
+        self.bytes = if self.bytes == 0 { 0 } else { detail.map_or(0, |detail| detail.len()) };
+    }
+}
+
+impl Drop for KeptReply<'_> {
+    fn drop(&mut self) {
+        self.growth.charge(self.sender, Kept::Briefly { is_cancel: false }, self.bytes);
+    }
+}
+
 fn refuse(error: &SendError, channel: &Channel, method: &str) -> Failure {
     match error {
         SendError::NoAgent if channel.kind() == Kind::Service => {
@@ -199,7 +233,8 @@ fn read(outcome: CommandOutcome, timeout: Duration) -> Result<Box<RawValue>, Fai
         Status::Rejected => {
             let theirs = serde_json::from_str(detail);
             if let Ok(Object(Theirs { code, message, retryable })) = theirs {
-                return Err(Failure { code, message, retryable: retryable.unwrap_or(false) });
+                let retryable = retryable.unwrap_or(false);
+                return Err(Failure { code, message, retryable, retry_after: None });
             }
             Err(match serde_json::from_str::<Box<str>>(detail).as_deref() {
                 Ok("lost") => {

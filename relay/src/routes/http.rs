@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use journal::{AppendError, Name, NewEntry, Since};
+use journal::{AppendError, Kept, Name, NewEntry, Since};
 use protocol::frame::{ErrorBody, parse_since};
 use protocol::limits::{
     PUBLISH_BODY_BYTES_MAX, PUBLISH_EVENTS_MAX, READ_EVENTS_DEFAULT, READ_EVENTS_MAX,
@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::refuse::Refused;
 use super::{AppState, Caller, body};
 use crate::auth::Principal;
+use crate::commands::refuse_growth;
 
 /// How long a publisher waits while Redis is away or refuses. What was not sent by then is taken back; where the
 /// outcome is unknown, it may safely ask again with an `id`.
@@ -31,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What is appended in one turn.
 const PIECE_EVENTS: usize = 64;
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// What is kept of an event's `id` for 15 minutes, about, beside the `id`.
+const KEY_BYTES: usize = 256;
 
 /// How long a body may take to arrive: 8 MiB at 2 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -142,19 +146,30 @@ async fn append(
     events: Vec<Publish<'_>>,
 ) -> Vec<Result<Offset, Refused>> {
     let deadline = Instant::now() + PATIENCE;
+    let (growth, sender) = (app.journal.growth(), &*principal.sender);
     let mut outcomes = Vec::with_capacity(events.len());
     let mut events = events.into_iter().peekable();
     while events.peek().is_some() {
-        let mut bytes = 0;
-        let mut piece = Vec::new();
+        let (mut bytes, mut keys) = (0, 0);
+        let mut piece: Vec<Publish<'_>> = Vec::new();
         while piece.len() < PIECE_EVENTS
             && bytes < PIECE_BYTES
             && let Some(event) = events.next()
         {
             bytes += event.data.get().len();
+            keys += event.id.as_ref().map_or(0, |id| id.len() + KEY_BYTES);
             piece.push(event);
         }
-        match tokio::time::timeout_at(deadline, app.turns.wait(&principal.sender)).await {
+        let paced = async {
+            growth.wait_until(sender, Kept::Briefly { is_cancel: false }, keys, deadline).await?;
+            growth.wait_until(sender, Kept::Long, 0, deadline).await
+        };
+        if let Err(too_fast) = paced.await {
+            let refused = || Err(refuse_growth(&too_fast).into());
+            outcomes.extend(piece.iter().map(|_| refused()));
+            continue;
+        }
+        match tokio::time::timeout_at(deadline, app.turns.wait(sender)).await {
             Ok(_turn) => outcomes.extend(append_piece(app, principal, piece, deadline).await),
             Err(_) => outcomes.extend(piece.iter().map(|_| Err(refuse(&AppendError::Full)))),
         }
@@ -189,6 +204,9 @@ async fn append_piece(
             Ok(receipt) => match receipt.until(deadline).await {
                 Ok(appended) => {
                     let offset = appended.first().and_then(|appended| appended.offset);
+                    if offset.is_some_and(|offset| offset.n == 1) {
+                        app.journal.growth().charge_new(&principal.sender);
+                    }
                     offset.ok_or_else(|| refuse(&AppendError::Unavailable))
                 }
                 Err(error) => Err(refuse(&error)),

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use journal::{Journal, Name, NewEntry, Since};
+use journal::{Journal, Kept, Name, NewEntry, Since};
+use protocol::limits::{
+    KEPT_BRIEFLY_BYTES_BURST, KEPT_BRIEFLY_BYTES_PER_SECOND, KEPT_LONG_BYTES_BURST,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
@@ -304,5 +307,40 @@ async fn a_message_in_pieces_without_end_is_not_read_for_ever() {
             socket.write_all(&pieces).await.ok();
         }
         receives(&mut socket, "too many frames that cannot be read").await;
+    }
+}
+
+async fn publish(running: &Running, event: &str) -> String {
+    let mut socket = TcpStream::connect(running.addr()).await.unwrap();
+    let length = event.len();
+    let head = format!(
+        "POST /api/v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{event}"
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// Without tokens all of HTTP is one sender.
+#[tokio::test]
+async fn what_one_publisher_has_kept_beside_the_journals_comes_at_a_pace() {
+    let running = replica().await;
+    let (growth, brief) = (running.app.journal.growth(), Kept::Briefly { is_cancel: false });
+    let event = |channel: &str| format!(r#"{{"channel":"{channel}","event":"x","data":{{}}}}"#);
+    for (channel, left) in [("session:1", 1024), ("session:1", 1024), ("session:2", 2048)] {
+        assert!(publish(&running, &event(channel)).await.starts_with("HTTP/1.1 200"));
+        let all = KEPT_LONG_BYTES_BURST;
+        assert!(growth.admit("http", Kept::Long, all - left / 2).is_err(), "{channel}");
+    }
+    assert!(growth.admit("http", Kept::Long, KEPT_LONG_BYTES_BURST - 2048).is_ok());
+
+    growth.charge("http", brief, KEPT_BRIEFLY_BYTES_BURST + 60 * KEPT_BRIEFLY_BYTES_PER_SECOND);
+    let with_id = event("session:1").replace("{\"channel\"", "{\"id\":\"i\",\"channel\"");
+    for refused in [with_id.clone(), format!("[{with_id}]")] {
+        let answer = publish(&running, &refused).await;
+        assert!(answer.contains("rate_limited"), "{answer}");
+        assert!(answer.contains("retry_after_ms"), "{answer}");
     }
 }
