@@ -121,6 +121,56 @@ async fn an_agents_lease_outside_its_new_token_ends_and_its_runs_are_told_as_ove
     assert_eq!(lost["data"]["reason"], "revoked", "{lost}");
 }
 
+/// What waits when the grant shrinks is not done any more; what is under way ends, and then the lease does, with its
+/// questions.
+#[tokio::test]
+async fn what_an_agent_asked_for_before_its_grant_shrank_is_not_done_afterwards() {
+    let cluster = guarded().await;
+    let grant = |on: &[&str]| Token::of("a1").allowing("serve", on).allowing("publish", on).sign();
+    let (all, own) = (["agent:a1", "session:1"], ["agent:a1"]);
+    let everything = Token::of("eve").allowing("subscribe", &["*"]).sign();
+    let mut viewer = cluster.browser().token(&everything).subscribed_to("session:1").await;
+    let mut agent = cluster.browser().path("/ws/agents/a1").token(&grant(&all)).connect().await;
+    let call = |kind: &str, id: u64, channel: &str, data: Value| json!({"type": kind, "id": id, "channel": channel, "event": "late", "data": data});
+    let ask = |id: u64, request_id: &str| {
+        let data = json!({"request_id": request_id, "asks": "permission", "question": {}, "expires_in_ms": 600_000});
+        call("ask", id, "session:1", data)
+    };
+    agent.send(call("lease", 1, "agent:a1", json!({}))).await;
+    agent.send(call("lease", 2, "session:1", json!({}))).await;
+    agent.send(ask(3, "early")).await;
+    agent.wait_for("the ack", |frame| frame["id"] == 3).await;
+
+    cluster.redis.freeze();
+    agent.send(ask(10, "under-way")).await;
+    agent.send(call("publish", 11, "session:1", json!({}))).await;
+    agent.send(call("note", 12, "session:1", json!({"runs": {"added": ["r1"]}}))).await;
+    agent.send(call("publish", 13, "session:1", json!({}))).await;
+    agent.send(json!({"type": "auth", "id": 20, "token": grant(&own)})).await;
+    agent.wait_for_type("authenticated").await;
+    cluster.redis.thaw();
+
+    assert_eq!(agent.wait_for_type("released").await["channel"], "session:1");
+    let reply = |id: u64| agent.frames().find(|frame| frame["id"] == id).unwrap().clone();
+    for id in 11..=13 {
+        let reply = reply(id);
+        assert_eq!(reply["code"], "not_found", "{reply}");
+    }
+    let is_withdrawn = |frame: &Value| {
+        frame["event"] == "permission_resolved" && frame["data"]["requestId"] == "early"
+    };
+    let ended = viewer.wait_for("its end", is_withdrawn).await;
+    assert_eq!(ended["data"]["reason"], "withdrawn", "{ended}");
+    let path = format!("/api/v1/channels/session:1?token={everything}");
+    let channel = cluster.replicas[0].get(&path).await.json();
+    assert_eq!(channel["pending"], json!([]), "the one under way is withdrawn as well: {channel}");
+    assert!(viewer.frames().all(|frame| frame["event"] != "late"), "a publish was done");
+    // It lives on.
+    agent.send(call("publish", 21, "agent:a1", json!({}))).await;
+    let ack = agent.wait_for("the ack", |frame| frame["id"] == 21).await;
+    assert_eq!(ack["type"], "ack", "{ack}");
+}
+
 /// The SDK asks its source at each connect and before the end, and shows the new token on the connection that stands.
 #[tokio::test]
 async fn an_agent_with_a_token_source_outlives_its_tokens_on_one_connection() {

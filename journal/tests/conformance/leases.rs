@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use journal::{
-    AppendError, COUNTS_LIFETIME, Holder, Journal, LeaseError, Name, NoteCall, Reaper, Status, Take,
+    AppendError, Asked, Asks, COUNTS_LIFETIME, Holder, Journal, LeaseError, Name, NewApproval,
+    NoteCall, Reaper, Status, Take,
 };
 use protocol::Channel;
 use uuid::Uuid;
@@ -37,6 +38,63 @@ on_both! {
             assert_eq!(lost.len(), 1, "{channel}");
             assert_eq!((&lost[0].1["runs"][0], &lost[0].1["reason"]), (&"r1".into(), &"replaced".into()));
         }
+    }
+}
+
+on_both! {
+    async fn a_revoked_lease_ends_alone_and_what_it_leaves_is_settled(backend) {
+        let journal = &backend.journal;
+        let (session, own) = (channel("session:1"), agent(journal, "a").await);
+        let holder = own.holder();
+        let there = async || journal.lease(&session, "a", Some(holder.incarnation), None).await.unwrap();
+        let lease = there().await;
+        let run = |id: &str| NoteCall::begun([id.into()]);
+        lease.note(&run("r1")).await.unwrap();
+        own.note(&run("r2")).await.unwrap();
+        let sent = journal.send(&command(&session)).await.unwrap();
+        journal.take(&session, sent.key, holder, false).await.unwrap();
+        for (on, id, durable) in [(&session, "left", false), (&session, "kept", true), (own.channel(), "own", false)] {
+            let new = NewApproval {
+                channel: on.clone(),
+                request_id: id.into(),
+                asks: Asks::Permission,
+                question: "{}".into(),
+                expires_in: Duration::from_secs(60),
+                default: false,
+                digest: None,
+                durable,
+            };
+            assert_eq!(journal.ask(holder, &new).await, Ok(Asked::Pending));
+        }
+        let pending = async |on: &Channel| -> Vec<String> {
+            let pending = journal.pending(on).await.unwrap().1;
+            pending.iter().map(|one| one.request_id.to_string()).collect()
+        };
+
+        lease.revoke().await.unwrap();
+        lease.revoke().await.unwrap();
+
+        assert!(journal.agents_on(&session).await.unwrap().is_empty());
+        assert_eq!((pending(&session).await, pending(own.channel()).await), (vec!["kept".into()], vec!["own".into()]));
+        let outcome = journal.outcome(&session, sent.key).await.unwrap().unwrap();
+        assert_eq!(outcome.status, Status::Rejected, "what it had taken is answered");
+        let lost: Vec<serde_json::Value> = told(journal, &session).await.into_iter()
+            .filter(|(name, _)| name == "agent_lost").map(|(_, data)| data).collect();
+        let expected = serde_json::json!({"agent_id": "a", "reason": "revoked", "runs": ["r1"]});
+        assert_eq!(lost, [expected], "once");
+        for elsewhere in [own.channel(), &Channel::global_events()] {
+            let told = told(journal, elsewhere).await;
+            assert!(told.iter().all(|(name, _)| name != "agent_lost"), "{elsewhere}: {told:?}");
+        }
+        assert!(!lease.lost().is_cancelled() && !own.lost().is_cancelled(), "it is not fenced");
+        own.note(&run("r3")).await.unwrap();
+        journal.as_producer(holder).append(&Name::events(session.clone()), vec![crate::entry("x")]).await.unwrap();
+
+        // Permitted again, it takes the lease anew; what was revoked before does not touch that.
+        let again = there().await;
+        lease.revoke().await.unwrap();
+        again.note(&run("r4")).await.unwrap();
+        assert_eq!(journal.agents_on(&session).await.unwrap(), [Box::<str>::from("a")]);
     }
 }
 

@@ -4,7 +4,8 @@
 //!
 //! Channels do not wait for each other, but for one thing: while the lease of the agent's own channel is being
 //! taken, everything else waits for it. On a channel, publishes are pipelined, and so are calls about different
-//! commands; any other call waits for those before it.
+//! commands; any other call waits for those before it. What a call may do is asked of the grant when it comes, and
+//! again when it is begun.
 
 mod renewal;
 
@@ -126,14 +127,15 @@ impl Queues {
 
 #[derive(Debug, Default)]
 struct Queue {
-    calls: VecDeque<QueuedCall>,
+    work: VecDeque<Queued>,
     more: Arc<Notify>,
 }
 
 #[derive(Debug)]
-struct QueuedCall {
-    call: AgentCall,
-    room: Room,
+enum Queued {
+    Call(AgentCall, Room),
+    /// The grant does not reach to the channel any more: its lease ends behind what was begun before.
+    Revoke,
 }
 
 /// Calls of a channel that are begun and not answered.
@@ -260,10 +262,8 @@ impl Calls {
             id: Some(id),
             error: AgentError::new(code, message),
         };
-        let refused = permission::refused(&self.shared.principal.borrow().grant, &call);
-        if let Some(address) = refused {
-            let message = format!("`{address}` not found or not permitted");
-            return Err(refuse(ErrorCode::NotFound, message));
+        if let Some(refused) = self.shared.refused(&call) {
+            return Err(refused);
         }
         if matches!(call.body, CallBody::Lease(_) | CallBody::Follow(_))
             && self.served.len() >= AGENT_CHANNELS_MAX
@@ -304,11 +304,18 @@ impl Calls {
             Admitted::Conflict(message) => return Err(refuse(ErrorCode::Conflict, message)),
         }
         let room = self.shared.room(text.len()).await;
-        if self.shared.enqueue(QueuedCall { call, room }) {
+        if self.shared.is_own_lease(&call) {
+            self.shared.own_leases.send_modify(|leases| *leases += 1);
+        }
+        self.enqueue(channel, Queued::Call(call, room));
+        Ok(())
+    }
+
+    fn enqueue(&mut self, channel: Channel, queued: Queued) {
+        if self.shared.enqueue(&channel, queued) {
             let shared = Arc::clone(&self.shared);
             self.workers.spawn(async move { shared.work(&channel).await });
         }
-        Ok(())
     }
 
     fn leave(&mut self, channel: &Channel, how: impl FnOnce(&mut Served)) {
@@ -342,26 +349,31 @@ impl CallsState {
         room
     }
 
+    /// Why the grant does not permit the call, as it is now.
+    fn refused(&self, call: &AgentCall) -> Option<AgentMessage> {
+        let address = permission::refused(&self.principal.borrow().grant, call)?;
+        let message = format!("`{address}` not found or not permitted");
+        let error = AgentError::new(ErrorCode::NotFound, message);
+        Some(AgentMessage::Error { id: Some(call.id), error })
+    }
+
     /// True where the channel needs a worker.
-    fn enqueue(&self, queued: QueuedCall) -> bool {
-        if self.is_own_lease(&queued.call) {
-            self.own_leases.send_modify(|leases| *leases += 1);
-        }
+    fn enqueue(&self, channel: &Channel, queued: Queued) -> bool {
         let mut queues = self.queues();
-        match queues.channels.entry(queued.call.channel.clone()) {
+        match queues.channels.entry(channel.clone()) {
             Entry::Occupied(mut queue) => {
-                queue.get_mut().calls.push_back(queued);
+                queue.get_mut().work.push_back(queued);
                 queue.get().more.notify_one();
                 false
             }
             Entry::Vacant(vacant) => {
-                vacant.insert(Queue::default()).calls.push_back(queued);
+                vacant.insert(Queue::default()).work.push_back(queued);
                 true
             }
         }
     }
 
-    /// Does the calls of a channel in their order, until there are none.
+    /// Does what is queued for a channel in its order, until there is nothing.
     async fn work(&self, channel: &Channel) {
         let more = self.queues().channels.get(channel).map(|queue| Arc::clone(&queue.more));
         let Some(more) = more else { return };
@@ -370,14 +382,14 @@ impl CallsState {
             let next = {
                 let mut queues = self.queues();
                 let queue = queues.channels.get_mut(channel);
-                let next = queue.and_then(|queue| queue.calls.pop_front());
+                let next = queue.and_then(|queue| queue.work.pop_front());
                 if next.is_none() && begun.is_empty() {
                     queues.channels.remove(channel);
                     return;
                 }
                 next
             };
-            let Some(QueuedCall { call, room }) = next else {
+            let Some(queued) = next else {
                 tokio::select! {
                     Some((message, room)) = begun.next() => self.answer(message, room).await,
                     () = more.notified() => {}
@@ -388,31 +400,39 @@ impl CallsState {
                 // What it may do elsewhere depends on who it is.
                 drop(self.own_leases.subscribe().wait_for(|leases| *leases == 0).await);
             }
+            let Queued::Call(call, room) = queued else {
+                while let Some((message, room)) = begun.next().await {
+                    self.answer(message, room).await;
+                }
+                self.release_revoked(channel).await;
+                continue;
+            };
             while begun.must_end_before(&call.body) {
                 let Some((message, room)) = begun.next().await else { break };
                 self.answer(message, room).await;
             }
+            let refused = self.refused(&call);
             match command_key(&call.body) {
-                _ if matches!(call.body, CallBody::Publish(..)) => {
+                _ if matches!(call.body, CallBody::Publish(..)) && refused.is_none() => {
                     let publishing = self.session.publish(call).await;
                     begun.published.push_back(publishing.map(|message| (message, room)).boxed());
                 }
-                Some(key) => {
+                Some(key) if refused.is_none() => {
                     let doing = self.session.perform(call, &self.outbox);
                     begun.on_commands.push(doing.map(move |done| (key, done, room)).boxed());
                     begun.keys.insert(key);
                 }
-                None => {
+                _ => {
                     let is_own_lease = self.is_own_lease(&call);
                     let is_lease = matches!(call.body, CallBody::Lease(_));
-                    let message = self.session.perform(call, &self.outbox).await;
+                    let message = match refused {
+                        Some(refused) => refused,
+                        None => self.session.perform(call, &self.outbox).await,
+                    };
                     if is_lease && matches!(message, AgentMessage::Error { .. }) {
                         self.queues().refused_leases.push(channel.clone());
                     }
                     self.answer(message, room).await;
-                    if is_lease {
-                        self.check_lease(channel).await;
-                    }
                     // After its reply: whatever waited for it is answered later.
                     if is_own_lease {
                         self.own_leases.send_modify(|leases| *leases -= 1);
@@ -438,12 +458,13 @@ impl CallsState {
         let mut queues = self.queues();
         let queue = queues.channels.get_mut(channel);
         let at = queue.as_ref().and_then(|queue| {
-            queue.calls.iter().position(|queued| {
-                queued.call.id == id && !matches!(queued.call.body, CallBody::Lease(_))
+            queue.work.iter().position(|queued| {
+                matches!(queued, Queued::Call(call, _)
+                    if call.id == id && !matches!(call.body, CallBody::Lease(_)))
             })
         });
         if let (Some(queue), Some(at)) = (queue, at) {
-            queue.calls.remove(at);
+            queue.work.remove(at);
             queues.under_way.remove(&id);
         }
         serde_json::json!({"withdrawn": at.is_some()})

@@ -6,7 +6,7 @@ use protocol::frame::{AuthToken, Refusal};
 use protocol::{AgentError, AgentMessage, Channel, ErrorCode};
 use tokio::time::Instant;
 
-use super::{Calls, CallsState};
+use super::{Calls, CallsState, Queued};
 use crate::auth;
 
 impl Calls {
@@ -27,6 +27,8 @@ impl Calls {
         let before = Arc::clone(&self.shared.principal.borrow());
         let renewed = auth::renew(self.key.as_ref(), &before, token.as_str()).map_err(refuse)?;
         let (expires_at, renewed) = (renewed.expires_at_ms(), Arc::new(renewed));
+        // First: what waits is asked of this grant from now on.
+        self.shared.principal.send_replace(Arc::clone(&renewed));
         self.shared.outbox.say(&AgentMessage::Authenticated { id, expires_at }).await;
         let permits = |channel: &Channel| renewed.grant.may_serve(channel);
         // Without its own channel all ends, and the connection with it: its keeper sees to that.
@@ -34,11 +36,9 @@ impl Calls {
             let ended = self.served.extract_if(|channel, _| !permits(channel));
             for (channel, _) in ended.collect::<Vec<_>>() {
                 self.offer.unfollow(&channel);
-                let shared = Arc::clone(&self.shared);
-                self.workers.spawn(async move { shared.release_revoked(&channel).await });
+                self.enqueue(channel, Queued::Revoke);
             }
         }
-        self.shared.principal.send_replace(renewed);
         Ok(())
     }
 }
@@ -48,13 +48,5 @@ impl CallsState {
     pub(super) async fn release_revoked(&self, channel: &Channel) {
         self.session.revoke(channel).await;
         self.outbox.say(&AgentMessage::Released { channel: channel.clone() }).await;
-    }
-
-    /// The lease was asked for when the token still reached to the channel.
-    pub(super) async fn check_lease(&self, channel: &Channel) {
-        let is_permitted = self.principal.borrow().grant.may_serve(channel);
-        if !is_permitted && channel != self.session.own() {
-            self.release_revoked(channel).await;
-        }
     }
 }
