@@ -18,13 +18,16 @@ missing npm && packages+=(npm)
 missing haproxy && packages+=(haproxy)
 missing docker-compose && packages+=(docker-compose)
 missing ps && packages+=(procps)
+missing curl && packages+=(curl)
+missing openssl && packages+=(openssl)
 missing cc && packages+=(build-essential)
 
 if ((${#packages[@]})); then
   if missing apt-get; then
     echo "Missing on this machine, by their Debian names: ${packages[*]}" >&2
     echo "The tests need redis-server (7.0 or newer), Chromium or Chrome with chromedriver, node (18 or" >&2
-    echo "newer) with npm, haproxy, docker-compose, ps and a C compiler. Install them and run this again." >&2
+    echo "newer) with npm, haproxy, docker-compose, ps, curl, openssl and a C compiler. Install them" >&2
+    echo "and run this again." >&2
     exit 1
   fi
   as_root=()

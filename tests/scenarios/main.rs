@@ -17,6 +17,7 @@ mod commands;
 mod counting;
 mod demo_page;
 mod demo_questions;
+mod documented;
 mod encrypted;
 mod fan_out;
 mod first_users;
