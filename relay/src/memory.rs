@@ -89,12 +89,6 @@ impl Memory {
         Reserved { memory: Arc::clone(self), bytes }
     }
 
-    /// Counts so many bytes, if there is room for them.
-    pub(crate) fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Reserved> {
-        let room = self.budget.saturating_sub(self.used.load(Ordering::Relaxed));
-        (bytes <= room).then(|| self.reserve(bytes))
-    }
-
     /// The bytes, which count as long as a clone of them is there.
     pub(crate) fn hold(self: &Arc<Self>, content: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         let reserved = self.reserve(content.as_ref().len());
@@ -136,18 +130,26 @@ impl Memory {
         }
     }
 
-    /// Tells those who have owed bytes longest to go: as many as hold, by the average, what is too much.
+    /// Tells those who have owed bytes longest to go: as many as hold, by the average, what is too much. Those who were
+    /// told before, and are still going, hold some of it.
     fn relieve(&self) {
         let over = self.over();
-        let mut owing: Vec<Arc<Debt>> =
-            self.debts().values().filter(|debt| debt.is_due()).map(Arc::clone).collect();
-        self.is_short.store(owing.is_empty(), Ordering::Relaxed);
-        if over == 0 || owing.is_empty() {
+        if over == 0 {
             return;
         }
-        let average = (self.used.load(Ordering::Relaxed) / owing.len()).max(1);
-        owing.sort_by_key(|debt| debt.since.load(Ordering::Relaxed));
-        let count = over.div_ceil(average).min(owing.len());
+        let (going, mut owing): (Vec<Arc<Debt>>, Vec<Arc<Debt>>) = self
+            .debts()
+            .values()
+            .filter(|debt| debt.is_owed() || debt.is_called())
+            .map(Arc::clone)
+            .partition(|debt| debt.is_called());
+        self.is_short.store(going.is_empty() && owing.is_empty(), Ordering::Relaxed);
+        let average = self.used.load(Ordering::Relaxed) / (going.len() + owing.len()).max(1);
+        let count = over.div_ceil(average.max(1)).saturating_sub(going.len()).min(owing.len());
+        if count == 0 {
+            return;
+        }
+        owing.sort_by_key(|debt| (debt.since.load(Ordering::Relaxed), debt.number));
         tracing::warn!(
             count,
             budget = self.budget,
@@ -179,6 +181,20 @@ impl Memory {
 
     fn debts(&self) -> MutexGuard<'_, HashMap<u64, Arc<Debt>>> {
         self.debts.lock().expect("no code panics with this lock held")
+    }
+}
+
+impl Reserved {
+    /// Counts so many bytes more, if there is room for them.
+    pub(crate) fn try_grow(&mut self, bytes: usize) -> bool {
+        let memory = &self.memory;
+        let grown = |used: usize| used.checked_add(bytes).filter(|used| *used <= memory.budget);
+        let has_room =
+            memory.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_ok();
+        if has_room {
+            self.bytes += bytes;
+        }
+        has_room
     }
 }
 
@@ -217,10 +233,6 @@ impl Debt {
         self.memory.debts().remove(&self.number);
     }
 
-    fn is_due(&self) -> bool {
-        self.is_owed() && !self.is_called()
-    }
-
     fn call(&self) {
         self.is_called.store(true, Ordering::Release);
         self.task.wake();
@@ -243,9 +255,11 @@ mod tests {
         assert_eq!((memory.over(), memory.used.load(Ordering::Relaxed)), (0, 600));
 
         drop(frame);
-        assert!(memory.try_reserve(401).is_none());
+        let mut more = memory.reserve(0);
+        assert!(!more.try_grow(401));
         drop(others);
-        assert!(memory.try_reserve(1_000).is_some());
+        assert!(more.try_grow(1_000) && !more.try_grow(1));
+        drop(more);
         assert_eq!(memory.used.load(Ordering::Relaxed), 0);
     }
 
@@ -262,6 +276,9 @@ mod tests {
         memory.relieve();
         let called: Vec<bool> = debts.iter().map(|debt| debt.is_called()).collect();
         assert_eq!(called, [false, true, false, true, false, false], "two of them are too much");
+        memory.relieve();
+        let called = debts.iter().filter(|debt| debt.is_called()).count();
+        assert_eq!(called, 2, "they are still going");
 
         for at in [1, 3] {
             held[at] = None;

@@ -17,7 +17,7 @@ use crate::memory::{Memory, Reserved};
 #[derive(Debug)]
 pub(super) struct Text {
     text: String,
-    _reserved: Vec<Reserved>,
+    _reserved: Reserved,
 }
 
 impl Deref for Text {
@@ -50,21 +50,21 @@ async fn collect(
     mut body: Body,
     most: usize,
     memory: &Arc<Memory>,
-) -> Result<(Vec<u8>, Vec<Reserved>), Refused> {
-    let too_large = || {
-        let message = format!("the body exceeds {most} bytes, or broke off");
-        Refused::new(ErrorCode::TooLarge, message)
-    };
-    let (mut bytes, mut reserved) = (Vec::new(), Vec::new());
+) -> Result<(Vec<u8>, Reserved), Refused> {
+    let (mut bytes, mut reserved) = (Vec::new(), memory.reserve(0));
     while let Some(frame) =
         std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await
     {
-        let Ok(data) = frame.map_err(|_| too_large())?.into_data() else { continue };
+        let frame = frame.map_err(|error| Refused::bad(format_args!("the body: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > most {
-            return Err(too_large());
+            let message = format!("the body exceeds {most} bytes");
+            return Err(Refused::new(ErrorCode::TooLarge, message));
         }
         // The text, and what is made of it.
-        reserved.push(memory.try_reserve(2 * data.len()).ok_or_else(full)?);
+        if !reserved.try_grow(2 * data.len()) {
+            return Err(full());
+        }
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, reserved))
