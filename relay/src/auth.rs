@@ -1,6 +1,7 @@
 //! Authentication: a token becomes a [`Principal`], at the route or where a connection renews it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use thiserror::Error;
+use uuid::Uuid;
 
 /// The shortest secret that HS256 allows: as long as its hash (RFC 7518 §3.2).
 const SECRET_BYTES_MIN: usize = 32;
@@ -84,6 +86,14 @@ pub(crate) struct Principal {
 }
 
 impl Principal {
+    /// The same on a WebSocket: without users each connection has places of its own.
+    pub(crate) fn on_a_connection(self: Arc<Self>) -> Arc<Self> {
+        match self.user {
+            Some(_) => self,
+            None => Arc::new(Self { sender: Uuid::new_v4().to_string().into(), ..(*self).clone() }),
+        }
+    }
+
     /// How long the grant still lasts; `None` for ever.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         Some(self.expires_at?.saturating_sub(now()))

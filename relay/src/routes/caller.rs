@@ -125,12 +125,7 @@ fn authenticate(
         tracing::info!(%peer, path, host, origin, why, "a request was refused");
     })?;
     match auth::authenticate(app.key.as_ref(), token(headers, query)) {
-        Ok(mut principal) => {
-            if principal.user.is_none() && headers.contains_key("sec-websocket-version") {
-                principal.sender = uuid::Uuid::new_v4().to_string().into();
-            }
-            Ok(Arc::new(principal))
-        }
+        Ok(principal) => Ok(Arc::new(principal)),
         Err(check) => {
             tracing::info!(%check, %peer, path, "a token was refused");
             Err(NotIn::Token(check))

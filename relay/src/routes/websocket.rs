@@ -96,7 +96,7 @@ fn upgrade(
         .max_message_size(Some(FRAME_UP_BYTES_MAX))
         .max_frame_size(Some(FRAME_UP_BYTES_MAX));
     let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(app));
-    let principal = caller.principal;
+    let principal = caller.principal.on_a_connection();
     let (response, socket) = handshake.accept(config);
     app.supervisor.serve(&app.connections, async move {
         let _place = place;
