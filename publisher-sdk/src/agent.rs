@@ -123,7 +123,7 @@ impl Agent {
         let inbox = Arc::new(Inbox::new(link, follower, leases, Arc::clone(&runs)));
         if let Some((program, patience)) = watched {
             let (leases, stopped) = (Arc::clone(&inbox.leases), inbox.stopped.clone());
-            let watch = Watch { program, patience, leases, events: events.clone(), stopped };
+            let watch = Watch { program, patience, leases, buffer: Arc::clone(&buffer), stopped };
             tokio::spawn(watch.run());
         }
         tokio::spawn(writer::write(Arc::clone(&buffer), events));
@@ -132,7 +132,11 @@ impl Agent {
         tokio::spawn(mind_what_is_revoked(Arc::clone(&inbox), Arc::clone(&runs)));
         // From here on, dropping this ends everything.
         let inner = Arc::new(Inner {
-            lifecycle: LifecyclePublisher { channel: channel.clone(), buffer },
+            lifecycle: LifecyclePublisher {
+                channel: channel.clone(),
+                buffer,
+                runtime: Handle::current(),
+            },
             inbox,
             runs,
             ends: Arc::new(Ends::new(teller)),

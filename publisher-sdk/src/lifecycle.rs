@@ -9,6 +9,7 @@ use journal::NewEntry;
 use protocol::Channel;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::events::buffer::Buffer;
@@ -98,6 +99,8 @@ pub(crate) struct LifecyclePublisher {
     /// `agent:{id}`
     pub(crate) channel: Channel,
     pub(crate) buffer: Arc<Buffer>,
+    /// The agent's own executor: the program's may end in between.
+    pub(crate) runtime: Handle,
 }
 
 impl LifecyclePublisher {
@@ -110,7 +113,7 @@ impl LifecyclePublisher {
     ) -> Result<(), PublishError> {
         let entry = self.entry(phase, fields)?;
         let lifecycle = self.clone();
-        let saying = tokio::spawn(async move {
+        let saying = self.runtime.spawn(async move {
             lifecycle.buffer.publish(&lifecycle.channel, entry.clone()).await?;
             lifecycle.buffer.publish(&Channel::global_events(), entry).await
         });

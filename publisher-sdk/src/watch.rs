@@ -3,6 +3,7 @@
 //!
 //! [`Agent`](crate::Agent) → **watch** → [`leases`](crate::leases), [`link`](crate::link)
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use journal::NewEntry;
@@ -11,16 +12,14 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::events::buffer::Buffer;
 use crate::leases::Leases;
-use crate::link::RecordLink;
 use crate::vocabulary::{Event, StatusChanged};
 
 /// Shorter is not waited for an executor: it may be busy.
 const UNRESPONSIVE_AFTER_MIN: Duration = Duration::from_millis(100);
 /// So often an executor is asked while it may take its time.
 const ASKED_TIMES: u32 = 6;
-/// How long the word about it waits for room in the journal's buffer.
-const SAYING: Duration = Duration::from_secs(1);
 
 /// How long an executor may take to answer.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +40,8 @@ impl Default for Patience {
 pub(crate) struct Watch {
     pub(crate) program: Handle,
     pub(crate) patience: Patience,
-    pub(crate) leases: std::sync::Arc<Leases>,
-    /// Where the agent's events go.
-    pub(crate) events: RecordLink,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) buffer: Arc<Buffer>,
     /// The agent ends.
     pub(crate) stopped: CancellationToken,
 }
@@ -75,11 +73,11 @@ impl Watch {
                         after = ?unresponsive_after,
                         "the program's executor does not answer: a task blocks it"
                     );
-                    self.tell("unresponsive", since).await;
+                    self.tell("unresponsive", since);
                     let Ok(answered) = timeout_at(asked + lost_after, &mut answer).await else {
                         return;
                     };
-                    self.tell("responsive", SystemTime::now()).await;
+                    self.tell("responsive", SystemTime::now());
                     answered
                 }
             };
@@ -90,16 +88,14 @@ impl Watch {
         }
     }
 
-    /// On the agent's own channel and on each session. Not through the agent's buffer: the program empties it.
-    async fn tell(&self, status: &str, since: SystemTime) {
+    /// On the agent's own channel and on each session.
+    fn tell(&self, status: &str, since: SystemTime) {
         let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let data = json!(StatusChanged::new(status).since(since)).to_string();
         for channel in self.leases.channels() {
             let entry = NewEntry::new(StatusChanged::NAME, data.clone());
-            // It is written, whether or not it is waited for.
-            let said = timeout(SAYING, self.events.enqueue(&channel, vec![entry])).await;
-            if !matches!(said, Ok(Ok(_))) {
-                tracing::warn!(%channel, status, "the status of the program could not be told");
+            if let Err(error) = self.buffer.send(&channel, entry) {
+                tracing::warn!(%channel, status, %error, "the status of the program could not be told");
             }
         }
     }
