@@ -302,10 +302,9 @@ impl Journal {
         let taking = Uuid::new_v4();
         let rule = |found: Option<LeaseState>, open: &OpenRuns, now_ms| {
             let before = found.clone();
-            match taken(found, open, now_ms, record, incarnation, parent, (taking, self.lease)) {
-                Decision::Set(change, state) => Decision::Set(change, (before, state)),
-                Decision::Keep(state) => Decision::Keep((before, state)),
-            }
+            let decision =
+                taken(found, open, now_ms, record, incarnation, parent, (taking, self.lease));
+            decision.map(|state| (before, state))
         };
         let below = incarnation.unwrap_or(u64::MAX);
         let Some((before, Some(state))) =

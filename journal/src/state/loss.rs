@@ -145,10 +145,7 @@ impl Journal {
                 if found.as_ref().map(which) != seen {
                     return Decision::Keep(None);
                 }
-                match rule(found, &open, now_ms) {
-                    Decision::Keep(answer) => Decision::Keep(Some(answer)),
-                    Decision::Set(change, answer) => Decision::Set(change, Some(answer)),
-                }
+                rule(found, &open, now_ms).map(Some)
             });
             match decided.await? {
                 Transacted::Done(None) => {}

@@ -26,6 +26,16 @@ pub(crate) enum Decision<A> {
     Set(Change, A),
 }
 
+impl<A> Decision<A> {
+    /// The same decision with another answer.
+    pub(crate) fn map<B>(self, f: impl FnOnce(A) -> B) -> Decision<B> {
+        match self {
+            Self::Keep(answer) => Decision::Keep(f(answer)),
+            Self::Set(change, answer) => Decision::Set(change, f(answer)),
+        }
+    }
+}
+
 /// What became of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Transacted<A> {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::Resolution;
 use crate::channel::shortened;
-use crate::{Channel, ErrorCode, Format, Offset};
+use crate::{Asks, Channel, ErrorCode, Format, Offset};
 use fields::Fields;
 
 /// The `id` of a frame: any JSON string or number; it comes back on the answer, unchanged.
@@ -190,7 +190,7 @@ pub struct Answer {
     /// Where it was asked.
     pub channel: Option<Channel>,
     /// What sort of approval it answers.
-    pub asked: Asked,
+    pub asks: Asks,
     /// Allowed, or go on.
     pub allowed: bool,
     /// And so from now on.
@@ -201,15 +201,6 @@ pub struct Answer {
     pub digest: Option<String>,
     /// The same answer sent again is the same answer.
     pub command_id: Uuid,
-}
-
-/// What an approval asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Asked {
-    /// May the agent do this?
-    Permission,
-    /// May the agent go on, though its budget is spent?
-    Budget,
 }
 
 /// A request to one worker of a service, or to an agent.
@@ -243,7 +234,11 @@ fn read(text: &str, default: Option<&'static str>) -> Incoming {
         Ok(fields) => fields,
         Err(refusal) => return Incoming { id: None, frame: Err(refusal), is_readable: false },
     };
-    let (frame, is_readable) = (fields.frame(), fields.is_readable());
+    let known = fields.kind().map(|kind| match fields.frame(&kind) {
+        Some(frame) => (frame, true),
+        None => (Err(bad(format!("unknown `type` `{}`", shortened(&kind)))), false),
+    });
+    let (frame, is_readable) = known.unwrap_or_else(|refusal| (Err(refusal), false));
     match fields.correlation_id() {
         Ok(id) => Incoming { id, frame, is_readable },
         // The answer is not found by it; a Stop is done all the same.

@@ -55,9 +55,9 @@ pub(crate) fn normal(frame: ClientFrame) -> Value {
         }
         ClientFrame::Answer(answer) => json!({"answer": {
             "request_id": answer.request_id, "channel": answer.channel.as_ref().map(|channel| channel.as_str()),
-            "asked": match answer.asked {
-                frame::Asked::Permission => "permission",
-                frame::Asked::Budget => "budget",
+            "asked": match answer.asks {
+                protocol::Asks::Permission => "permission",
+                protocol::Asks::Budget => "budget",
             },
             "allowed": answer.allowed, "always": answer.always, "reason": answer.reason,
             "digest": answer.digest, "command_id": answer.command_id.to_string(),

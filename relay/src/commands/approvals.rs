@@ -4,7 +4,7 @@
 //! The first answer wins on all replicas; later ones are told who was first.
 
 use journal::{Asks, Resolved, Status};
-use protocol::frame::{Answer, Asked, Refusal, Resolution};
+use protocol::frame::{Answer, Refusal, Resolution};
 use protocol::{Channel, ErrorCode};
 
 use super::{Accepted, Commands, patiently, unavailable};
@@ -23,10 +23,7 @@ impl Commands {
     async fn resolve(&self, principal: &Principal, answer: &Answer) -> Result<Accepted, Refusal> {
         let request_id = &answer.request_id;
         let channel = self.asked_on(principal, answer).await?;
-        let asks = match answer.asked {
-            Asked::Permission => Asks::Permission,
-            Asked::Budget => Asks::Budget,
-        };
+        let asks = answer.asks;
         let given = journal::ApprovalAnswer {
             allowed: answer.allowed,
             always: answer.always,

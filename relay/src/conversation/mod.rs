@@ -41,9 +41,6 @@ pub(crate) use pace::Pace;
 use subscriptions::Subscriptions;
 pub(crate) use subscriptions::{Read, Ticket};
 
-/// Channels of one frame that are answered one by one: four times what a connection can hold, and their errors
-/// stay far below the MiB that may wait for a viewer.
-const LIST_MAX: usize = 1024;
 /// Why a subscription ends that the new token does not permit.
 const REVOKED: &str = "revoked";
 
@@ -330,24 +327,17 @@ impl Conversation {
         }
     }
 
-    /// Does it for each of a frame's channels; each that is refused has an error of its own. A list that is
-    /// longer than [`LIST_MAX`] has one for all the rest.
+    /// Does it for each of a frame's channels; each that is refused has an error of its own.
     fn each<T>(
         &mut self,
         list: Vec<Result<T, Refusal>>,
         id: Option<&RawValue>,
         mut what: impl FnMut(&mut Self, T) -> Result<(), Refusal>,
     ) {
-        let length = list.len();
-        for one in list.into_iter().take(LIST_MAX) {
+        for one in list {
             if let Err(refusal) = one.and_then(|one| what(self, one)) {
                 self.say_refusal(id, &refusal);
             }
-        }
-        if length > LIST_MAX {
-            let message =
-                format!("{length} channels in one frame: those after {LIST_MAX} are left out");
-            self.say_refusal(id, &Refusal::new(ErrorCode::LimitExceeded, message));
         }
     }
 

@@ -6,14 +6,14 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::fields::{Fields, agent};
-use super::{Answer, Asked, Cancels, ClientFrame, Command, Refusal, Request, bad};
+use super::{Answer, Cancels, ClientFrame, Command, Refusal, Request, bad};
 use crate::channel::shortened;
 use crate::frame::words;
 use crate::limits::{
     APPROVAL_ID_BYTES_MAX, CANCEL_WAIT, COMMAND_WAIT_DEFAULT, COMMAND_WAIT_MAX,
     REQUEST_TIMEOUT_DEFAULT, REQUEST_TIMEOUT_MAX,
 };
-use crate::{Channel, Kind, check_command_name, check_data};
+use crate::{Asks, Channel, Kind, check_command_name, check_data};
 
 /// The command that a Cancel is.
 const CANCEL: &str = "cancel_agent";
@@ -87,12 +87,12 @@ impl Fields<'_> {
         let allowed = self.truth("allowed")?.ok_or_else(|| bad("`allowed` is missing"))?;
         let always = self.truth(self.either("alwaysAllow", "always_allow"))?.unwrap_or(false);
         let request_id = self.approval_id(self.either("requestId", "request_id"))?;
-        self.answer(request_id, Asked::Permission, allowed, always)
+        self.answer(request_id, Asks::Permission, allowed, always)
     }
 
     pub(super) fn budget(&self, goes_on: bool) -> Result<ClientFrame, Refusal> {
         let request_id = self.approval_id(self.either("request_id", "requestId"))?;
-        self.answer(request_id, Asked::Budget, goes_on, false)
+        self.answer(request_id, Asks::Budget, goes_on, false)
     }
 
     fn approval_id(&self, name: &str) -> Result<String, Refusal> {
@@ -106,14 +106,14 @@ impl Fields<'_> {
     fn answer(
         &self,
         request_id: String,
-        asked: Asked,
+        asks: Asks,
         allowed: bool,
         always: bool,
     ) -> Result<ClientFrame, Refusal> {
         Ok(ClientFrame::Answer(Answer {
             request_id,
             channel: self.asked_on()?,
-            asked,
+            asks,
             allowed,
             always,
             reason: self.reason(),

@@ -13,21 +13,6 @@ use crate::frame::words;
 use crate::integer::Integer;
 use crate::limits::CORRELATION_ID_BYTES_MAX;
 
-/// Every `type` that the relay knows.
-const KINDS: [&str; 11] = [
-    "subscribe",
-    "unsubscribe",
-    "ping",
-    "pong",
-    "cancel_agent",
-    "command",
-    "permission_response",
-    "budget_continue",
-    "budget_stop",
-    "request",
-    "auth",
-];
-
 /// The fields of a frame.
 pub(super) struct Fields<'a> {
     fields: HashMap<String, &'a RawValue>,
@@ -47,23 +32,17 @@ impl<'a> Fields<'a> {
         Ok(Self { fields, default })
     }
 
-    /// Whether its `type` is one that the relay knows.
-    pub(super) fn is_readable(&self) -> bool {
-        match self.string("type") {
-            Ok(kind) => kind.as_deref().or(self.default).is_some_and(|kind| KINDS.contains(&kind)),
-            Err(_) => false,
-        }
+    /// What the frame is.
+    pub(super) fn kind(&self) -> Result<String, Refusal> {
+        let kind = self.string("type")?.or_else(|| self.default.map(str::to_owned));
+        kind.ok_or_else(|| bad("`type` is missing"))
     }
 
-    pub(super) fn frame(&self) -> Result<ClientFrame, Refusal> {
-        let kind = match (self.string("type")?, self.default) {
-            (Some(kind), _) => kind,
-            (None, Some(default)) => default.to_owned(),
-            (None, None) => return Err(bad("`type` is missing")),
-        };
-        match kind.as_str() {
+    /// The frame; `None` where the relay knows none of this `kind`.
+    pub(super) fn frame(&self, kind: &str) -> Option<Result<ClientFrame, Refusal>> {
+        Some(match kind {
             "subscribe" => self.subscribe(),
-            "unsubscribe" => Ok(ClientFrame::Unsubscribe(self.targets()?)),
+            "unsubscribe" => self.targets().map(ClientFrame::Unsubscribe),
             "ping" => Ok(ClientFrame::Ping),
             "pong" => Ok(ClientFrame::Pong),
             "cancel_agent" => self.cancel_agent(),
@@ -72,9 +51,11 @@ impl<'a> Fields<'a> {
             "budget_continue" => self.budget(true),
             "budget_stop" => self.budget(false),
             "request" => self.request(),
-            "auth" => Ok(ClientFrame::Auth(AuthToken::new(self.required_string("token")?))),
-            _ => Err(bad(format!("unknown `type` `{}`", shortened(&kind)))),
-        }
+            "auth" => {
+                self.required_string("token").map(|token| ClientFrame::Auth(AuthToken::new(token)))
+            }
+            _ => return None,
+        })
     }
 
     pub(super) fn correlation_id(&self) -> Result<Option<CorrelationId>, Refusal> {
