@@ -1,6 +1,6 @@
 //! The connection of an agent that has no Redis: what it may say, in which order it is done, and when it is dead.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -279,11 +279,10 @@ async fn a_permanent_refusal_is_said_at_once() {
     let cluster = Cluster::options().replicas(1).with_secret().set().await;
     let url = format!("http://{}", cluster.replicas[0].address());
     let token = Token::of("w").allowing("serve", &["agent:mine"]).sign();
-    let began = Instant::now();
     let child = Agent::options().id("mine").token(&token).child_of_agent("other");
     let refused = child.connect(&url).await.unwrap_err();
+    // One that was tried again until the end of its time would be another error.
     assert!(matches!(refused, ConnectError::Refused { .. }), "{refused}");
-    assert!(began.elapsed() < Duration::from_secs(5), "after {:?}", began.elapsed());
 }
 
 /// When its token has ended, an agent is told so in answer to its calls, and does not hang.
@@ -294,7 +293,7 @@ async fn an_agent_whose_token_has_ended_is_told_so() {
     let token =
         Token::of("w").allowing("serve", &["agent:mine"]).allowing("publish", &["agent:mine"]);
     let agent =
-        Agent::options().id("mine").token(token.ending_in(3).sign()).connect(&url).await.unwrap();
+        Agent::options().id("mine").token(token.ending_in(5).sign()).connect(&url).await.unwrap();
     let own = agent.own_channel();
     let talking = async {
         loop {

@@ -413,9 +413,9 @@ async fn a_token_that_is_refused_changes_nothing() {
         assert_eq!(error["code"], "unauthorized", "{error}");
         assert!(error["message"].as_str().unwrap().contains(says), "{error}");
     }
-    viewer.says(&json!({"type": "auth", "token": token("ada", &["session:2"], 3_600)}));
-    viewer.says(&json!({"type": "auth", "token": token("ada", &["session:2"], 3_600)}));
-    viewer.says(&json!({"type": "auth", "token": token("ada", &["session:2"], 3_600)}));
+    let good = json!({"type": "auth", "token": token("ada", &["session:2"], 3_600)}).to_string();
+    let now = Instant::now();
+    (0..6).for_each(|_| viewer.conversation.on_text(&good, now, false));
     let last = viewer.receives().pop().unwrap();
     assert_eq!(last["code"], "rate_limited", "five at once, then one a second: {last}");
     assert!(last["retry_after_ms"].as_u64().is_some_and(|ms| ms <= 1_000), "{last}");

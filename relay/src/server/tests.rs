@@ -71,10 +71,20 @@ async fn receives(socket: &mut TcpStream, what: &str) -> String {
     String::from_utf8_lossy(&heard).into_owned()
 }
 
+/// Waits until `is_so`.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !is_so().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+}
+
 async fn until_ready(running: &Running) {
-    while !ask(running, "/readyz").await.starts_with("HTTP/1.1 200") {
-        tokio::task::yield_now().await;
-    }
+    let is_ready = async || ask(running, "/readyz").await.starts_with("HTTP/1.1 200");
+    until("it is ready", is_ready).await;
 }
 
 #[tokio::test]
@@ -107,12 +117,7 @@ async fn a_replica_that_is_dropped_ends_its_connections_at_once() {
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(20), browser.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "it is still connected");
-    let is_refused = async {
-        while TcpStream::connect(addr).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), is_refused).await.expect("it accepts nobody");
+    until("it accepts nobody", async || TcpStream::connect(addr).await.is_err()).await;
 }
 
 /// A MiB of events, and callers that ask for it again and again, more than the system takes for them, and read nothing.
@@ -163,14 +168,8 @@ async fn answers_that_nobody_reads_stay_within_the_budget() {
     let before = memory.entered();
     let sockets = unread(&running, 40).await;
     // All have their answers, or have lost them, when only those that fit are left.
-    let is_over = async {
-        let all_answered =
-            || memory.entered() == before + 40 && memory.sockets() == memory.owing() + 1;
-        while !all_answered() || memory.is_over() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), is_over).await.expect("within the budget");
+    let all_answered = || memory.entered() == before + 40 && memory.sockets() == memory.owing() + 1;
+    until("within the budget", async || all_answered() && !memory.is_over()).await;
 
     let whole: Vec<bool> =
         read_all(sockets).await.iter().map(|read| *read >= ASKED * 1_000_000).collect();
@@ -213,9 +212,7 @@ async fn a_drain_does_not_wait_for_peers_that_do_not_read() {
     let running = replica_with(|config| config.drain = Duration::ZERO).await;
     until_ready(&running).await;
     let sockets = unread(&running, 3).await;
-    while running.app.memory.owing() < 3 {
-        tokio::task::yield_now().await;
-    }
+    until("they owe their answers", async || running.app.memory.owing() == 3).await;
 
     assert!(running.send_away().await, "the drain was over before its grace");
     drop(sockets);
@@ -234,9 +231,7 @@ async fn a_full_replica_answers_for_its_health() {
     let running = replica_with(|config| config.open_files = Some(16)).await;
     until_ready(&running).await;
     let mut browsers = Vec::new();
-    while running.app.memory.sockets() > 0 {
-        tokio::task::yield_now().await;
-    }
+    until("no socket is left", async || running.app.memory.sockets() == 0).await;
     for _ in 0..8 {
         browsers.push(browser(&running).await);
     }
@@ -246,9 +241,7 @@ async fn a_full_replica_answers_for_its_health() {
     assert!(ask(&running, "/readyz").await.starts_with("HTTP/1.1 200"));
 
     drop(browsers);
-    while running.app.memory.sockets() >= 8 {
-        tokio::task::yield_now().await;
-    }
+    until("a socket is gone", async || running.app.memory.sockets() < 8).await;
     assert!(ask(&running, "/api/v1/agents").await.starts_with("HTTP/1.1 200"));
 }
 
