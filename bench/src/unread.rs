@@ -120,8 +120,9 @@ impl Measured {
         let body = serde_json::to_string(&vec![event; count])?;
         let mut socket = self.connect()?;
         let (path, length) = ("/api/v1/publish", body.len());
-        let head =
-            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
         socket.write_all(head.as_bytes())?;
         socket.write_all(body.as_bytes())?;
         until(&mut socket, "\"results\"")

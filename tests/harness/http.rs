@@ -102,7 +102,7 @@ impl Reply {
     }
 }
 
-/// Asks, and waits for the whole answer.
+/// Asks, and waits for the whole answer. A body is said to be JSON where `headers` say nothing else.
 ///
 /// # Errors
 /// Where the connection is refused or breaks.
@@ -118,9 +118,13 @@ pub async fn call(
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driving = tokio::spawn(connection);
+        let is_post = method == Method::POST;
         let mut request = Request::builder().method(method).uri(path).header("Host", address);
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if is_post && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Content-Type")) {
+            request = request.header("Content-Type", "application/json");
         }
         let response = sender.send_request(request.body(Full::new(body.into()))?).await?;
         let (head, body) = response.into_parts();

@@ -180,7 +180,7 @@ async fn after_a_tokens_end_nothing_is_accepted() {
     let body = r#"{"channel":"session:1","event":"late","data":{}}"#;
     let ending = token(2);
     let head = format!(
-        "POST /api/v1/publish HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {ending}\r\n\
+        "POST /api/v1/publish HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {ending}\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
         body.len()
     );

@@ -70,12 +70,36 @@ async fn collect(
     Ok((bytes, reserved))
 }
 
-/// A body of which nothing is said is taken for JSON.
+/// A body of which nothing is said is not taken for JSON: the script of a foreign page can send that without a preflight.
 fn check_media_type(given: Option<&str>) -> Result<(), Refused> {
     let name = given.map(|given| given.split(';').next().unwrap_or_default().trim());
-    if name.is_none_or(|name| name.eq_ignore_ascii_case("application/json")) {
+    if name.is_some_and(|name| name.eq_ignore_ascii_case("application/json")) {
         return Ok(());
     }
-    let refused = Refused::bad("the body must be JSON: send `Content-Type: application/json`");
+    let refused = Refused::bad(
+        "the body must be said to be JSON: send `Content-Type: application/json` (with curl, `--json` instead of `-d`)",
+    );
     Err(refused.with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    /// A foreign page can send a body of which it says nothing without asking first.
+    #[test]
+    fn only_what_is_said_to_be_json_is_taken_for_it() {
+        for good in ["application/json", "Application/JSON", "application/json; charset=utf-8"] {
+            assert!(check_media_type(Some(good)).is_ok(), "{good}");
+        }
+        let form = "application/x-www-form-urlencoded";
+        for bad in [None, Some(""), Some("text/plain"), Some(form), Some("application/jsonx")] {
+            let refused = check_media_type(bad).unwrap_err();
+            let message = refused.body().message.to_owned();
+            assert!(message.contains("Content-Type: application/json"), "{bad:?}: {message}");
+            assert_eq!(refused.into_response().status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        }
+    }
 }

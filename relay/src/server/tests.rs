@@ -194,7 +194,7 @@ async fn a_body_that_does_not_fit_is_refused() {
     let mut socket = TcpStream::connect(running.addr()).await.unwrap();
     let length = body.len();
     let head = format!(
-        "POST /api/v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        "POST /api/v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     );
     socket.write_all(head.as_bytes()).await.unwrap();
     // The relay may have answered before it has read everything.
