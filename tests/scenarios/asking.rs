@@ -254,6 +254,13 @@ async fn a_misspelled_name_is_said_to_be_unknown() {
     until("the subscriber is counted", async || (publish("session:42").await == 1).then_some(()))
         .await;
     assert_eq!(publish("session:24").await, 0);
+    let event = |channel: &str| json!({"channel": channel, "event": "x", "data": 1});
+    let list =
+        json!([event("session:42"), event("nowhere"), event("session:24"), event("session:42")]);
+    let results = relay.post("/api/v1/publish", list.to_string()).await.json()["results"].clone();
+    let subscribers: Vec<&Value> =
+        results.as_array().unwrap().iter().map(|result| &result["subscribers"]).collect();
+    assert_eq!(subscribers, [&json!(1), &Value::Null, &json!(0), &json!(1)], "{results}");
 }
 
 /// One token leaves commands on ever more channels that nobody serves: it has to wait, and nobody else has.

@@ -1,5 +1,6 @@
 //! HTTP for clients without a socket: publish, and read a channel's events.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
 use journal::{AppendError, Kept, Name, NewEntry, Since};
 use protocol::frame::{ErrorBody, parse_since};
 use protocol::limits::{
@@ -28,6 +30,9 @@ use crate::commands::refuse_growth;
 /// How long a publisher waits while Redis is away or refuses. What was not sent by then is taken back; where the
 /// outcome is unknown, it may safely ask again with an `id`.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Channels whose subscribers are counted at a time.
+const COUNTS_AT_ONCE: usize = 8;
 
 /// What is appended in one turn.
 const PIECE_EVENTS: usize = 64;
@@ -51,15 +56,15 @@ struct Publish<'a> {
 
 /// What became of one event.
 #[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(untagged)]
 enum Published<'a> {
-    Offset(String),
-    Error(ErrorBody<'a>),
+    Appended(&'a Appended),
+    Refused { error: ErrorBody<'a> },
 }
 
-/// What became of one event that was published alone.
+/// An event that is in its journal.
 #[derive(Serialize)]
-struct One {
+struct Appended {
     offset: String,
     /// How many connections subscribe to the channel; absent where Redis did not say.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,16 +90,9 @@ pub(super) async fn publish(
                     "the body is not an event {{channel, event, data, id?}}: {error}"
                 ))
             })?;
-        let channel = event.channel.parse::<Channel>();
-        let counted = async {
-            let channel = channel.ok().filter(|channel| principal.grant.may_publish(channel))?;
-            app.journal.subscribers(&channel).await.ok()
-        };
-        let appended = append(&app, principal, vec![event]);
-        let (mut outcomes, subscribers) = tokio::join!(appended, counted);
-        let outcome = outcomes.pop();
-        let offset = outcome.unwrap_or_else(|| Err(Refused::bad("nothing to publish")))?;
-        return Ok(Json(One { offset: offset.to_string(), subscribers }).into_response());
+        let outcome = publish_each(&app, principal, vec![event]).await.pop();
+        let appended = outcome.unwrap_or_else(|| Err(Refused::bad("nothing to publish")))?;
+        return Ok(Json(appended).into_response());
     }
     let events: Counted<&RawValue, PUBLISH_EVENTS_MAX> = serde_json::from_str(&body)
         .map_err(|error| Refused::bad(format_args!("the body is not a list of events: {error}")))?;
@@ -105,8 +103,8 @@ pub(super) async fn publish(
     }
     let outcomes = append_each(&app, principal, &events.kept).await;
     let results = outcomes.iter().map(|outcome| match outcome {
-        Ok(offset) => Published::Offset(offset.to_string()),
-        Err(refused) => Published::Error(refused.body()),
+        Ok(appended) => Published::Appended(appended),
+        Err(refused) => Published::Refused { error: refused.body() },
     });
     Ok(Json(Results { results: results.collect() }).into_response())
 }
@@ -116,7 +114,7 @@ async fn append_each(
     app: &AppState,
     principal: &Principal,
     raw: &[&RawValue],
-) -> Vec<Result<Offset, Refused>> {
+) -> Vec<Result<Appended, Refused>> {
     let parsed: Vec<Result<Object<Publish<'_>>, serde_json::Error>> =
         raw.iter().map(|raw| serde_json::from_str(raw.get())).collect();
     let (mut events, mut errors) = (Vec::new(), Vec::new());
@@ -131,12 +129,46 @@ async fn append_each(
             )))),
         }
     }
-    let mut outcomes = append(app, principal, events).await.into_iter();
+    let mut outcomes = publish_each(app, principal, events).await.into_iter();
     let missing = || Err(Refused::new(ErrorCode::Unavailable, "no outcome"));
     errors
         .into_iter()
         .map(|error| error.map_or_else(|| outcomes.next().unwrap_or_else(missing), Err))
         .collect()
+}
+
+/// Appends all, and counts meanwhile who subscribes to their channels.
+async fn publish_each(
+    app: &AppState,
+    principal: &Principal,
+    events: Vec<Publish<'_>>,
+) -> Vec<Result<Appended, Refused>> {
+    let permitted = |event: &Publish<'_>| {
+        let channel: Option<Channel> = event.channel.parse().ok();
+        channel.filter(|channel| principal.grant.may_publish(channel))
+    };
+    let channels: Vec<Option<Channel>> = events.iter().map(permitted).collect();
+    let distinct: HashSet<Channel> = channels.iter().flatten().cloned().collect();
+    let journal = app.journal.clone();
+    let counting = stream::iter(distinct)
+        .map(move |channel| {
+            let journal = journal.clone();
+            async move {
+                let count = journal.subscribers(&channel).await.ok()?;
+                Some((channel, count))
+            }
+        })
+        .buffer_unordered(COUNTS_AT_ONCE)
+        .filter_map(std::future::ready)
+        .collect::<HashMap<Channel, u64>>();
+    let counting = tokio::time::timeout(PATIENCE, counting);
+    let (outcomes, counts) = tokio::join!(append(app, principal, events), counting);
+    let counts = counts.unwrap_or_default();
+    let outcomes = outcomes.into_iter().zip(&channels).map(|(outcome, channel)| {
+        let subscribers = channel.as_ref().and_then(|channel| counts.get(channel).copied());
+        outcome.map(|offset| Appended { offset: offset.to_string(), subscribers })
+    });
+    outcomes.collect()
 }
 
 /// Piece by piece, each in its sender's turn: their order is that of the list.
