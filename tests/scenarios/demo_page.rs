@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hyper::Method;
 use serde_json::{Value, json};
 use tests::replica::{Setup, run};
-use tests::{Cluster, Page, Replica, http};
+use tests::{Cluster, Page, Replica, Token, http};
 
 async fn demo() -> (Replica, Page) {
     let demo = Replica::start(Setup { subcommand: "demo", ..Setup::serve(None) }).await;
@@ -101,6 +101,33 @@ async fn a_cancel_that_the_relay_took_to_its_grave_is_sent_again() {
     let status =
         format!("document.querySelector('[data-run={run}]')?.dataset.status === 'cancelled'");
     page.wait("the run is cancelled", &status).await;
+}
+
+/// A page whose token the relay does not take says so, and does not knock again, whatever wakes it.
+#[tokio::test]
+async fn the_demo_page_says_that_its_token_is_refused_and_does_not_come_back() {
+    let cluster = Cluster::options().flag("--demo-page").with_secret().replicas(1).set().await;
+    let address = cluster.replicas[0].address();
+    let ended = Token::of("ada").allowing("subscribe", &["*"]).ending_in(-3_600).sign();
+    let ending = Token::of("ada").allowing("subscribe", &["*"]).ending_in(3).sign();
+    let bad = ended.replace('.', ".x");
+    let said = "document.querySelector('#notice').checkVisibility() \
+        && document.querySelector('#notice').textContent.includes('refused this page’s token')";
+    for (kind, token) in [("bad", &bad), ("ended", &ended), ("ending", &ending)] {
+        let page = Page::open(&format!("http://{address}/?token={token}")).await;
+        page.wait(&format!("the page says what is wrong with a token: {kind}"), said).await;
+
+        let wake = "window.knocked = 0;
+            window.WebSocket = class extends WebSocket {
+                constructor(...all) { super(...all); window.knocked += 1; }
+            };
+            dispatchEvent(new Event('online'));
+            document.dispatchEvent(new Event('visibilitychange'));
+            return window.knocked";
+        assert_eq!(page.run(wake).await, 0, "{kind}");
+        let state = page.run("return document.querySelector('#connection').dataset.state").await;
+        assert_eq!(state, "offline", "{kind}");
+    }
 }
 
 /// WCAG 2.2, 1.4.10 (a window of 1280 by 1024 at 400 % is 320 by 256) and 2.5.5 (targets of 44 px).
