@@ -30,6 +30,8 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(75);
 /// A head with a token and the cookies of a whole domain.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Fields of a head: the HTTP library's own bound.
+const HEADERS_MAX: usize = 100;
 /// What the HTTP library may hold of a head: more, so that it is always refused here.
 pub(crate) const HEAD_BUFFER: usize = 2 * HEAD_BYTES_MAX;
 
@@ -214,6 +216,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Heads<S> {
         Poll::Ready(Ok(part.filled().len()))
     }
 
+    /// Whether `answer` is the HTTP library's own to a head that it cannot read, which has no body: it is refused here
+    /// instead. No answer of ours is written while a head is read of which none was begun.
+    fn replaces(&mut self, answer: &[u8]) -> bool {
+        let is_reading = matches!(self.stage, Stage::Head(_));
+        if !is_reading || self.exchange.is_answering() || self.exchange.heads() != self.heads {
+            return false;
+        }
+        if answer.starts_with(b"HTTP/1.1 431 ") {
+            let message = format!("the head of the request has more than {HEADERS_MAX} fields");
+            self.refuse("431 Request Header Fields Too Large", ErrorCode::TooLarge, &message);
+        } else if answer.starts_with(b"HTTP/1.1 4") {
+            let message = "the head of the request is not HTTP/1.1";
+            self.refuse("400 Bad Request", ErrorCode::BadRequest, message);
+        } else {
+            return false;
+        }
+        true
+    }
+
     fn wrote<T>(&mut self, written: Poll<T>) -> Poll<T> {
         self.owes = written.is_pending();
         written
@@ -272,6 +293,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heads<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.replaces(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let written = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.wrote(written)
     }
@@ -281,6 +305,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heads<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if bufs.first().is_some_and(|first| self.replaces(first)) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
         self.wrote(written)
     }
@@ -294,6 +321,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heads<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if matches!(self.stage, Stage::Refusing(_) | Stage::Draining) {
+            return self.poll_refusal(cx);
+        }
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
@@ -401,5 +431,33 @@ mod tests {
         let (_, body) = said.split_once("\r\n\r\n").unwrap();
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(body["error"]["code"], "too_large");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_cannot_be_read_is_refused_in_json() {
+        let many: String = (0..101).map(|n| format!("X-{n}: y\r\n")).collect();
+        let cases = [
+            ("GET / HTTP/1.1\r\nnot a header\r\n\r\n".to_owned(), "400", "bad_request"),
+            ("\x16\x03\x01\x02\x00\x01\r\n\r\n".to_owned(), "400", "bad_request"),
+            (format!("GET / HTTP/1.1\r\n{many}\r\n"), "431", "too_large"),
+        ];
+        for (head, status, code) in cases {
+            for is_first in [true, false] {
+                let mut peer = peer();
+                if !is_first {
+                    assert!(peer.asks("").await.ends_with("hello"));
+                }
+                peer.write_all(head.as_bytes()).await.unwrap();
+
+                let said = peer.rest().await;
+
+                assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
+                let (_, body) = said.split_once("\r\n\r\n").unwrap();
+                let body: serde_json::Value = serde_json::from_str(body).unwrap();
+                assert_eq!(body["error"]["code"], code);
+            }
+        }
+        let few: String = (0..90).map(|n| format!("X-{n}: y\r\n")).collect();
+        assert!(peer().asks(&few).await.ends_with("hello"));
     }
 }
