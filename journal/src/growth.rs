@@ -21,6 +21,8 @@ const ACCOUNTS: usize = 4_096;
 /// What stands in Redis beside the data of a command that nobody takes, about: its entry twice, its state, its place and
 /// its deadline.
 const UNSERVED_BYTES: usize = 1_024;
+/// What stands there besides, about, where no agent has served the channel: two journals that nothing else has made.
+const UNKNOWN_BYTES: usize = 8 * 1_024;
 /// What stays of a command for ten minutes after its end, about, beside what its agent says.
 const OUTCOME_BYTES: usize = 512;
 /// What stands in Redis beside the data of a question, about: its state, its place and its deadline.
@@ -100,12 +102,21 @@ impl Growth {
         })
     }
 
-    /// [`admit`](Self::admit) for a command that so many agents are there to receive.
-    pub(crate) fn admit_command(&self, new: &NewCommand, listeners: u64) -> Result<(), TooFast> {
+    /// [`admit`](Self::admit) for a command that so many agents are there to receive. `is_known`: some agent has served
+    /// its channel.
+    pub(crate) fn admit_command(
+        &self,
+        new: &NewCommand,
+        listeners: u64,
+        is_known: bool,
+    ) -> Result<(), TooFast> {
         let is_cancel = new.class != WaitingClass::Ordinary;
         let admit = |kept, beside| self.admit(&new.sender, kept, new.data.len() + beside);
         match listeners {
-            0 if new.may_wait => admit(Kept::Unserved { is_cancel }, UNSERVED_BYTES),
+            0 if new.may_wait => {
+                let journals = if is_known { 0 } else { UNKNOWN_BYTES };
+                admit(Kept::Unserved { is_cancel }, UNSERVED_BYTES + journals)
+            }
             // It is refused, and nothing is kept of it.
             0 => Ok(()),
             _ => admit(Kept::Briefly { is_cancel }, OUTCOME_BYTES),

@@ -14,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +24,7 @@ use crate::agents::Offers;
 use crate::commands::Commands;
 use crate::events::Events;
 use crate::memory::Memory;
-use crate::routes::heads::{Exchange, HEAD_BUFFER, Heads};
+use crate::routes::heads::{Exchange, HEAD_BUFFER, Heads, WHEN_FULL};
 use crate::routes::traffic::{Counted, HeldBody};
 use crate::routes::turns::Turns;
 use crate::routes::{self, AppState, Peer};
@@ -271,12 +271,17 @@ async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
             () = peers.accepting.cancelled() => break,
         };
         match accepted {
+            // A delta waits for no other.
+            Ok((socket, _)) if socket.set_nodelay(true).is_err() => {}
             Ok((socket, peer)) => {
-                let memory = Arc::clone(&peers.memory);
-                let is_full = memory.sockets() >= peers.room.most;
-                let routes = if is_full { peers.when_full.clone() } else { routes.clone() };
-                let accepting = peers.accepting.clone();
-                let served = serve(socket, Peer(peer), routes, accepting, memory);
+                let is_full = peers.memory.sockets() >= peers.room.most;
+                let (routes, patience) = match is_full {
+                    true => (peers.when_full.clone(), WHEN_FULL),
+                    false => (routes.clone(), Duration::MAX),
+                };
+                // It counts before the next one is accepted.
+                let socket = Counted::new(socket, &peers.memory);
+                let served = serve(socket, Peer(peer), routes, patience, peers.clone());
                 peers.supervisor.serve(&peers.tasks, served);
             }
             Err(error) => {
@@ -290,22 +295,12 @@ async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
     std::future::pending().await
 }
 
-async fn serve(
-    socket: TcpStream,
-    peer: Peer,
-    routes: Router,
-    accepting: CancellationToken,
-    memory: Arc<Memory>,
-) {
-    // A delta waits for no other.
-    if socket.set_nodelay(true).is_err() {
-        return;
-    }
-    let socket = Counted::new(socket, &memory);
+async fn serve(socket: Counted, peer: Peer, routes: Router, patience: Duration, peers: Peers) {
+    let Peers { accepting, memory, .. } = peers;
     let traffic = socket.traffic();
     let counts = socket.traffic();
     let exchange = Exchange::default();
-    let socket = Heads::new(socket, exchange.clone());
+    let socket = Heads::new(socket, exchange.clone(), patience);
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let answering = exchange.begin();
         request.extensions_mut().insert(Arc::clone(&traffic));

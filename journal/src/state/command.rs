@@ -393,7 +393,7 @@ impl Journal {
             shorter = NewCommand { expires_in: COMMAND_WAIT_UNKNOWN, ..new.clone() };
             &shorter
         };
-        self.growth.admit_command(new, listeners)?;
+        self.growth.admit_command(new, listeners, is_known)?;
         let found = match listeners > 0 || new.may_wait {
             // Most commands are new.
             true => Snapshot { now_ms: live.now_ms, state: None },

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use protocol::limits::{AGENT_CHANNELS_MAX, OPEN_RUNS_MAX};
+use protocol::limits::{AGENT_CHANNELS_MAX, AGENT_NUMBER_MAX, OPEN_RUNS_MAX};
 use protocol::{Channel, Kind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -187,7 +187,7 @@ fn taken(
     (taking, lasts): (Uuid, Duration),
 ) -> Decision<Option<LeaseState>> {
     let last = found.as_ref().map_or(0, |state| state.incarnation);
-    let incarnation = incarnation.unwrap_or(now_ms.max(last + 1));
+    let incarnation = incarnation.unwrap_or(now_ms.max(last + 1).min(AGENT_NUMBER_MAX));
     let holder = Holder { agent: record.id.clone(), incarnation };
     let new = LeaseState {
         phase: LeasePhase::Alive,

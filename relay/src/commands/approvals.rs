@@ -88,6 +88,12 @@ impl Commands {
         let mut found = found.into_iter().filter(|channel| principal.grant.may_command(channel));
         match (found.next(), found.next()) {
             (Some(channel), None) => Ok(channel),
+            (None, _) if answer.channel.is_none() => {
+                let what = format_args!(
+                    "approval `{request_id}`, whose `channel` or `sessionId` was not given,"
+                );
+                Err(Refusal::not_found(what))
+            }
             (None, _) => Err(unknown(request_id)),
             (Some(_), Some(_)) => {
                 let message = format!(

@@ -28,6 +28,8 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Between two requests: longer than the 60 s after which common balancers drop an idle connection, so that they
 /// do it first.
 const IDLE: Duration = Duration::from_secs(75);
+/// The same three, where the sockets are used up: who says nothing keeps others from asking for health.
+pub(crate) const WHEN_FULL: Duration = Duration::from_millis(250);
 /// A head with a token and the cookies of a whole domain.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Fields of a head: the HTTP library's own bound.
@@ -124,6 +126,8 @@ pub(crate) struct Heads<S> {
     heads: u64,
     stage: Stage,
     timer: Pin<Box<Sleep>>,
+    /// The longest that it waits for anything.
+    patience: Duration,
     /// A part of an answer could not be written yet.
     owes: bool,
 }
@@ -142,14 +146,14 @@ enum Stage {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Heads<S> {
-    pub(crate) fn new(socket: S, exchange: Exchange) -> Self {
-        let timer = Box::pin(tokio::time::sleep(FIRST_BYTE));
-        Self { socket, exchange, heads: 0, stage: Stage::Waiting, timer, owes: false }
+    pub(crate) fn new(socket: S, exchange: Exchange, patience: Duration) -> Self {
+        let timer = Box::pin(tokio::time::sleep(FIRST_BYTE.min(patience)));
+        Self { socket, exchange, heads: 0, stage: Stage::Waiting, timer, patience, owes: false }
     }
 
     fn go_on(&mut self, stage: Stage, for_at_most: Duration) {
         self.stage = stage;
-        self.timer.as_mut().reset(Instant::now() + for_at_most);
+        self.timer.as_mut().reset(Instant::now() + for_at_most.min(self.patience));
     }
 
     fn refuse(&mut self, status: &str, code: ErrorCode, message: &str) {
@@ -195,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Heads<S> {
             self.go_on(Stage::Waiting, IDLE);
             ready!(self.timer.as_mut().poll(cx));
         }
-        let seconds = HEAD_TIME.as_secs();
+        let seconds = HEAD_TIME.min(self.patience).as_secs_f32();
         let message = format!("the head of the request took longer than {seconds} s");
         self.refuse("408 Request Timeout", ErrorCode::BadRequest, &message);
         self.poll_refusal(cx)
@@ -344,7 +348,7 @@ mod tests {
     fn peer() -> DuplexStream {
         let (peer, socket) = duplex(1024 * 1024);
         let exchange = Exchange::default();
-        let socket = Heads::new(socket, exchange.clone());
+        let socket = Heads::new(socket, exchange.clone(), Duration::MAX);
         let service = service_fn(move |_| {
             let answering = exchange.begin();
             async move { Ok::<_, Infallible>(answering.with("hello".into_response())) }

@@ -7,7 +7,7 @@ use protocol::limits::{
     KEPT_BRIEFLY_BYTES_BURST, KEPT_BRIEFLY_BYTES_PER_SECOND, KEPT_LONG_BYTES_BURST,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
 
@@ -283,6 +283,28 @@ async fn one_user_leaves_places_to_the_others() {
         socket.read_exact(&mut status).await.unwrap();
         refused = status == *b"HTTP/1.1 503";
     }
+}
+
+/// Sockets that say nothing take no file that is left for everything else, and health is answered between them.
+#[tokio::test]
+async fn silent_sockets_do_not_take_the_last_files() {
+    let running = replica_with(|config| config.open_files = Some(16)).await;
+    until_ready(&running).await;
+    let memory = &running.app.memory;
+    until("no socket is left", async || memory.sockets() == 0).await;
+    let mut browsers = Vec::new();
+    for _ in 0..8 {
+        browsers.push(browser(&running).await);
+    }
+
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(TcpStream::connect(running.addr()).await.unwrap());
+    }
+    until("those that fit are accepted", async || memory.sockets() >= 12).await;
+    assert!(ask(&running, "/healthz").await.starts_with("HTTP/1.1 200"));
+
+    assert!(memory.sockets() <= 12, "{}", memory.sockets());
 }
 
 /// Pieces of no bytes are no message, however many come.
