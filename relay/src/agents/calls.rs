@@ -127,12 +127,12 @@ impl Queues {
 
 #[derive(Debug, Default)]
 struct Queue {
-    work: VecDeque<Queued>,
+    work: VecDeque<QueuedWork>,
     more: Arc<Notify>,
 }
 
 #[derive(Debug)]
-enum Queued {
+enum QueuedWork {
     Call(AgentCall, Room),
     /// The grant does not reach to the channel any more: its lease ends behind what was begun before.
     Revoke,
@@ -307,11 +307,11 @@ impl Calls {
         if self.shared.is_own_lease(&call) {
             self.shared.own_leases.send_modify(|leases| *leases += 1);
         }
-        self.enqueue(channel, Queued::Call(call, room));
+        self.enqueue(channel, QueuedWork::Call(call, room));
         Ok(())
     }
 
-    fn enqueue(&mut self, channel: Channel, queued: Queued) {
+    fn enqueue(&mut self, channel: Channel, queued: QueuedWork) {
         if self.shared.enqueue(&channel, queued) {
             let shared = Arc::clone(&self.shared);
             self.workers.spawn(async move { shared.work(&channel).await });
@@ -358,7 +358,7 @@ impl CallsState {
     }
 
     /// True where the channel needs a worker.
-    fn enqueue(&self, channel: &Channel, queued: Queued) -> bool {
+    fn enqueue(&self, channel: &Channel, queued: QueuedWork) -> bool {
         let mut queues = self.queues();
         match queues.channels.entry(channel.clone()) {
             Entry::Occupied(mut queue) => {
@@ -400,7 +400,7 @@ impl CallsState {
                 // What it may do elsewhere depends on who it is.
                 drop(self.own_leases.subscribe().wait_for(|leases| *leases == 0).await);
             }
-            let Queued::Call(call, room) = queued else {
+            let QueuedWork::Call(call, room) = queued else {
                 while let Some((message, room)) = begun.next().await {
                     self.answer(message, room).await;
                 }
@@ -459,7 +459,7 @@ impl CallsState {
         let queue = queues.channels.get_mut(channel);
         let at = queue.as_ref().and_then(|queue| {
             queue.work.iter().position(|queued| {
-                matches!(queued, Queued::Call(call, _)
+                matches!(queued, QueuedWork::Call(call, _)
                     if call.id == id && !matches!(call.body, CallBody::Lease(_)))
             })
         });

@@ -6,7 +6,7 @@ use protocol::frame::{AuthToken, Refusal};
 use protocol::{AgentError, AgentMessage, Channel, ErrorCode};
 use tokio::time::Instant;
 
-use super::{Calls, CallsState, Queued};
+use super::{Calls, CallsState, QueuedWork};
 use crate::auth;
 
 impl Calls {
@@ -36,7 +36,7 @@ impl Calls {
             let ended = self.served.extract_if(|channel, _| !permits(channel));
             for (channel, _) in ended.collect::<Vec<_>>() {
                 self.offer.unfollow(&channel);
-                self.enqueue(channel, Queued::Revoke);
+                self.enqueue(channel, QueuedWork::Revoke);
             }
         }
         Ok(())
