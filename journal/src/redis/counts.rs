@@ -61,7 +61,7 @@ impl Redis {
     }
 
     pub(crate) async fn replicas(&self) -> Result<Vec<ReplicaCounts>, Unavailable> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let mut invocation = self.counts.replicas.key(self.keys.replicas());
         let replicas: Vec<(String, u64)> = invocation
             .key(self.keys.connections())
@@ -78,7 +78,7 @@ impl Redis {
 
     pub(crate) async fn subscribers(&self, channel: &Channel) -> Result<u64, Unavailable> {
         let there = self.replicas().await?;
-        let mut connection = self.connection().await?;
+        let mut connection = self.lend().await?;
         let counts: Vec<(String, String)> = redis::cmd("HGETALL")
             .arg(self.keys.counts(channel))
             .query_async(&mut connection)
