@@ -30,6 +30,7 @@ use crate::routes::{AppState, Caller, Peer};
 const PINGS_IN_A_LEASE: u32 = 3;
 /// An agent that answers no ping for this part of a lease is gone; the rest is left to it to come back in.
 const SILENCE_MAX: f64 = 0.8;
+
 /// `GET /ws/agents/{agent_id}`
 pub(crate) async fn agent(
     State(app): State<Arc<AppState>>,
@@ -94,15 +95,20 @@ async fn converse(
     let principal = calls.principal();
     let is_full = calls.fullness();
     tokio::select! {
-        end = read(&mut calls, &socket) => end,
+        end = read(&mut calls, &socket, app.journal.lease_length().mul_f64(SILENCE_MAX)) => end,
         () = write(&socket, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
         code = keep(app, principal, traffic, &outbox, &session, is_full) => End::Close(code),
     }
 }
 
-async fn read(calls: &mut Calls, socket: &AgentSocket<'_>) -> End {
+async fn read(calls: &mut Calls, socket: &AgentSocket<'_>, silence_max: Duration) -> End {
     loop {
+        let asked = Instant::now();
         match socket.next().await {
+            // Where this replica stood still, the agent has repeated these calls elsewhere and has gone on from there.
+            Some(Ok(Message::Text(_))) if asked.elapsed() > silence_max => {
+                return End::Close(CloseCode::Stalled);
+            }
             Some(Ok(_)) if calls.is_over() => return End::Close(CloseCode::TokenExpired),
             Some(Ok(Message::Text(text))) => {
                 if !calls.on_text(&text).await {
