@@ -201,6 +201,27 @@ async fn an_agent_is_not_cut_off_because_its_relay_stopped_reading() {
     assert_eq!(lost["agents"], json!(["raw"]), "it holds its lease: {lost}");
 }
 
+/// Three quarters of the room may be full of events that wait for Redis: the rest is read at once.
+#[tokio::test]
+async fn an_agent_whose_events_wait_is_still_heard() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut agent = raw_agent(&cluster).await;
+    cluster.redis.freeze();
+    let data = "x".repeat(3_900);
+    for id in 2..770_u64 {
+        agent.send(json!({"type": "publish", "id": id, "channel": "session:42", "event": "x", "data": data})).await;
+    }
+    let withdraw =
+        json!({"type": "withdraw", "id": 1_000, "channel": "session:42", "data": {"call": 999}});
+    agent.send(withdraw).await;
+    let heard = reply(&mut agent, 1_000).await;
+    let answered = agent.frames().filter(|frame| frame["offset"].is_string()).count();
+    cluster.redis.thaw();
+
+    assert_eq!((&heard["data"]["withdrawn"], answered), (&json!(false), 0), "{heard}");
+    assert!(reply(&mut agent, 769).await["offset"].is_string());
+}
+
 /// The relay's back pressure does not count as silence; but an agent that reads nothing and lets no byte through is gone,
 /// however much it asks.
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! [`relay_state`](super::relay_state) → **calls** → a relay. No I/O happens here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use journal::Unavailable;
 use protocol::limits::{AGENT_CALLS_BYTES_MAX, AGENT_CALLS_MAX, AGENT_FRAME_BYTES_MAX};
@@ -13,6 +13,10 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::LinkError;
 use super::lease::LeaseEnd;
+
+/// Events and questions that are under way at most, and their bytes: the rest is room for what ends work.
+const BEGINNING_MAX: usize = AGENT_CALLS_MAX / 4 * 3;
+const BEGINNING_BYTES_MAX: usize = AGENT_CALLS_BYTES_MAX / 4 * 3;
 
 /// What a call that was done came to.
 #[derive(Debug, Default)]
@@ -32,6 +36,8 @@ pub(super) struct WaitingCall {
     pub(super) kind: CallKind,
     pub(super) reply: ReplySender,
     text: Utf8Bytes,
+    /// An event or a question: it leaves room for what ends work.
+    is_beginning: bool,
     /// On this connection.
     is_sent: bool,
     /// It was sent once: it may be done.
@@ -57,8 +63,40 @@ pub(super) struct WaitingCalls {
     calls: BTreeMap<u64, WaitingCall>,
     /// Everything before this was sent on this connection.
     next_unsent: u64,
-    sent: usize,
-    sent_bytes: usize,
+    ahead: Ahead,
+    sent: Sum,
+    /// Of these, events and questions.
+    beginning: Sum,
+}
+
+/// What goes before events that wait for room: calls on channels on which nothing waits before them.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Everything before this was looked at; each call is, once.
+    next: u64,
+    /// Channels on which something that was looked at waits.
+    behind: HashSet<Channel>,
+}
+
+/// Calls, and the bytes of their frames.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    calls: usize,
+    bytes: usize,
+}
+
+impl Sum {
+    fn fits(self, bytes: usize, calls_max: usize, bytes_max: usize) -> bool {
+        self.calls < calls_max && self.bytes + bytes <= bytes_max
+    }
+
+    fn add(&mut self, bytes: usize) {
+        (self.calls, self.bytes) = (self.calls + 1, self.bytes + bytes);
+    }
+
+    fn take(&mut self, bytes: usize) {
+        (self.calls, self.bytes) = (self.calls - 1, self.bytes - bytes);
+    }
 }
 
 impl WaitingCalls {
@@ -77,6 +115,7 @@ impl WaitingCalls {
         reply: ReplySender,
         mut room: OwnedSemaphorePermit,
     ) -> Result<u64, LinkError> {
+        let is_beginning = matches!(body, CallBody::Publish(..) | CallBody::Ask(_));
         let call = AgentCall { id: self.next_id(), channel: channel.clone(), body };
         let text = call.to_text();
         if text.len() > AGENT_FRAME_BYTES_MAX {
@@ -90,6 +129,7 @@ impl WaitingCalls {
             kind,
             reply,
             text: text.into(),
+            is_beginning,
             is_sent: false,
             may_be_done: false,
             is_given_up: false,
@@ -99,24 +139,61 @@ impl WaitingCalls {
         Ok(id)
     }
 
-    /// The next call to send, within what the relay lets be under way.
+    /// The next call to send, within what the relay lets be under way: in order, but that what ends work does not wait
+    /// for events of other channels that wait for room.
     pub(super) fn next_to_send(&mut self) -> Option<Utf8Bytes> {
-        let (id, waiting) = self.calls.range_mut(self.next_unsent..).next()?;
-        let bytes = self.sent_bytes + waiting.text.len();
-        if self.sent >= AGENT_CALLS_MAX || bytes > AGENT_CALLS_BYTES_MAX {
-            return None;
-        }
+        let mut unsent =
+            self.calls.range(self.next_unsent..).filter(|(_, waiting)| !waiting.is_sent);
+        let (id, waiting) = unsent.next()?;
+        let (id, fits) = (*id, self.fits(waiting));
+        self.next_unsent = id;
+        let id = if fits { id } else { self.next_ahead()? };
+        let waiting = self.calls.get_mut(&id)?;
         (waiting.is_sent, waiting.may_be_done) = (true, true);
-        (self.sent, self.sent_bytes, self.next_unsent) = (self.sent + 1, bytes, id + 1);
+        let bytes = waiting.text.len();
+        self.sent.add(bytes);
+        if waiting.is_beginning {
+            self.beginning.add(bytes);
+        }
         Some(waiting.text.clone())
+    }
+
+    fn fits(&self, waiting: &WaitingCall) -> bool {
+        let bytes = waiting.text.len();
+        let has_part = || self.beginning.fits(bytes, BEGINNING_MAX, BEGINNING_BYTES_MAX);
+        let has_room = self.sent.fits(bytes, AGENT_CALLS_MAX, AGENT_CALLS_BYTES_MAX);
+        has_room && (!waiting.is_beginning || has_part())
+    }
+
+    /// The first call that fits and overtakes none of its own channel.
+    fn next_ahead(&mut self) -> Option<u64> {
+        if self.ahead.next <= self.next_unsent {
+            self.ahead = Ahead { next: self.next_unsent, behind: HashSet::new() };
+        }
+        for (id, waiting) in self.calls.range(self.ahead.next..) {
+            let may_go = !waiting.is_beginning && !self.ahead.behind.contains(&waiting.channel);
+            if may_go && !self.fits(waiting) {
+                return None;
+            }
+            self.ahead.next = id + 1;
+            if may_go {
+                return Some(*id);
+            }
+            if !self.ahead.behind.contains(&waiting.channel) {
+                self.ahead.behind.insert(waiting.channel.clone());
+            }
+        }
+        None
     }
 
     /// The call is over, by its reply or because it was withdrawn.
     pub(super) fn remove(&mut self, id: u64) -> Option<WaitingCall> {
         let waiting = self.calls.remove(&id)?;
         if waiting.is_sent {
-            self.sent -= 1;
-            self.sent_bytes -= waiting.text.len();
+            self.sent.take(waiting.text.len());
+            if waiting.is_beginning {
+                self.beginning.take(waiting.text.len());
+            }
         }
         Some(waiting)
     }
@@ -148,7 +225,7 @@ impl WaitingCalls {
     pub(super) fn begin_anew(&mut self) {
         self.calls.retain(|_, waiting| !waiting.is_given_up);
         self.calls.values_mut().for_each(|waiting| waiting.is_sent = false);
-        (self.next_unsent, self.sent, self.sent_bytes) = (0, 0, 0);
+        self.count_anew();
     }
 
     /// The relay refuses the agent: no call gets a reply.
@@ -162,7 +239,13 @@ impl WaitingCalls {
             };
             drop(waiting.reply.send(Err(error)));
         }
-        (self.sent, self.sent_bytes) = (0, 0);
+        self.count_anew();
+    }
+
+    /// Nothing is under way.
+    fn count_anew(&mut self) {
+        (self.sent, self.beginning) = (Sum::default(), Sum::default());
+        (self.next_unsent, self.ahead) = (0, Ahead::default());
     }
 }
 
@@ -186,13 +269,17 @@ mod tests {
     type Reply = oneshot::Receiver<Result<CallReply, LinkError>>;
 
     fn add(calls: &mut WaitingCalls, body: CallBody) -> (u64, Reply) {
+        add_on(calls, "42", body)
+    }
+
+    fn add_on(calls: &mut WaitingCalls, session: &str, body: CallBody) -> (u64, Reply) {
         let kind = match body {
             CallBody::Publish(..) => CallKind::Publish,
             _ => CallKind::Other,
         };
         let room = Arc::new(Semaphore::new(1 << 20)).try_acquire_many_owned(1 << 20).unwrap();
         let (reply, replied) = oneshot::channel();
-        let channel = Channel::session("42").unwrap();
+        let channel = Channel::session(session).unwrap();
         (calls.add(&channel, body, kind, reply, room).unwrap(), replied)
     }
 
@@ -213,7 +300,7 @@ mod tests {
     #[test]
     fn no_more_is_under_way_than_the_relay_reads() {
         let mut calls = WaitingCalls::default();
-        let _replies: Vec<_> = (0..=AGENT_CALLS_MAX).map(|_| add(&mut calls, publish(1))).collect();
+        let _replies: Vec<_> = (0..=AGENT_CALLS_MAX).map(|_| add(&mut calls, take())).collect();
         assert_eq!(sent(&mut calls).len(), AGENT_CALLS_MAX);
         assert!(calls.next_to_send().is_none());
         calls.remove(1);
@@ -221,7 +308,46 @@ mod tests {
 
         let mut calls = WaitingCalls::default();
         let _replies: Vec<_> = (0..100).map(|_| add(&mut calls, publish(60_000))).collect();
-        assert_eq!(sent(&mut calls).len(), AGENT_CALLS_BYTES_MAX / 60_100);
+        assert_eq!(sent(&mut calls).len(), BEGINNING_BYTES_MAX / 60_100);
+    }
+
+    /// However many events wait, and of whichever sessions, the end of work on another channel goes at once; on its own
+    /// channel it keeps its place.
+    #[test]
+    fn what_ends_work_finds_room_beside_events_that_wait() {
+        let mut calls = WaitingCalls::default();
+        let mut replies: Vec<_> = (0..2_000).map(|_| add(&mut calls, publish(1))).collect();
+        let (behind, reply) = add(&mut calls, take());
+        replies.push((behind, reply));
+        replies.push(add_on(&mut calls, "43", publish(1)));
+        let mut ends = Vec::new();
+        for session in ["44", "45"] {
+            let (id, reply) = add_on(&mut calls, session, take());
+            replies.push((id, reply));
+            ends.push(id);
+        }
+        let (second, reply) = add_on(&mut calls, "44", take());
+        replies.push((second, reply));
+
+        let events = BEGINNING_MAX as u64;
+        let expected: Vec<u64> = (1..=events).chain(ends).chain([second]).collect();
+        assert_eq!(sent(&mut calls), expected);
+
+        calls.remove(1);
+        assert_eq!(sent(&mut calls), [events + 1]);
+        let (late, reply) = add_on(&mut calls, "46", take());
+        replies.push((late, reply));
+        assert_eq!(sent(&mut calls), [late]);
+        let mut all = Vec::new();
+        for id in 2..=late {
+            calls.remove(id);
+            all.extend(sent(&mut calls));
+        }
+        let rest: Vec<u64> = (events + 2..=behind + 1).collect();
+        assert_eq!(all, rest, "each once, those of a channel in their order");
+
+        calls.begin_anew();
+        assert!(sent(&mut calls).is_empty(), "all were answered");
     }
 
     #[test]
