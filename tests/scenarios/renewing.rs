@@ -172,6 +172,30 @@ async fn what_an_agent_asked_for_before_its_grant_shrank_is_not_done_afterwards(
     assert_eq!(ack["type"], "ack", "{ack}");
 }
 
+/// A repeated `lease` that Redis does not answer leaves the lease that is held, and so what a new token may end.
+#[tokio::test]
+async fn a_lease_whose_repetition_failed_is_still_ended_by_a_new_token() {
+    let cluster = guarded().await;
+    let grant = |serve: &[&str]| Token::of("a1").allowing("serve", serve).sign();
+    let first = grant(&["agent:a1", "session:1"]);
+    let mut agent = cluster.browser().path("/ws/agents/a1").token(&first).connect().await;
+    let mut call = async |id: u64, channel: &str| {
+        agent.send(json!({"type": "lease", "id": id, "channel": channel})).await;
+        agent.wait_for("the reply", |frame| frame["id"] == id).await
+    };
+    assert_eq!(call(1, "agent:a1").await["type"], "ack");
+    assert_eq!(call(2, "session:1").await["type"], "ack");
+    cluster.redis.freeze();
+    let failed = call(3, "session:1").await;
+    assert_eq!(failed["code"], "unavailable", "{failed}");
+    cluster.redis.thaw();
+    assert_eq!(call(4, "agent:a1").await["type"], "ack");
+
+    agent.send(json!({"type": "auth", "id": 5, "token": grant(&["agent:a1"])})).await;
+
+    assert_eq!(agent.wait_for_type("released").await["channel"], "session:1");
+}
+
 /// The SDK asks its source at each connect and before the end, and shows the new token on the connection that stands.
 #[tokio::test]
 async fn an_agent_with_a_token_source_outlives_its_tokens_on_one_connection() {

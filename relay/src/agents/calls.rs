@@ -113,7 +113,7 @@ impl Queues {
                 self.published.clear();
             }
             let last = self.published.entry(channel.clone()).or_default();
-            if id <= *last && *last > 0 {
+            if id <= *last {
                 return Admitted::Conflict(format!(
                     "a publish needs a higher id than the last one of its channel, {last}"
                 ));
@@ -429,7 +429,9 @@ impl CallsState {
                         Some(refused) => refused,
                         None => self.session.perform(call, &self.outbox).await,
                     };
-                    if is_lease && matches!(message, AgentMessage::Error { .. }) {
+                    // A repetition that is refused leaves the lease that is held.
+                    let is_refused = matches!(message, AgentMessage::Error { .. });
+                    if is_lease && is_refused && !self.session.holds(channel) {
                         self.queues().refused_leases.push(channel.clone());
                     }
                     self.answer(message, room).await;

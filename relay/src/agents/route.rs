@@ -204,7 +204,9 @@ async fn keep(
             Ok(()) = principal.changed() => {
                 let renewed = Arc::clone(&principal.borrow_and_update());
                 if !renewed.grant.may_serve(session.own()) {
-                    session.revoke_all().await;
+                    // While Redis is away this takes as long as a lease: the connection does not wait for it.
+                    let session = session.clone();
+                    app.supervisor.run_once(async move { session.revoke_all().await });
                     return CloseCode::TokenRefused;
                 }
                 grant = GrantEnd::new(Instant::now(), renewed.remaining());

@@ -104,6 +104,11 @@ impl AgentSession {
         }
     }
 
+    /// Whether the agent has a lease on the channel here.
+    pub(super) fn holds(&self, channel: &Channel) -> bool {
+        self.held().leases.contains_key(channel)
+    }
+
     /// All leases end, that of the agent's own channel last.
     pub(super) async fn revoke_all(&self) {
         let held: Vec<Channel> = self.held().leases.keys().cloned().collect();
