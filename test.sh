@@ -66,5 +66,6 @@ npm ci --prefix tests/node --no-audit --no-fund
 cargo fmt --check
 cargo deny --locked check bans licenses sources
 cargo clippy --workspace --all-targets -- -D warnings
-cargo test --workspace
+# All of them, so that one run shows everything that is wrong.
+cargo test --workspace --no-fail-fast
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps

@@ -283,7 +283,7 @@ async fn one_sender_does_not_fill_redis_with_commands_that_nobody_takes() {
             break reply;
         }
         sent += 1;
-        assert!(sent < 1_000, "4 MiB are 69 of them, and each second brings one more");
+        assert!(sent < 1_000, "4 MiB are 60 of them, and each second brings about one more");
     };
 
     assert_eq!((refused.status, refused.error_code().as_str()), (429, "rate_limited"));
