@@ -134,9 +134,10 @@ mod tests {
 
     use super::*;
 
+    /// Each question is another agent's: one has half of the places at most.
     async fn ask(journal: &Journal, channel: &Channel, id: &str) -> Option<Offset> {
-        let agent = Channel::agent("a").unwrap();
-        let lease = journal.lease(&agent, "a", None, None).await.unwrap();
+        let agent = Channel::agent(id).unwrap();
+        let lease = journal.lease(&agent, id, None, None).await.unwrap();
         let new = NewApproval {
             channel: channel.clone(),
             request_id: id.into(),
