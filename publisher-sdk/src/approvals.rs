@@ -333,6 +333,9 @@ impl Inner {
         let remaining = || ends.saturating_duration_since(Instant::now());
         let mut is_pending = false;
         while !remaining().is_zero() {
+            // From before it is asked: what is lost just after the question was taken counts as well.
+            let mut lost = std::pin::pin!(self.inbox.approvals.lost.notified());
+            lost.as_mut().enable();
             let asking = persist_until(ends, async || {
                 // The question expires at the time that it shows, even if it could only be asked late.
                 let approval = NewApproval { expires_in: remaining(), ..approval.clone() };
@@ -358,7 +361,7 @@ impl Inner {
                 answer = told(answers, patience) => if let Some(answer) = answer {
                     return Ok(answer);
                 },
-                () = self.inbox.approvals.lost.notified() => {}
+                () = lost => {}
             }
         }
         let expired = nobodys(&approval, "nobody answered in time");

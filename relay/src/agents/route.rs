@@ -94,21 +94,42 @@ async fn converse(
     let mut calls = Calls::new(who, offer, session.clone(), outbox.clone());
     let principal = calls.principal();
     let is_full = calls.fullness();
+    let pulse = Pulse::new(app.journal.lease_length().mul_f64(SILENCE_MAX));
     tokio::select! {
-        end = read(&mut calls, &socket, app.journal.lease_length().mul_f64(SILENCE_MAX)) => end,
+        end = read(&mut calls, &socket, &pulse) => end,
         () = write(&socket, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
-        code = keep(app, principal, traffic, &outbox, &session, is_full) => End::Close(code),
+        code = keep(app, principal, traffic, &outbox, &session, (is_full, &pulse)) => End::Close(code),
     }
 }
 
-async fn read(calls: &mut Calls, socket: &AgentSocket<'_>, silence_max: Duration) -> End {
+/// Whether this replica runs: one that stood still, or was paused, for as long as an agent waits for it finds calls that
+/// the agent has repeated elsewhere meanwhile, where it has gone on.
+struct Pulse {
+    began: Instant,
+    /// When it was seen to run last, in milliseconds after that.
+    last_ms: AtomicU64,
+    silence_max: Duration,
+}
+
+impl Pulse {
+    fn new(silence_max: Duration) -> Self {
+        Self { began: Instant::now(), last_ms: AtomicU64::new(0), silence_max }
+    }
+
+    fn stood_still(&self) -> bool {
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(last) > self.silence_max
+    }
+
+    fn beat(&self) {
+        self.last_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+async fn read(calls: &mut Calls, socket: &AgentSocket<'_>, pulse: &Pulse) -> End {
     loop {
-        let asked = Instant::now();
         match socket.next().await {
-            // Where this replica stood still, the agent has repeated these calls elsewhere and has gone on from there.
-            Some(Ok(Message::Text(_))) if asked.elapsed() > silence_max => {
-                return End::Close(CloseCode::Stalled);
-            }
+            Some(Ok(_)) if pulse.stood_still() => return End::Close(CloseCode::Stalled),
             Some(Ok(_)) if calls.is_over() => return End::Close(CloseCode::TokenExpired),
             Some(Ok(Message::Text(text))) => {
                 if !calls.on_text(&text).await {
@@ -166,15 +187,19 @@ async fn keep(
     traffic: &Traffic,
     outbox: &Outbox,
     session: &AgentSession,
-    is_full: impl Fn() -> bool,
+    (is_full, pulse): (impl Fn() -> bool, &Pulse),
 ) -> CloseCode {
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
     let lease = app.journal.lease_length();
+    let mut tick = tokio::time::interval(Duration::from_secs(1).min(lease / 10));
     let mut grant = GrantEnd::new(Instant::now(), principal.borrow().remaining());
     let mut silence = Silence::new(Instant::now(), lease.mul_f64(SILENCE_MAX));
     loop {
         tokio::select! {
             _ = tick.tick() => {
+                if pulse.stood_still() {
+                    return CloseCode::Stalled;
+                }
+                pulse.beat();
                 let now = Instant::now();
                 let is_blocked = outbox.is_waiting() || traffic.is_owed();
                 let activity = Activity {
