@@ -242,6 +242,12 @@ async fn an_agent_is_known_again_with_its_runs_after_redis_lost_everything() {
 
     let again = until("all is known again", async || known(&cluster).await).await;
     assert_eq!(again, since);
+    // Its parent is told of it after that.
+    until("it is adopted again", async || {
+        let tree = cluster.replicas[0].get("/api/v1/channels/agent:boss/agents").await.json();
+        (tree["agents"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
     let mut browser = cluster.browser().connect().await;
     let cancel = json!({"type": "cancel_agent", "agent_id": "boss", "run_id": "task"});
     assert_eq!(browser.ask(cancel).await["listeners"], 2, "its child is known as well");
