@@ -242,6 +242,10 @@ impl Teller {
             return Ok(ready(()).boxed());
         };
         self.buffer.written().await;
+        // Its channels are taken over one after the other: on those that still take something the successor tells it.
+        if self.leases.fenced().is_cancelled() {
+            return Err(PublishError::Fenced);
+        }
         let (copied, told) = tokio::join!(
             self.leases.end_run(self.leases.own(), &run.id, &own),
             self.tell_where_begun(run, begun_on),
