@@ -51,6 +51,15 @@ impl Journal {
     /// # Errors
     /// [`Unavailable`].
     pub async fn subscribers(&self, channel: &Channel) -> Result<u64, Unavailable> {
-        ask!(self.subscribers(channel))
+        let counts = self.subscribers_of(std::slice::from_ref(channel)).await?;
+        Ok(counts.into_iter().sum())
+    }
+
+    /// The same of several channels, in their order.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn subscribers_of(&self, channels: &[Channel]) -> Result<Vec<u64>, Unavailable> {
+        ask!(self.subscribers_of(channels))
     }
 }

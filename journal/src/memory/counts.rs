@@ -48,9 +48,12 @@ impl Memory {
             .collect()
     }
 
-    pub(crate) fn subscribers(&self, channel: &Channel) -> u64 {
+    pub(crate) fn subscribers_of(&self, channels: &[Channel]) -> Vec<u64> {
         let all = &self.state().counts;
-        let counts = all.counts.get(channel).into_iter().flatten();
-        counts.filter(|(replica, _)| all.is_there(replica)).map(|(_, count)| count).sum()
+        let sum = |channel: &Channel| {
+            let counts = all.counts.get(channel).into_iter().flatten();
+            counts.filter(|(replica, _)| all.is_there(replica)).map(|(_, count)| count).sum()
+        };
+        channels.iter().map(sum).collect()
     }
 }

@@ -76,17 +76,27 @@ impl Redis {
         Ok(replicas.map(counts).collect())
     }
 
-    pub(crate) async fn subscribers(&self, channel: &Channel) -> Result<u64, Unavailable> {
+    pub(crate) async fn subscribers_of(
+        &self,
+        channels: &[Channel],
+    ) -> Result<Vec<u64>, Unavailable> {
+        if channels.is_empty() {
+            return Ok(Vec::new());
+        }
         let there = self.replicas().await?;
         let mut connection = self.lend().await?;
-        let counts: Vec<(String, String)> = redis::cmd("HGETALL")
-            .arg(self.keys.counts(channel))
-            .query_async(&mut connection)
-            .await
-            .map_err(unavailable)?;
+        let mut pipe = redis::pipe();
+        for channel in channels {
+            pipe.cmd("HGETALL").arg(self.keys.counts(channel));
+        }
+        let counts: Vec<Vec<(String, String)>> =
+            pipe.query_async(&mut connection).await.map_err(unavailable)?;
         let is_there = |replica: &str| there.iter().any(|counts| *counts.replica == *replica);
-        let counts = counts.iter().filter(|(replica, _)| is_there(replica));
         let count = |said: &str| said.split(' ').next().and_then(|count| count.parse::<u64>().ok());
-        Ok(counts.filter_map(|(_, said)| count(said)).sum())
+        let sum = |counts: Vec<(String, String)>| {
+            let counts = counts.iter().filter(|(replica, _)| is_there(replica));
+            counts.filter_map(|(_, said)| count(said)).sum()
+        };
+        Ok(counts.into_iter().map(sum).collect())
     }
 }

@@ -14,16 +14,13 @@ use uuid::Uuid;
 use crate::states::{agent, channel, commands, told};
 use crate::{Server, on_both, open};
 
+/// One that outlives its agent, and has a digest.
 fn approval(on: &Channel, id: &str) -> NewApproval {
     NewApproval {
-        channel: on.clone(),
-        request_id: id.into(),
-        asks: Asks::Permission,
         question: r#"{"toolName":"rm"}"#.into(),
-        expires_in: Duration::from_secs(60),
-        default: false,
         digest: Some("d1".into()),
         durable: true,
+        ..crate::states::approval(on, id)
     }
 }
 

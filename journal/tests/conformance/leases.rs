@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use journal::{
-    AppendError, Asked, Asks, COUNTS_LIFETIME, Holder, Journal, LeaseError, Name, NewApproval,
-    NoteCall, Reaper, Status, Take,
+    AppendError, Asked, COUNTS_LIFETIME, Holder, Journal, LeaseError, Name, NewApproval, NoteCall,
+    Reaper, Status, Take,
 };
 use protocol::Channel;
 use uuid::Uuid;
 
-use crate::states::{agent, applied, channel, command, commands, told};
+use crate::states::{agent, applied, approval, channel, command, commands, told};
 use crate::{LEASE, on_both};
 
 on_both! {
@@ -54,16 +54,7 @@ on_both! {
         let sent = journal.send(&command(&session)).await.unwrap();
         journal.take(&session, sent.key, holder, false).await.unwrap();
         for (on, id, durable) in [(&session, "left", false), (&session, "kept", true), (own.channel(), "own", false)] {
-            let new = NewApproval {
-                channel: on.clone(),
-                request_id: id.into(),
-                asks: Asks::Permission,
-                question: "{}".into(),
-                expires_in: Duration::from_secs(60),
-                default: false,
-                digest: None,
-                durable,
-            };
+            let new = NewApproval { durable, ..approval(on, id) };
             assert_eq!(journal.ask(holder, &new).await, Ok(Asked::Pending));
         }
         let pending = async |on: &Channel| -> Vec<String> {

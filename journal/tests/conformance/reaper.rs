@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use journal::{Asks, Journal, Lease, NewApproval, Reaper, SendError};
+use journal::{Journal, Lease, NewApproval, Reaper, SendError};
 use protocol::Channel;
 use redis::AsyncCommands;
 use serde_json::Value;
 
 use crate::gate::{Gate, proxy};
-use crate::states::{agent, channel, command, told};
+use crate::states::{agent, approval, channel, command, told};
 use crate::{LEASE, Server, open};
 
 pub(crate) async fn poll_for(reaper: &mut Reaper, time: Duration) {
@@ -27,19 +27,6 @@ pub(crate) async fn losses(journal: &Journal, on: &Channel) -> Vec<Value> {
     told.filter(|(name, _)| name == "agent_lost").map(|(_, data)| data).collect()
 }
 
-fn approval(on: &Channel, id: &str) -> NewApproval {
-    NewApproval {
-        channel: on.clone(),
-        request_id: id.into(),
-        asks: Asks::Permission,
-        question: "{}".into(),
-        expires_in: Duration::from_millis(300),
-        default: false,
-        digest: None,
-        durable: false,
-    }
-}
-
 /// Every replica was away for longer than the record lasts: 25 h after its end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_approval_whose_record_has_expired_is_not_pending_for_ever() {
@@ -47,7 +34,8 @@ async fn an_approval_whose_record_has_expired_is_not_pending_for_ever() {
     let journal = open(&server);
     let lease = agent(&journal, "a").await;
     let own = lease.channel().clone();
-    journal.ask(lease.holder(), &approval(&own, "q1")).await.unwrap();
+    let new = NewApproval { expires_in: Duration::from_millis(300), ..approval(&own, "q1") };
+    journal.ask(lease.holder(), &new).await.unwrap();
     let mut redis = server.connection().await;
     let gone: u64 = redis
         .del(format!("relay:{{{}}}:approval:{own}:q1", protocol::partition_tag(own.partition())))

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use journal::{
-    Command, CommandOutcome, Journal, Lease, Name, NewCommand, Since, Status, WaitingClass,
+    Asks, Command, CommandOutcome, Journal, Lease, Name, NewApproval, NewCommand, Since, Status,
+    WaitingClass,
 };
 use protocol::Channel;
 use uuid::Uuid;
@@ -24,6 +25,20 @@ pub(crate) fn command(to: &Channel) -> NewCommand {
         expires_in: Duration::from_secs(60),
         may_wait: true,
         answer_to: None,
+    }
+}
+
+/// A question of an agent, which is withdrawn with it.
+pub(crate) fn approval(on: &Channel, id: &str) -> NewApproval {
+    NewApproval {
+        channel: on.clone(),
+        request_id: id.into(),
+        asks: Asks::Permission,
+        question: "{}".into(),
+        expires_in: Duration::from_secs(60),
+        default: false,
+        digest: None,
+        durable: false,
     }
 }
 

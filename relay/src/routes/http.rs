@@ -8,7 +8,6 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use futures_util::{StreamExt, stream};
 use journal::{AppendError, Kept, Name, NewEntry, Since};
 use protocol::frame::{ErrorBody, parse_since};
 use protocol::limits::{
@@ -30,9 +29,6 @@ use crate::commands::refuse_growth;
 /// How long a publisher waits while Redis is away or refuses. What was not sent by then is taken back; where the
 /// outcome is unknown, it may safely ask again with an `id`.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Channels whose subscribers are counted at a time.
-const COUNTS_AT_ONCE: usize = 8;
 
 /// What is appended in one turn.
 const PIECE_EVENTS: usize = 64;
@@ -148,22 +144,12 @@ async fn publish_each(
         channel.filter(|channel| principal.grant.may_publish(channel))
     };
     let channels: Vec<Option<Channel>> = events.iter().map(permitted).collect();
-    let distinct: HashSet<Channel> = channels.iter().flatten().cloned().collect();
-    let journal = app.journal.clone();
-    let counting = stream::iter(distinct)
-        .map(move |channel| {
-            let journal = journal.clone();
-            async move {
-                let count = journal.subscribers(&channel).await.ok()?;
-                Some((channel, count))
-            }
-        })
-        .buffer_unordered(COUNTS_AT_ONCE)
-        .filter_map(std::future::ready)
-        .collect::<HashMap<Channel, u64>>();
-    let counting = tokio::time::timeout(PATIENCE, counting);
+    let distinct: HashSet<&Channel> = channels.iter().flatten().collect();
+    let distinct: Vec<Channel> = distinct.into_iter().cloned().collect();
+    let counting = tokio::time::timeout(PATIENCE, app.journal.subscribers_of(&distinct));
     let (outcomes, counts) = tokio::join!(append(app, principal, events), counting);
-    let counts = counts.unwrap_or_default();
+    let counts = counts.ok().and_then(Result::ok).unwrap_or_default();
+    let counts: HashMap<&Channel, u64> = distinct.iter().zip(counts).collect();
     let outcomes = outcomes.into_iter().zip(&channels).map(|(outcome, channel)| {
         let subscribers = channel.as_ref().and_then(|channel| counts.get(channel).copied());
         outcome.map(|offset| Appended { offset: offset.to_string(), subscribers })
