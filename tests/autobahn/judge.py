@@ -24,6 +24,7 @@ VERDICTS = ["OK", "INFORMATIONAL", "NON-STRICT", "UNIMPLEMENTED", "UNCLEAN", "WR
 def judged(relay, folder):
     """The verdict for each case: on what was done, and on how the connection ended."""
     variables = {name: os.environ[name] for name in os.environ if not name.startswith("RELAY_")}
+    variables["RELAY_LOG"] = "relay=debug"
     command = [relay, "serve", "--listen", "127.0.0.1:0", "--log-format", "json"]
     log_path = os.path.join(folder, "relay.log")
     with open(log_path, "w") as log:
@@ -38,6 +39,9 @@ def judged(relay, folder):
         run_cases("ws://%s/ws" % address, folder)
         if process.poll() is not None:
             sys.exit("the relay ended while it was judged: see " + log_path)
+        with open(log_path) as log:
+            if '"level":"DEBUG"' not in log.read():
+                sys.exit("no connection was logged: is `debug` compiled out? See " + log_path)
     finally:
         if process.poll() is None:
             process.terminate()
