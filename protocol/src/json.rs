@@ -6,11 +6,11 @@
 use serde::de::IgnoredAny;
 use thiserror::Error;
 
-use crate::ErrorCode;
 use crate::limits::{
     DETAIL_BYTES_MAX, DETAIL_DEPTH_MAX, EVENT_DATA_BYTES_MAX, EVENT_DATA_DEPTH_MAX,
     EVENT_DATA_NUMBER_MAX, QUESTION_BYTES_MAX,
 };
+use crate::{ErrorCode, shown};
 
 /// Why data is refused.
 #[derive(Debug, Error)]
@@ -46,6 +46,17 @@ impl DataError {
     }
 }
 
+/// What is wrong with JSON. A reader quotes what it has read, however long: only the ends of that are kept.
+pub fn json_error(error: &serde_json::Error) -> String {
+    const END_CHARS: usize = 120;
+    let text: Vec<char> = error.to_string().chars().collect();
+    let part = |chars: &[char]| shown(&String::from_iter(chars), chars.len());
+    if text.len() <= 2 * END_CHARS {
+        return part(&text);
+    }
+    format!("{}…{}", part(&text[..END_CHARS]), part(&text[text.len() - END_CHARS..]))
+}
+
 /// Whether `data` may be an event's data.
 ///
 /// # Errors
@@ -76,7 +87,7 @@ fn check(data: &str, bytes_max: usize, depth_max: usize) -> Result<(), DataError
     }
     serde_json::from_str::<IgnoredAny>(data)
         .map(drop)
-        .map_err(|error| DataError::Malformed(error.to_string()))
+        .map_err(|error| DataError::Malformed(json_error(&error)))
 }
 
 /// Whether `question` may be what a question shows: an object that fits into an event, one level down.
@@ -131,6 +142,18 @@ fn measure(json: &[u8]) -> Measures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_in_a_few_words_however_much_was_read() {
+        let said = |json: &str| json_error(&serde_json::from_str::<u64>(json).unwrap_err());
+        let short = "invalid type: string \"x\", expected u64 at line 1 column 3";
+        assert_eq!(said("\"x\""), short);
+        let long = said(&format!("\"{}\\n\"", "ü".repeat(60_000)));
+        assert_eq!(long.chars().count(), 241);
+        assert!(long.starts_with("invalid type: string \"üüü"), "{long}");
+        assert!(long.contains('…'), "{long}");
+        assert!(long.ends_with("\", expected u64 at line 1 column 120004"), "{long}");
+    }
 
     #[test]
     fn what_every_parser_reads_is_accepted() {

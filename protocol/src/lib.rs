@@ -33,7 +33,7 @@ pub use code::{CloseCode, ErrorCode};
 pub use encode::{Format, encode, iso_8601};
 pub use entry::{Entry, UNREADABLE};
 pub use grant::{Grant, GrantError};
-pub use json::{DataError, check_data, check_detail, check_question};
+pub use json::{DataError, check_data, check_detail, check_question, json_error};
 pub use list::Counted;
 pub use merge::{Frame, merge};
 pub use name::{NameError, check_command_name, check_event_name, check_idempotency_key};

@@ -8,7 +8,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use protocol::frame::Refusal;
 use protocol::limits::TOKEN_BYTES_MAX;
-use protocol::{CloseCode, ErrorCode, Grant, Object};
+use protocol::{CloseCode, ErrorCode, Grant, Object, json_error};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -233,7 +233,7 @@ impl Claims {
         let grant = self
             .relay
             .map_or(Ok(Object(Grant::default())), |relay| serde_json::from_str(relay.get()));
-        let Object(grant) = grant.map_err(|error| Unauthorized::Grant(error.to_string()))?;
+        let Object(grant) = grant.map_err(|error| Unauthorized::Grant(json_error(&error)))?;
         grant.check().map_err(|error| Unauthorized::Grant(error.to_string()))?;
         if now >= expires_at {
             return Err(Unauthorized::Ended);

@@ -19,7 +19,7 @@ use crate::limits::{
 };
 use crate::{
     Channel, DataError, ErrorCode, Object, check_data, check_detail, check_event_name,
-    check_idempotency_key, check_question,
+    check_idempotency_key, check_question, json_error,
 };
 
 /// A call.
@@ -56,7 +56,8 @@ impl AgentFrame {
         let Object(fields): Object<RawFields<'_>> =
             serde_json::from_str(text).map_err(|error| {
                 let (id, code) = (None, ErrorCode::BadRequest);
-                CallError { id, code, message: format!("the frame is not a call: {error}") }
+                let message = format!("the frame is not a call: {}", json_error(&error));
+                CallError { id, code, message }
             })?;
         let id = fields.id.and_then(|id| serde_json::from_str::<Integer>(id.get()).ok());
         let id = id.map(|Integer(id)| id).filter(|id| *id <= AGENT_NUMBER_MAX);
@@ -302,8 +303,7 @@ impl RawFields<'_> {
             "resolve" => {
                 let data = self.data.ok_or_else(|| bad("`data` is missing"))?.get();
                 let data = words::repaired(data);
-                let mut body: ResolveCall =
-                    serde_json::from_str(&data).map_err(|error| bad(format!("`data`: {error}")))?;
+                let mut body: ResolveCall = serde_json::from_str(&data).map_err(unreadable)?;
                 check_id(&body.request_id)?;
                 let reason = body.answer.reason.take();
                 body.answer.reason = reason.map(|words| words::cut(words.into()).into());
@@ -327,15 +327,14 @@ impl RawFields<'_> {
     fn data<T: DeserializeOwned>(&self) -> Result<T, Refused> {
         let data = self.data.ok_or_else(|| bad("`data` is missing"))?.get();
         let data: Result<Object<T>, _> = serde_json::from_str(data);
-        data.map(|Object(data)| data).map_err(|error| bad(format!("`data`: {error}")))
+        data.map(|Object(data)| data).map_err(unreadable)
     }
 
     /// Data in which every field may be absent.
     fn optional<T: DeserializeOwned + Default>(&self) -> Result<T, Refused> {
         let data = self.data.map_or("null", RawValue::get);
         let data: Result<Option<Object<T>>, _> = serde_json::from_str(data);
-        let Object(data) =
-            data.map_err(|error| bad(format!("`data`: {error}")))?.unwrap_or_default();
+        let Object(data) = data.map_err(unreadable)?.unwrap_or_default();
         Ok(data)
     }
 
@@ -380,6 +379,10 @@ fn check_id(request_id: &str) -> Result<(), Refused> {
 
 fn refused_data(error: DataError) -> Refused {
     (error.code(), format!("`data`: {error}"))
+}
+
+fn unreadable(error: serde_json::Error) -> Refused {
+    bad(format!("`data`: {}", json_error(&error)))
 }
 
 fn bad(message: impl fmt::Display) -> Refused {

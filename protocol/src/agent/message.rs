@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{Channel, ErrorCode, Offset};
+use crate::{Channel, ErrorCode, Offset, json_error};
 
 /// What an agent receives.
 #[derive(Clone, Debug)]
@@ -137,7 +137,7 @@ impl AgentMessage {
     /// Which field cannot be read, and why.
     pub fn parse(text: &str) -> Result<Option<Self>, String> {
         let mut envelope: Envelope<'_> =
-            serde_json::from_str(text).map_err(|error| error.to_string())?;
+            serde_json::from_str(text).map_err(|error| json_error(&error))?;
         let offset = envelope.offset.as_deref().map(str::parse::<Offset>).transpose();
         let offset = offset.map_err(|error| format!("`offset`: {error}"))?;
         let kind = std::mem::take(&mut envelope.kind);

@@ -15,7 +15,7 @@ use protocol::limits::{
 };
 use protocol::{
     Channel, Counted, ErrorCode, Format, Kind, Object, Offset, check_data, check_event_name,
-    check_idempotency_key, encode,
+    check_idempotency_key, encode, json_error,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -83,15 +83,19 @@ pub(super) async fn publish(
         let Object(event) =
             serde_json::from_str::<Object<Publish<'_>>>(&body).map_err(|error| {
                 Refused::bad(format_args!(
-                    "the body is not an event {{channel, event, data, id?}}: {error}"
+                    "the body is not an event {{channel, event, data, id?}}: {}",
+                    json_error(&error)
                 ))
             })?;
         let outcome = publish_each(&app, principal, vec![event]).await.pop();
         let appended = outcome.unwrap_or_else(|| Err(Refused::bad("nothing to publish")))?;
         return Ok(Json(appended).into_response());
     }
-    let events: Counted<&RawValue, PUBLISH_EVENTS_MAX> = serde_json::from_str(&body)
-        .map_err(|error| Refused::bad(format_args!("the body is not a list of events: {error}")))?;
+    let events: Counted<&RawValue, PUBLISH_EVENTS_MAX> =
+        serde_json::from_str(&body).map_err(|error| {
+            let error = json_error(&error);
+            Refused::bad(format_args!("the body is not a list of events: {error}"))
+        })?;
     if events.length > PUBLISH_EVENTS_MAX {
         let message =
             format!("{} events in one call, the limit is {PUBLISH_EVENTS_MAX}", events.length);
@@ -121,7 +125,8 @@ async fn append_each(
                 errors.push(None);
             }
             Err(error) => errors.push(Some(Refused::bad(format_args!(
-                "this is not an event {{channel, event, data, id?}}: {error}"
+                "this is not an event {{channel, event, data, id?}}: {}",
+                json_error(&error)
             )))),
         }
     }

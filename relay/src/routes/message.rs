@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use protocol::limits::FRAME_UP_BYTES_MAX;
-use protocol::{Object, check_data, check_event_name};
+use protocol::{Object, check_data, check_event_name, json_error};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -50,7 +50,8 @@ pub(super) async fn send(
         return Err(unknown());
     }
     let text = body::read(&caller, body, FRAME_UP_BYTES_MAX, BODY_TIMEOUT, &app.memory).await?;
-    let Object(message): Object<Message<'_>> = serde_json::from_str(&text).map_err(Refused::bad)?;
+    let Object(message): Object<Message<'_>> =
+        serde_json::from_str(&text).map_err(|error| Refused::bad(json_error(&error)))?;
     check_event_name(&message.event)?;
     check_data(message.data.get())?;
     let (address, number) = id.rsplit_once('-').ok_or_else(unknown)?;

@@ -13,7 +13,7 @@ use crate::limits::{
     APPROVAL_ID_BYTES_MAX, CANCEL_WAIT, COMMAND_WAIT_DEFAULT, COMMAND_WAIT_MAX,
     REQUEST_TIMEOUT_DEFAULT, REQUEST_TIMEOUT_MAX,
 };
-use crate::{Asks, Channel, Kind, check_command_name, check_data};
+use crate::{Asks, Channel, Kind, check_command_name, check_data, json_error};
 
 /// The command that a Cancel is.
 const CANCEL: &str = "cancel_agent";
@@ -155,7 +155,7 @@ impl Fields<'_> {
 fn cancel(data: &str) -> Result<(String, Cancels), Refusal> {
     let wrong = |why: &str| bad(format!("`data` of a `{CANCEL}`: {why}"));
     let fields: Option<HashMap<String, &RawValue>> =
-        serde_json::from_str(data).map_err(|error| wrong(&error.to_string()))?;
+        serde_json::from_str(data).map_err(|error| wrong(&json_error(&error)))?;
     let mut fields = fields.unwrap_or_default();
     let run_id = fields.get("run_id").map_or("null", |raw| raw.get());
     let run_id = serde_json::from_str(run_id).map_err(|_| wrong("`run_id` must be a string"))?;

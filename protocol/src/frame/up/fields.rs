@@ -7,11 +7,11 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{AuthToken, ClientFrame, CorrelationId, Refusal, bad};
-use crate::Channel;
 use crate::channel::shortened;
 use crate::frame::words;
 use crate::integer::Integer;
 use crate::limits::CORRELATION_ID_BYTES_MAX;
+use crate::{Channel, json_error};
 
 /// The fields of a frame.
 pub(super) struct Fields<'a> {
@@ -24,7 +24,7 @@ impl<'a> Fields<'a> {
     pub(super) fn read(text: &'a str, default: Option<&'static str>) -> Result<Self, Refusal> {
         let fields = serde_json::from_str(text).map_err(|error| {
             bad(if text.trim_start().starts_with('{') {
-                format!("the frame is not well-formed JSON: {error}")
+                format!("the frame is not well-formed JSON: {}", json_error(&error))
             } else {
                 "a frame is one JSON object with a `type`".to_owned()
             })
