@@ -107,7 +107,7 @@ pub(crate) fn judge(position: &Offset, extent: &Extent, check: Option<u32>) -> R
     if position.n > extent.head {
         return Err(Reason::HistoryChanged);
     }
-    if position.n + 1 < extent.first {
+    if position.n < extent.first.saturating_sub(1) {
         return Err(Reason::Retention);
     }
     match check {

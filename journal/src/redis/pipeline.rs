@@ -473,7 +473,7 @@ impl Pipeline {
             if let Some(place) = place
                 && batch.idempotency_key.is_none()
             {
-                self.newest = Some((place.epoch, place.n + batch.rows.len() as u64 - 1));
+                self.newest = Some((place.epoch, place.offset(batch.rows.len() as u64 - 1).n));
             }
             self.kept_bytes += batch.bytes;
             self.kept.push_back((batch, now));

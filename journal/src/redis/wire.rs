@@ -30,7 +30,7 @@ impl Place {
 
     /// The position of the batch's entry `index`.
     pub(super) fn offset(&self, index: u64) -> Offset {
-        Offset::of_entry(self.epoch, self.n + index, self.time_us)
+        Offset::of_entry(self.epoch, self.n.saturating_add(index), self.time_us)
     }
 }
 
@@ -83,7 +83,8 @@ pub(super) fn notification(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>
             _ => str::from_utf8(&rest[..colon]).ok()?.parse().ok()?,
         };
         let bytes = rest[colon + 1..].get(..length)?;
-        entries.push(Arc::new(entry(side, epoch, first + entries.len() as u64, bytes)));
+        let n = first.checked_add(entries.len() as u64)?;
+        entries.push(Arc::new(entry(side, epoch, n, bytes)));
         rest = &rest[colon + 1 + length..];
     }
     (!entries.is_empty()).then_some(entries)
@@ -121,6 +122,8 @@ mod tests {
         {
             assert_eq!(notification(Side::Events, broken.as_bytes()), None, "{broken}");
         }
+        let last = format!("1-{} 1:a:b", u64::MAX);
+        assert_eq!(notification(Side::Events, last.as_bytes()), None, "nothing can follow it");
     }
 
     #[test]
