@@ -256,6 +256,42 @@ fn the_manifests_keep_the_layers_apart() {
     assert_none("a crate depends on what it must not know", found);
 }
 
+/// What is fuzzed is replayed by the tests as well: target, corpus and property have one name.
+#[test]
+fn every_fuzz_target_has_a_corpus_that_a_test_replays() {
+    let names = |folder: &str| -> Vec<String> {
+        let entries = fs::read_dir(root().join("fuzz").join(folder)).unwrap();
+        let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        let mut names: Vec<String> = entries.map(|entry| name(entry.unwrap())).collect();
+        names.sort();
+        names
+    };
+    let targets = names("fuzz_targets").into_iter().map(|name| name.replace(".rs", ""));
+    let targets: Vec<String> = targets.collect();
+    assert_eq!(targets, names("corpus"), "each target has a corpus, and each corpus a target");
+    let manifest = fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap();
+    let sources = files("properties.rs");
+    let mut found = Vec::new();
+    for target in &targets {
+        let path = format!("fuzz/fuzz_targets/{target}.rs");
+        let text = fs::read_to_string(root().join(&path)).unwrap();
+        if !text.contains(&format!("::properties::{target}(")) {
+            found.push(format!("{path} does not try the property `{target}`"));
+        }
+        if !manifest.contains(&format!("name = \"{target}\"")) {
+            found.push(format!("fuzz/Cargo.toml does not name `{target}`"));
+        }
+        let replays = format!("replay(\"{target}\", ");
+        if !sources.iter().any(|file| file.text.contains(&replays)) {
+            found.push(format!("no test replays the corpus of `{target}`"));
+        }
+        if names(&format!("corpus/{target}")).len() > 100 {
+            found.push(format!("the corpus of `{target}` has more than a hundred files"));
+        }
+    }
+    assert_none("what is fuzzed is not replayed", found);
+}
+
 /// The rules above can find something.
 #[test]
 fn the_rules_would_find_what_they_forbid() {

@@ -59,6 +59,9 @@ pub use protocol::agent::body::{ListChange, NoteCall};
 pub use protocol::frame::Since;
 pub use protocol::{ApprovalAnswer, Asks, Parent, Resolved, Status, Take};
 pub use read::{Page, Reason, Unavailable, Waiting};
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub use redis::properties;
 pub use redis::{NotReady, OpenError};
 pub use retention::{Keep, Retention};
 pub use state::Holder;

@@ -22,6 +22,9 @@ mod name;
 mod object;
 mod offset;
 mod partition;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod properties;
 mod shown;
 
 pub use agent::{

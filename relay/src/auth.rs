@@ -153,7 +153,7 @@ impl From<jsonwebtoken::errors::Error> for Unauthorized {
 /// A token's claims, each looked into by itself, so that the one that is wrong is named.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Claims {
+pub(crate) struct Claims {
     sub: Option<Box<RawValue>>,
     exp: Option<Box<RawValue>>,
     nbf: Option<Box<RawValue>>,
@@ -208,7 +208,7 @@ pub(crate) fn renew(
 
 impl Claims {
     /// What is wrong for good is found first: what only time changes is the last to be said.
-    fn check(self, key: &Key) -> Result<Principal, Unauthorized> {
+    pub(crate) fn check(self, key: &Key) -> Result<Principal, Unauthorized> {
         const SECONDS: &str = "must be a whole number of Unix seconds";
         let user = claim::<Box<str>>("sub", self.sub.as_deref(), "must be a text")?;
         let user = user.filter(|user| !user.is_empty());

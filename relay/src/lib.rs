@@ -20,6 +20,9 @@ mod counts;
 mod events;
 mod memory;
 mod origins;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod properties;
 mod reaper;
 mod routes;
 mod server;

@@ -12,6 +12,8 @@ mod outage;
 mod permissions;
 mod pipeline;
 pub(crate) mod probe;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 mod shared;
 mod state;
 mod wire;

@@ -1,0 +1,128 @@
+//! What must hold whatever Redis holds and sends: `fuzz/` tries it on random input, the tests here on what fuzzing has
+//! found.
+//!
+//! A property panics where it does not hold.
+
+use std::collections::HashMap;
+
+use protocol::{
+    Channel, Entry, Format, UNREADABLE, check_command_name, check_data, check_event_name, encode,
+};
+use serde_json::value::RawValue;
+
+use super::wire::{self, Place};
+use crate::Side;
+
+/// Any bytes are an entry that nobody can take for something else.
+pub fn stream_entries(bytes: &[u8]) {
+    let (side, bytes) = side(bytes);
+    check_entry(side, &wire::entry(side, 7, 3, bytes), bytes);
+
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok((epoch, n)) = wire::id(&text) {
+        assert_eq!(wire::id(&format!("{epoch}-{n}")).ok(), Some((epoch, n)));
+        assert_eq!(wire::position(&text, "x").ok().map(|at| (at.epoch, at.n)), Some((epoch, n)));
+    }
+    if let Ok(place) = Place::parse(&text) {
+        assert!(place.offset(0).n <= place.offset(999).n);
+    }
+}
+
+/// A notification is consecutive entries that are no larger than it is; and what was put into one comes out of it.
+pub fn notifications(bytes: &[u8]) {
+    let (side, payload) = side(bytes);
+    if let Some(entries) = wire::notification(side, payload) {
+        let readable = entries.iter().filter(|entry| &*entry.name != UNREADABLE);
+        assert!(readable.map(|entry| entry.bytes()).sum::<usize>() <= payload.len());
+        assert!((1..=payload.len()).contains(&entries.len()));
+        for entry in &entries {
+            check_entry(side, entry, payload);
+        }
+        for pair in entries.windows(2) {
+            assert!(pair[0].offset.is_followed_by(&pair[1].offset));
+        }
+    }
+
+    let parts: Vec<&[u8]> = payload.split(|byte| *byte == 0).collect();
+    let mut written = b"1763661001000-41 ".to_vec();
+    for (index, part) in parts.iter().enumerate() {
+        if index + 1 < parts.len() {
+            written.extend(part.len().to_string().bytes());
+        }
+        written.push(b':');
+        written.extend(*part);
+    }
+    let read = wire::notification(side, &written).expect("what was written can be read");
+    assert_eq!(read.len(), parts.len());
+    for (n, (entry, part)) in (41..).zip(read.iter().zip(parts)) {
+        assert_eq!(**entry, wire::entry(side, 1_763_661_001_000, n, part));
+    }
+}
+
+fn side(bytes: &[u8]) -> (Side, &[u8]) {
+    match bytes.split_first() {
+        Some((b'c', rest)) => (Side::Commands, rest),
+        Some((_, rest)) => (Side::Events, rest),
+        None => (Side::Events, bytes),
+    }
+}
+
+fn check_entry(side: Side, entry: &Entry, bytes: &[u8]) {
+    assert_eq!(entry.offset.check, entry.time_us as u32);
+    check_data(&entry.data).expect("an entry's data");
+    if &*entry.name == UNREADABLE {
+        // Or somebody has chosen the name.
+        assert!(&*entry.data == "{}" || is_within(entry.data.as_bytes(), bytes));
+    } else {
+        assert!(is_within(entry.data.as_bytes(), bytes), "the data is what was written");
+        match side {
+            Side::Events => check_event_name(&entry.name).expect("an event's name"),
+            Side::Commands => check_command_name(&entry.name).expect("a command's name"),
+        }
+    }
+    check_encoded(entry);
+}
+
+fn is_within(part: &[u8], bytes: &[u8]) -> bool {
+    bytes.windows(part.len().max(1)).any(|window| window == part)
+}
+
+/// Whatever a journal's entry holds, the frames of it are the relay's: a reader that keeps the last of duplicate keys
+/// sees our fields.
+fn check_encoded(entry: &Entry) {
+    for channel in ["session:42", "plan:42", "agent:42"] {
+        let channel: Channel = channel.parse().expect("a channel");
+        for (format, kind) in [(Format::Envelope, "event"), (Format::Flat, &*entry.name)] {
+            let text = encode(format, &channel, entry, 2);
+            let fields: HashMap<String, &RawValue> =
+                serde_json::from_str(&text).expect("a frame is an object");
+            let field = |name: &str| fields.get(name).map(|value| value.get().trim_matches('"'));
+            assert_eq!(field("type"), Some(kind), "{text}");
+            assert_eq!(field("offset"), Some(&*entry.offset.to_string()), "{text}");
+            assert_eq!(field("merged"), Some("2"), "{text}");
+            if format == Format::Envelope {
+                assert_eq!(field("event"), Some(&*entry.name), "{text}");
+                assert_eq!(fields["data"].get(), entry.data.trim(), "{text}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
+#[cfg(test)]
+mod tests {
+    use super::replay::replay;
+
+    #[test]
+    fn stream_entries() {
+        replay("stream_entries", super::stream_entries);
+    }
+
+    #[test]
+    fn notifications() {
+        replay("notifications", super::notifications);
+    }
+}
