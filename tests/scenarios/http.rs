@@ -267,6 +267,6 @@ async fn a_head_may_have_64_kib_and_beyond_it_is_refused_in_json() {
 
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     assert!(answer.contains(r#""code":"too_large""#), "{answer}");
-    let log = cluster.replicas[0].log().text();
-    assert!(log.contains("a request's head was refused"), "{log}");
+    let refused = |text: &str| text.contains("a request's head was refused").then_some(());
+    cluster.replicas[0].log().wait("a line that says so", refused).await;
 }
