@@ -133,6 +133,14 @@ pub(crate) const MEMORY: Flag = Flag {
            machine or the container allows",
 };
 
+pub(crate) const WORKERS: Flag = Flag {
+    name: "workers",
+    variable: "RELAY_WORKERS",
+    value: Some("NUMBER"),
+    default: None,
+    help: "How many workers share the channels, 1 to 64, each with a connection to Redis; one for each core",
+};
+
 pub(crate) const DEMO_PAGE: Flag = Flag {
     name: "demo-page",
     variable: "RELAY_DEMO_PAGE",
@@ -182,6 +190,7 @@ const SERVING: &[&Flag] = &[
     &LEASE,
     &RETAIN,
     &MEMORY,
+    &WORKERS,
     &DEMO_PAGE,
     &LOG_FORMAT,
 ];

@@ -12,7 +12,7 @@ use crate::arguments::{Given, Source, Value};
 use crate::flags::{
     ADMIN_LISTEN, AGENT_ID, ALLOW_ANONYMOUS, ALLOW_ORIGIN, CHECK, DEMO, DEMO_AGENT, DEMO_PAGE,
     DRAIN, Flag, JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET_FILE, LEASE, LISTEN, LOG_FORMAT,
-    LOG_VARIABLE, MEMORY, PREFIX, REDIS, RETAIN, SERVE, SESSION,
+    LOG_VARIABLE, MEMORY, PREFIX, REDIS, RETAIN, SERVE, SESSION, WORKERS,
 };
 use crate::logs::{self, Format};
 use crate::memory;
@@ -86,6 +86,7 @@ impl Judge<'_> {
         let lease = self.read(&LEASE, value::lease).unwrap_or(LEASE_DEFAULT);
         let retention = self.read(&RETAIN, retain::retention).unwrap_or_default();
         let memory = self.read(&MEMORY, value::memory);
+        let workers = self.read(&WORKERS, value::workers);
         let allow_anonymous = self.read(&ALLOW_ANONYMOUS, value::switch).unwrap_or(false);
         let journal = match self.redis() {
             Some((_, journal)) => Some(journal),
@@ -122,6 +123,7 @@ impl Judge<'_> {
         config.origins = origins;
         config.drain = drain.unwrap_or(config.drain);
         config.memory = memory.unwrap_or_else(memory::half_of_what_is_allowed);
+        config.workers = workers.unwrap_or(config.workers);
         config.key = key;
         if self.read(&DEMO_PAGE, value::switch).unwrap_or(false) {
             config.page = Some(demo::PAGE);

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use relay::{Key, Origins};
 const DURATION_MAX: Duration = Duration::from_secs(600);
 /// Less would close connections that do nothing wrong.
 const MEMORY_MIN: usize = 64 * 1024 * 1024;
+/// Each worker is a connection to Redis of its own.
+const WORKERS_MAX: usize = 64;
 /// A larger file is not a secret but some other file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
@@ -81,6 +84,15 @@ pub(crate) fn memory(text: &str) -> Result<usize, Refusal> {
         return Err(refuse("less than 64 MiB is too little to serve with"));
     }
     Ok(bytes)
+}
+
+/// A number of workers.
+pub(crate) fn workers(text: &str) -> Result<NonZeroUsize, Refusal> {
+    let workers = text.parse().ok().filter(|workers| (1..=WORKERS_MAX).contains(workers));
+    workers.and_then(NonZeroUsize::new).ok_or_else(|| {
+        let why = format!("a whole number from 1 to {WORKERS_MAX} is needed");
+        Refusal::new(why, "Leave it out for one worker for each core.")
+    })
 }
 
 /// How long a lease lasts.
@@ -248,6 +260,14 @@ mod tests {
         ] {
             let refusal = memory(text).unwrap_err();
             assert!(refusal.why.contains(why), "{text}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_number_of_workers_has_bounds() {
+        assert_eq!((workers("1").unwrap().get(), workers("64").unwrap().get()), (1, 64));
+        for text in ["0", "65", "-1", "two", ""] {
+            assert!(workers(text).unwrap_err().why.contains("from 1 to 64"), "{text}");
         }
     }
 

@@ -104,6 +104,8 @@ macro_rules! close_codes {
 close_codes! {
     /// The browser closed, or the relay answers its close.
     Normal = 1000, "closed", "Nothing: you closed it.";
+    /// What came is no WebSocket frame of a client.
+    ProtocolError = 1002, "not a WebSocket frame", "Do not come back: correct the client.";
     /// A binary frame: the wire is text.
     Unsupported = 1003, "text frames only", "Send JSON text frames.";
     /// Text that is not UTF-8.

@@ -1,7 +1,7 @@
 //! Authentication: a token becomes a [`Principal`], at the route or where a connection renews it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
@@ -22,6 +22,9 @@ const SECRET_BYTES_MIN: usize = 32;
 const LEEWAY: Duration = Duration::from_secs(60);
 /// A token that is valid for longer was made by mistake, mostly with milliseconds for seconds.
 const LIFETIME_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
+
+/// Without a key everybody may do everything.
+static EVERYTHING: LazyLock<Arc<Grant>> = LazyLock::new(|| Arc::new(Grant::everything()));
 
 /// What tokens are signed with: HS256.
 #[derive(Clone)]
@@ -80,7 +83,8 @@ pub(crate) struct Principal {
     /// Whose places its commands take while they wait: the user's; without users the connection's, or those
     /// that all who come by HTTP share.
     pub(crate) sender: Box<str>,
-    pub(crate) grant: Grant,
+    /// Shared: each connection has a principal of its own.
+    pub(crate) grant: Arc<Grant>,
     /// When the grant ends, as time since the Unix epoch.
     expires_at: Option<Duration>,
 }
@@ -169,7 +173,7 @@ pub(crate) fn authenticate(
     token: Option<&str>,
 ) -> Result<Principal, Unauthorized> {
     let Some(key) = key else {
-        let (sender, grant) = ("http".into(), Grant::everything());
+        let (sender, grant) = ("http".into(), Arc::clone(&EVERYTHING));
         return Ok(Principal { user: None, sender, grant, expires_at: None });
     };
     let token = token.ok_or(Unauthorized::Missing)?;
@@ -243,7 +247,7 @@ impl Claims {
             return Err(Unauthorized::NotYet);
         }
         let (sender, expires_at) = (user.clone(), Some(expires_at));
-        Ok(Principal { user: Some(user), sender, grant, expires_at })
+        Ok(Principal { user: Some(user), sender, grant: Arc::new(grant), expires_at })
     }
 }
 

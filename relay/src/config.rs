@@ -1,6 +1,7 @@
 //! What a replica needs to know, as values. The command line reads flags and variables.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use journal::Journal;
@@ -27,6 +28,8 @@ pub struct Config {
     pub drain: Duration,
     /// Bytes that may wait for peers, all together.
     pub memory: usize,
+    /// How many workers share the channels. Each follows its own over a connection of its own.
+    pub workers: NonZeroUsize,
     /// How many files this process may open; absent: as many as it likes. Each connection is one.
     pub open_files: Option<u64>,
     /// An HTML page to show at `/`.
@@ -52,7 +55,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// The defaults: no key, no page, five seconds of draining, a GiB of waiting bytes.
+    /// The defaults: no key, no page, five seconds of draining, a GiB of waiting bytes, a worker for each core.
     pub fn new(listen: SocketAddr, journal: Journal) -> Self {
         Self {
             listen,
@@ -63,6 +66,7 @@ impl Config {
             origins: Origins::default(),
             drain: Duration::from_secs(5),
             memory: 1024 * 1024 * 1024,
+            workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             open_files: None,
             page: None,
         }

@@ -1,7 +1,7 @@
 //! The middle: a replica of the relay, as a library.
 //!
 //! ```text
-//!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► conversation ─► browser
+//!  ▼ down   journal ─► events::feed ─► events::hub ─► events::subscription ─► conversation ─► websocket ─► browser
 //!  ▲ up     browser ─► conversation ─► commands ─► journal
 //!  agents  without Redis ─► agents ─► journal
 //!  ◆ due    journal ─► reaper ─► journal
@@ -28,6 +28,7 @@ mod routes;
 mod server;
 mod supervisor;
 mod users;
+mod websocket;
 
 pub use auth::{Key, KeyError};
 pub use config::{Config, ConfigError};

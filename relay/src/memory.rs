@@ -5,6 +5,7 @@
 //! let in, and no body of a call is read.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Context;
@@ -64,6 +65,31 @@ pub(crate) struct Debt {
     task: AtomicWaker,
 }
 
+/// A socket and what it owes. It counts until this is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenSocket(Arc<Debt>);
+
+impl OpenSocket {
+    /// What it owes, for others to look at.
+    pub(crate) fn debt(&self) -> Arc<Debt> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Deref for OpenSocket {
+    type Target = Debt;
+
+    fn deref(&self) -> &Debt {
+        &self.0
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.memory.debts().remove(&self.number);
+    }
+}
+
 impl Memory {
     pub(crate) fn new(budget: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -101,7 +127,7 @@ impl Memory {
     }
 
     /// A new socket.
-    pub(crate) fn enter(self: &Arc<Self>) -> Arc<Debt> {
+    pub(crate) fn enter(self: &Arc<Self>) -> OpenSocket {
         let debt = Arc::new(Debt {
             memory: Arc::clone(self),
             number: self.last.fetch_add(1, Ordering::Relaxed),
@@ -110,7 +136,7 @@ impl Memory {
             task: AtomicWaker::new(),
         });
         self.debts().insert(debt.number, Arc::clone(&debt));
-        debt
+        OpenSocket(debt)
     }
 
     /// How many sockets there are.
@@ -228,11 +254,6 @@ impl Debt {
         self.is_called.load(Ordering::Acquire)
     }
 
-    /// Its socket is gone.
-    pub(crate) fn leave(&self) {
-        self.memory.debts().remove(&self.number);
-    }
-
     fn call(&self) {
         self.is_called.store(true, Ordering::Release);
         self.task.wake();
@@ -266,7 +287,7 @@ mod tests {
     #[test]
     fn beyond_the_budget_those_who_have_owed_longest_go_and_no_others() {
         let memory = Memory::new(4 * BUFFERS_BYTES);
-        let debts: Vec<Arc<Debt>> = (0..6).map(|_| memory.enter()).collect();
+        let mut debts: Vec<OpenSocket> = (0..6).map(|_| memory.enter()).collect();
         let mut held: Vec<Option<Reserved>> =
             debts.iter().map(|one| one.owes(&context())).collect();
         debts.iter().zip([30, 10, 40, 20, 60, 50]).for_each(|(debt, since)| {
@@ -280,12 +301,12 @@ mod tests {
         let called = debts.iter().filter(|debt| debt.is_called()).count();
         assert_eq!(called, 2, "they are still going");
 
-        for at in [1, 3] {
+        for at in [3, 1] {
             held[at] = None;
-            debts[at].leave();
+            drop(debts.remove(at));
         }
         memory.relieve();
-        assert_eq!(debts.iter().filter(|debt| debt.is_called()).count(), 2);
+        assert_eq!(debts.iter().filter(|debt| debt.is_called()).count(), 0, "nobody else goes");
         assert!(!memory.is_short());
     }
 
@@ -326,8 +347,7 @@ mod tests {
         while !debt.is_called() {
             tokio::time::sleep(CLOSING_PACE).await;
         }
-        drop((owed, more));
-        debt.leave();
+        drop((owed, more, debt));
         while memory.is_short() {
             tokio::time::sleep(CLOSING_PACE).await;
         }

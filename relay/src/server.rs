@@ -22,6 +22,7 @@ use tower::Service;
 
 use crate::agents::Offers;
 use crate::commands::Commands;
+use crate::connections::{ConnectionRegistry, ConnectionState};
 use crate::events::Events;
 use crate::memory::Memory;
 use crate::routes::heads::{Exchange, HEAD_BUFFER, Heads, WHEN_FULL};
@@ -91,35 +92,42 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (messages, mut for_connections) = mpsc::channel(MESSAGES);
     let memory = Memory::new(config.memory);
     let room = SocketLimits::of(config.open_files);
-    let app = Arc::new(AppState {
-        events: Events::start(&config.journal, &memory, &supervisor),
+    let viewers = Arc::new(ConnectionState {
+        events: Events::start(&config.journal, config.workers, &memory, &supervisor),
         commands: Commands::start(&config.journal, messages, &supervisor),
+        registry: ConnectionRegistry::default(),
+        key: config.key.clone(),
+        leaving: CancellationToken::new(),
+        drain_over: config.drain,
+    });
+    let app = Arc::new(AppState {
+        events: Arc::clone(&viewers.events),
+        commands: viewers.commands.clone(),
         offers: Offers::start(&config.journal, &supervisor),
         redis_works: Arc::new(AtomicBool::new(config.journal.is_in_memory())),
         journal: config.journal,
         key: config.key,
         allow_anonymous: config.allow_anonymous,
         origins: config.origins,
-        leaving: CancellationToken::new(),
+        leaving: viewers.leaving.clone(),
         drain_over: config.drain,
         connections: TaskTracker::new(),
-        registry: Arc::default(),
+        viewers: Arc::clone(&viewers),
         memory: Arc::clone(&memory),
         turns: Turns::new(),
         users: Users::new(room.most),
         supervisor: supervisor.clone(),
     });
-    let (registry, leaving) = (Arc::clone(&app.registry), app.leaving.clone());
     let mut status = app.events.status();
     supervisor.run("connection news", async move {
         let mut is_leaving = false;
         loop {
             tokio::select! {
-                Some((number, frame)) = for_connections.recv() => registry.hand_over(number, frame),
-                Ok(()) = status.changed() => registry.news(),
-                () = leaving.cancelled(), if !is_leaving => {
+                Some((number, frame)) = for_connections.recv() => viewers.registry.hand_over(number, frame),
+                Ok(()) = status.changed() => viewers.registry.news(),
+                () = viewers.leaving.cancelled(), if !is_leaving => {
                     is_leaving = true;
-                    registry.news();
+                    viewers.registry.news();
                 }
                 else => return,
             }
@@ -298,12 +306,10 @@ async fn accept(listener: TcpListener, routes: Router, peers: Peers) {
 async fn serve(socket: Counted, peer: Peer, routes: Router, patience: Duration, peers: Peers) {
     let Peers { accepting, memory, .. } = peers;
     let traffic = socket.traffic();
-    let counts = socket.traffic();
     let exchange = Exchange::default();
     let socket = Heads::new(socket, exchange.clone(), patience);
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let answering = exchange.begin();
-        request.extensions_mut().insert(Arc::clone(&traffic));
         request.extensions_mut().insert(peer);
         let (response, memory) = (routes.clone().call(request), Arc::clone(&memory));
         async move {
@@ -324,7 +330,7 @@ async fn serve(socket: Counted, peer: Peer, routes: Router, patience: Duration, 
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 served = connection => served,
-                () = counts.stands_still(DRAIN_STALL) => return,
+                () = traffic.stands_still(DRAIN_STALL) => return,
             }
         }
     };

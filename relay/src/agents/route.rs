@@ -9,22 +9,20 @@ use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use bytes::Bytes;
 use protocol::{AgentMessage, Channel, CloseCode};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Message;
 
 use super::calls::Calls;
 use super::outbox::{Outbox, Queued, outbox};
 use super::session::AgentSession;
-use super::socket::{self, AgentSocket};
+use super::socket::{AgentSocket, FRAME_BYTES_HARD};
 use crate::auth::Principal;
 use crate::conversation::{Activity, Due, GrantEnd, Silence};
 use crate::routes::refuse::Refused;
-use crate::routes::traffic::Traffic;
-use crate::routes::upgrade::{End, FAREWELL, Handshake, Socket, end_of, farewell};
+use crate::routes::upgrade::{Handshake, end_of};
 use crate::routes::{AppState, Caller, Peer};
+use crate::websocket::{End, FAREWELL, Socket, TextFrame};
 
 /// How many pings go in a lease: an agent that has died must not seem alive for long.
 const PINGS_IN_A_LEASE: u32 = 3;
@@ -45,12 +43,12 @@ pub(crate) async fn agent(
     let handshake = Handshake::of(&mut request, &app.memory).map_err(|why| caller.refuse(why))?;
     let place = app.users.enter(&caller.principal).map_err(|why| caller.refuse(why))?;
     let Caller { principal, peer, .. } = caller;
-    let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(&app));
-    let (response, socket) = handshake.accept(socket::config());
+    let served = Arc::clone(&app);
+    let (response, socket) = handshake.accept(FRAME_BYTES_HARD);
     app.supervisor.serve(&app.connections, async move {
         let _place = place;
         if let Some(socket) = socket.await {
-            serve(served, socket, principal, peer, own, traffic).await;
+            serve(served, socket, principal, peer, own).await;
         }
     });
     Ok(response)
@@ -58,27 +56,28 @@ pub(crate) async fn agent(
 
 async fn serve(
     app: Arc<AppState>,
-    mut socket: Socket,
+    socket: Socket,
     principal: Arc<Principal>,
     peer: Peer,
     own: Channel,
-    traffic: Arc<Traffic>,
 ) {
     let (id, user) = (own.id().to_owned(), principal.user.clone());
     tracing::info!(agent = id, user = user.as_deref(), %peer, "an agent has connected");
-    let conversation = Box::pin(converse(&app, &mut socket, principal, own, &traffic));
+    let socket = AgentSocket::new(socket);
+    let conversation = Box::pin(converse(&app, &socket, principal, own));
     let end = end_of(conversation).await;
     let (code, reason) = (end.code(), end.reason());
     tracing::info!(agent = id, user = user.as_deref(), %peer, code, reason, "an agent's connection has ended");
-    farewell(end, &mut socket).await;
+    if let Some(socket) = socket.into_inner() {
+        socket.farewell(&end).await;
+    }
 }
 
 async fn converse(
     app: &AppState,
-    socket: &mut Socket,
+    socket: &AgentSocket,
     principal: Arc<Principal>,
     own: Channel,
-    traffic: &Traffic,
 ) -> End {
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
     let (outbox, queued) = outbox(&app.memory);
@@ -89,16 +88,15 @@ async fn converse(
     let lease_ms = app.journal.lease_length().as_millis() as u64;
     // Nothing is queued yet.
     outbox.try_say(&AgentMessage::Connected { lease_ms: Some(lease_ms) });
-    let socket = AgentSocket::new(socket, traffic);
     let who = (app.key.clone(), principal);
     let mut calls = Calls::new(who, offer, session.clone(), outbox.clone());
     let principal = calls.principal();
     let is_full = calls.fullness();
     let pulse = Pulse::new(app.journal.lease_length().mul_f64(SILENCE_MAX));
     tokio::select! {
-        end = read(&mut calls, &socket, &pulse) => end,
-        () = write(&socket, queued, app.journal.lease_length() / PINGS_IN_A_LEASE, catch_up) => End::Gone,
-        code = keep(app, principal, traffic, &outbox, &session, (is_full, &pulse)) => End::Close(code),
+        end = read(&mut calls, socket, &pulse) => end,
+        () = write(app, socket, queued, catch_up) => End::Gone,
+        code = keep(app, principal, socket, &outbox, &session, (is_full, &pulse)) => End::Close(code),
     }
 }
 
@@ -126,50 +124,40 @@ impl Pulse {
     }
 }
 
-async fn read(calls: &mut Calls, socket: &AgentSocket<'_>, pulse: &Pulse) -> End {
+async fn read(calls: &mut Calls, socket: &AgentSocket, pulse: &Pulse) -> End {
     loop {
-        match socket.next().await {
-            Some(Ok(_)) if pulse.stood_still() => return End::Close(CloseCode::Stalled),
-            Some(Ok(_)) if calls.is_over() => return End::Close(CloseCode::TokenExpired),
-            Some(Ok(Message::Text(text))) => {
-                if !calls.on_text(&text).await {
-                    return End::Gone;
-                }
-                if calls.is_unreadable() {
-                    return End::Close(CloseCode::Unreadable);
-                }
-            }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Close(_))) | None => return End::Gone,
-            Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
-                return End::Close(CloseCode::Unsupported);
-            }
-            Some(Err(error)) => {
-                tracing::debug!(%error, "an agent's connection broke");
-                return End::from(&error);
-            }
+        let text = match socket.next().await {
+            Ok(_) if pulse.stood_still() => return End::Close(CloseCode::Stalled),
+            Ok(_) if calls.is_over() => return End::Close(CloseCode::TokenExpired),
+            Ok(text) => text,
+            Err(end) => return end,
+        };
+        if !calls.on_text(&text).await {
+            return End::Gone;
+        }
+        if calls.is_unreadable() {
+            return End::Close(CloseCode::Unreadable);
         }
     }
 }
 
 /// Says what there is to say, and pings; returns when the agent is gone.
 async fn write(
-    socket: &AgentSocket<'_>,
+    app: &AppState,
+    socket: &AgentSocket,
     mut queued: mpsc::Receiver<Queued>,
-    ping_every: Duration,
     catch_up: impl Fn(),
 ) {
-    let mut pings = tokio::time::interval(ping_every);
+    let mut pings = tokio::time::interval(app.journal.lease_length() / PINGS_IN_A_LEASE);
     loop {
-        let message = tokio::select! {
-            next = queued.recv() => match next {
-                Some(Queued { text, .. }) => Message::Text(text.into()),
-                None => return,
-            },
-            _ = pings.tick() => Message::Ping(Bytes::new()),
-        };
-        if socket.feed(message).await.is_err() {
-            return;
+        tokio::select! {
+            next = queued.recv() => {
+                let Some(Queued { text, .. }) = next else { return };
+                if socket.feed(TextFrame::new(text, &app.memory)).await.is_err() {
+                    return;
+                }
+            }
+            _ = pings.tick() => socket.feed_ping(),
         }
         if queued.is_empty() {
             if socket.flush().await.is_err() {
@@ -184,7 +172,7 @@ async fn write(
 async fn keep(
     app: &AppState,
     mut principal: watch::Receiver<Arc<Principal>>,
-    traffic: &Traffic,
+    socket: &AgentSocket,
     outbox: &Outbox,
     session: &AgentSession,
     (is_full, pulse): (impl Fn() -> bool, &Pulse),
@@ -201,10 +189,10 @@ async fn keep(
                 }
                 pulse.beat();
                 let now = Instant::now();
-                let is_blocked = outbox.is_waiting() || traffic.is_owed();
+                let is_blocked = outbox.is_waiting() || socket.look(Socket::is_blocked);
                 let activity = Activity {
-                    read: traffic.read(),
-                    written: traffic.written(),
+                    read: socket.look(Socket::read),
+                    written: socket.look(Socket::written),
                     is_blocked,
                     ..Activity::default()
                 };
@@ -214,7 +202,7 @@ async fn keep(
                     session.let_lapse(lease.saturating_sub(silence.lasts(now))).await;
                     return CloseCode::Stalled;
                 }
-                if traffic.must_go() {
+                if socket.look(Socket::must_go) {
                     return CloseCode::Stalled;
                 }
             }

@@ -6,12 +6,12 @@
 mod registry;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::{AbortHandle, Abortable, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{Key, Principal};
 use crate::commands::Commands;
 use crate::conversation::{Activity, Conversation, Done, Opening, Read, Work};
-use crate::events::{Events, Status};
+use crate::events::{Events, Status, WriteNow};
+use crate::websocket::TextFrame;
 pub(crate) use registry::ConnectionRegistry;
 use registry::Mailbox;
 
@@ -33,11 +34,11 @@ use registry::Mailbox;
 const READ_AGAIN: Duration = Duration::from_millis(250);
 
 /// What connections share.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct ConnectionState {
     pub(crate) events: Arc<Events>,
     pub(crate) commands: Commands,
-    pub(crate) registry: Arc<ConnectionRegistry>,
+    pub(crate) registry: ConnectionRegistry,
     /// What tokens are signed with: one can be renewed.
     pub(crate) key: Option<Key>,
     pub(crate) leaving: CancellationToken,
@@ -48,23 +49,23 @@ pub(crate) struct ConnectionState {
 /// One viewer of this replica.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    shared: ConnectionState,
+    shared: Arc<ConnectionState>,
     number: u64,
     conversation: Conversation,
     mailbox: Arc<Mailbox>,
     status: watch::Receiver<Status>,
     /// At most one page, and what is pending on each channel.
-    reads: FuturesUnordered<Abortable<BoxFuture<'static, Done>>>,
+    reads: UnderWay<Abortable<BoxFuture<'static, Done>>>,
     by_slot: HashMap<u32, AbortHandle>,
     /// At most one: they are carried out one after the other.
-    commands: FuturesUnordered<BoxFuture<'static, Done>>,
-    requests: FuturesUnordered<BoxFuture<'static, Done>>,
+    commands: UnderWay<BoxFuture<'static, Done>>,
+    requests: UnderWay<BoxFuture<'static, Done>>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Connection {
     pub(crate) fn open(
-        shared: ConnectionState,
+        shared: Arc<ConnectionState>,
         principal: Arc<Principal>,
         opening: Opening,
     ) -> Self {
@@ -82,10 +83,10 @@ impl Connection {
             conversation,
             mailbox,
             status,
-            reads: FuturesUnordered::new(),
+            reads: UnderWay::default(),
             by_slot: HashMap::new(),
-            commands: FuturesUnordered::new(),
-            requests: FuturesUnordered::new(),
+            commands: UnderWay::default(),
+            requests: UnderWay::default(),
             timer,
         };
         connection.on_news(false);
@@ -114,12 +115,12 @@ impl Connection {
             self.take_messages();
         }
         self.begin_work();
-        if let Poll::Ready(Some(done)) = poll_some(&mut self.commands, cx) {
+        if let Poll::Ready(Some(done)) = self.commands.poll_next(cx) {
             self.on_done(done);
             is_changed = true;
         }
         // What was read becomes frames: not before those that wait are gone. The read itself is not held up.
-        while !is_blocked && let Poll::Ready(Some(done)) = poll_some(&mut self.reads, cx) {
+        while !is_blocked && let Poll::Ready(Some(done)) = self.reads.poll_next(cx) {
             if let Ok(done) = done {
                 self.on_done(done);
                 is_changed = true;
@@ -127,7 +128,7 @@ impl Connection {
             }
         }
         while self.conversation.has_room()
-            && let Poll::Ready(Some(done)) = poll_some(&mut self.requests, cx)
+            && let Poll::Ready(Some(done)) = self.requests.poll_next(cx)
         {
             self.on_done(done);
             is_changed = true;
@@ -159,9 +160,19 @@ impl Connection {
     }
 
     /// Frames to write; none where nothing waits.
-    pub(crate) fn take(&mut self, out: &mut Vec<Bytes>) {
+    pub(crate) fn take(&mut self, out: &mut Vec<TextFrame>) {
         self.conversation.take(out);
         self.begin_work();
+    }
+
+    /// What is new for one subscription, where nothing else is to be said first: see [`Conversation::take_live`].
+    pub(crate) fn take_live(&mut self, slot: u32, out: &mut Vec<TextFrame>) -> bool {
+        self.conversation.take_live(slot, out)
+    }
+
+    /// Who has events for it writes them itself, where it can.
+    pub(crate) fn set_writer(&self, writer: Weak<dyn WriteNow>) {
+        self.mailbox.wake.set_writer(writer);
     }
 
     /// Whether the transport shall send a sign of life of its own kind.
@@ -267,12 +278,35 @@ impl Drop for Connection {
     }
 }
 
-/// Mostly there are none: then this costs nothing.
-fn poll_some<T: Future>(
-    futures: &mut FuturesUnordered<T>,
-    cx: &mut Context<'_>,
-) -> Poll<Option<T::Output>> {
-    if futures.is_empty() { Poll::Ready(None) } else { futures.poll_next_unpin(cx) }
+/// What is under way. Mostly nothing is: then it takes no memory, and is not polled.
+struct UnderWay<T>(Option<FuturesUnordered<T>>);
+
+impl<T> fmt::Debug for UnderWay<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} under way", self.0.as_ref().map_or(0, FuturesUnordered::len))
+    }
+}
+
+impl<T> Default for UnderWay<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Future> UnderWay<T> {
+    fn push(&mut self, one: T) {
+        self.0.get_or_insert_default().push(one);
+    }
+
+    /// What is done; `None` where nothing is under way.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<T::Output>> {
+        let Some(futures) = &mut self.0 else { return Poll::Ready(None) };
+        let done = ready!(futures.poll_next_unpin(cx));
+        if futures.is_empty() {
+            self.0 = None;
+        }
+        Poll::Ready(done)
+    }
 }
 
 /// While Redis is away the viewer stays, and this tries again.

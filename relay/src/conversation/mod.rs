@@ -17,7 +17,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use journal::Page;
 use protocol::frame::{
     self, Addressing, Answer, AuthToken, ClientFrame, Command, CorrelationId, Incoming, Outcome,
@@ -34,6 +33,7 @@ use tokio::time::Instant;
 use crate::auth::{self, Key, Principal};
 use crate::commands::{Accepted, Reply};
 use crate::events::{Events, Pending, Status, Wake};
+use crate::websocket::TextFrame;
 use lifecycle::Lifecycle;
 pub(crate) use lifecycle::{Activity, Due, GrantEnd, Heartbeat, Silence};
 use outbox::ViewerOutbox;
@@ -89,7 +89,7 @@ pub(crate) struct Conversation {
     lifecycle: Lifecycle,
     outbox: ViewerOutbox,
     /// Frames of pages that came, which no transport has taken yet.
-    read: Vec<Bytes>,
+    read: Vec<TextFrame>,
     work: Vec<Work>,
     /// A command is being carried out.
     is_answering: bool,
@@ -185,12 +185,20 @@ impl Conversation {
     }
 
     /// Frames that wait, answers first, then each subscription that has something new in turn.
-    pub(crate) fn take(&mut self, out: &mut Vec<Bytes>) {
+    pub(crate) fn take(&mut self, out: &mut Vec<TextFrame>) {
         self.outbox.take(out);
         out.append(&mut self.read);
         let mut reads = Vec::new();
         self.subscriptions.take(&mut reads, out);
         self.begin(reads);
+    }
+
+    /// What is new for one subscription, where nothing else is to be said first: see [`Subscriptions::take_live`].
+    pub(crate) fn take_live(&mut self, slot: u32, out: &mut Vec<TextFrame>) -> bool {
+        self.end.is_none()
+            && self.outbox.is_empty()
+            && self.read.is_empty()
+            && self.subscriptions.take_live(slot, out)
     }
 
     /// Whether the transport shall send a sign of life of its own kind.
@@ -401,7 +409,7 @@ impl Conversation {
             let (id, reason) = (None, Some(REVOKED));
             let ended = RelayFrame::Unsubscribed { id, channel: target.named(), reason };
             // Behind what was read for it and waits.
-            self.read.push(ended.to_text().into());
+            self.read.push(self.outbox.frame(&ended));
         }
         self.principal = principal;
         self.begin(reads);

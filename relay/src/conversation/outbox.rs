@@ -5,10 +5,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use protocol::frame::RelayFrame;
 
 use crate::memory::Memory;
+use crate::websocket::TextFrame;
 
 /// Beyond this nothing more is asked for the viewer: no frame of it is read, no reply is taken, and what nobody
 /// here asked for is dropped. What one more frame can add stays far below the MiB that a connection may hold.
@@ -17,9 +17,9 @@ const ROOM_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct ViewerOutbox {
     memory: Arc<Memory>,
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<TextFrame>,
     /// The answer to the last of the pings that came while nothing could be written.
-    pong: Option<Bytes>,
+    pong: Option<TextFrame>,
     bytes: usize,
 }
 
@@ -29,17 +29,17 @@ impl ViewerOutbox {
     }
 
     pub(super) fn say(&mut self, frame: &RelayFrame<'_>) {
-        self.push(self.memory.hold(frame.to_text()));
+        self.push(self.frame(frame));
     }
 
-    pub(super) fn push(&mut self, frame: Bytes) {
+    pub(super) fn push(&mut self, frame: TextFrame) {
         self.bytes += frame.len();
         self.frames.push_back(frame);
     }
 
     /// While the transport is blocked only the last pong is kept.
     pub(super) fn push_pong(&mut self, frame: String, is_blocked: bool) {
-        let frame = self.memory.hold(frame);
+        let frame = TextFrame::new(frame, &self.memory);
         if !is_blocked {
             return self.push(frame);
         }
@@ -52,8 +52,17 @@ impl ViewerOutbox {
     /// Room for what nobody here asked for: it must not pile up where nobody reads.
     pub(super) fn push_if_there_is_room(&mut self, frame: String) {
         if self.has_room() {
-            self.push(self.memory.hold(frame));
+            self.push(TextFrame::new(frame, &self.memory));
         }
+    }
+
+    /// The frame, which counts as what it is written in does.
+    pub(super) fn frame(&self, frame: &RelayFrame<'_>) -> TextFrame {
+        TextFrame::new(frame.to_text(), &self.memory)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.pong.is_none()
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -61,7 +70,7 @@ impl ViewerOutbox {
     }
 
     /// Hands out all that waits.
-    pub(super) fn take(&mut self, out: &mut Vec<Bytes>) {
+    pub(super) fn take(&mut self, out: &mut Vec<TextFrame>) {
         out.extend(self.frames.drain(..));
         out.extend(self.pong.take());
         self.bytes = 0;
@@ -77,19 +86,23 @@ impl ViewerOutbox {
 mod tests {
     use super::*;
 
-    fn texts(outbox: &mut ViewerOutbox) -> Vec<Bytes> {
+    fn texts(outbox: &mut ViewerOutbox) -> Vec<String> {
         let mut out = Vec::new();
         outbox.take(&mut out);
-        out
+        out.iter().map(|frame| frame.text().to_owned()).collect()
+    }
+
+    fn frame(text: &str) -> TextFrame {
+        TextFrame::new(text.to_owned(), &Memory::new(usize::MAX))
     }
 
     #[test]
     fn of_pings_whose_pong_cannot_be_written_only_the_last_is_answered() {
         let mut outbox = ViewerOutbox::new(&Memory::new(usize::MAX));
-        outbox.push(Bytes::from("answer"));
+        outbox.push(frame("answer"));
         (0..100_000).for_each(|i| outbox.push_pong(i.to_string(), true));
 
-        assert_eq!(outbox.bytes(), "answer".len() + "99999".len());
+        assert_eq!(outbox.bytes(), frame("answer").len() + frame("99999").len());
         assert_eq!(texts(&mut outbox), ["answer", "99999"]);
         ["1", "2"].into_iter().for_each(|pong| outbox.push_pong(pong.to_owned(), false));
         assert_eq!(texts(&mut outbox), ["1", "2"], "while bytes are taken each is answered");
@@ -98,7 +111,7 @@ mod tests {
     #[test]
     fn what_nobody_asked_for_is_dropped_when_the_outbox_is_full() {
         let mut outbox = ViewerOutbox::new(&Memory::new(usize::MAX));
-        outbox.push(Bytes::from("x".repeat(ROOM_BYTES + 1)));
+        outbox.push(frame(&"x".repeat(ROOM_BYTES + 1)));
         assert!(!outbox.has_room());
 
         outbox.push_if_there_is_room("message".to_owned());

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use journal::Page;
 use protocol::frame::{CorrelationId, Refusal, Subscribe, Target};
 use protocol::limits::SUBSCRIPTIONS_MAX;
@@ -15,6 +14,8 @@ use protocol::{Channel, ErrorCode, Format};
 use crate::events::{
     Broadcast, Events, Membership, Next, Pending, Question, Request, Subscription, Wake,
 };
+
+use crate::websocket::TextFrame;
 
 /// Frames that are handed out at a time, so that the transport can write them with few calls.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -43,7 +44,8 @@ pub(super) struct Subscriptions {
     events: Arc<Events>,
     wake: Arc<Wake>,
     everyone: Broadcast,
-    slots: Vec<Option<(u64, Subscription)>>,
+    /// Boxed: most viewers have one, and a list makes room for four.
+    slots: Vec<Option<(u64, Box<Subscription>)>>,
     serials: u64,
     /// Slots that have something new and had no turn yet.
     ready: VecDeque<u32>,
@@ -76,7 +78,7 @@ impl Subscriptions {
         format: Format,
         id: Option<CorrelationId>,
         reads: &mut Vec<Read>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) -> Result<(), Refusal> {
         let Subscribe { target, since, .. } = subscribe;
         match self.slot_of(&target) {
@@ -105,7 +107,7 @@ impl Subscriptions {
         &mut self,
         target: &Target,
         reads: &mut Vec<Read>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) -> Result<(), Refusal> {
         let Some(slot) = self.slot_of(target) else {
             let message = format!("no subscription to `{}`", target.channel);
@@ -121,7 +123,7 @@ impl Subscriptions {
         &mut self,
         permits: impl Fn(&Channel) -> bool,
         reads: &mut Vec<Read>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) -> Vec<Target> {
         let mut ended = Vec::new();
         for slot in 0..self.slots.len() {
@@ -135,7 +137,7 @@ impl Subscriptions {
     }
 
     /// Frames of each subscription that has something new, in turn, and what they need to read to go on.
-    pub(super) fn take(&mut self, reads: &mut Vec<Read>, out: &mut Vec<Bytes>) {
+    pub(super) fn take(&mut self, reads: &mut Vec<Read>, out: &mut Vec<TextFrame>) {
         self.ready.extend(self.wake.take_ready());
         let mut bytes = 0;
         while bytes < BATCH_BYTES
@@ -161,12 +163,21 @@ impl Subscriptions {
                 }
                 _ => {}
             }
-            bytes += out[before..].iter().map(Bytes::len).sum::<usize>();
+            bytes += out[before..].iter().map(TextFrame::len).sum::<usize>();
         }
         if !self.ready.is_empty() {
             self.wake.wake();
         }
         self.next_page(reads);
+    }
+
+    /// What is new for the subscription in `slot`, where it has all that came before and nothing else is to be said
+    /// first. False where it must be [taken](Self::take) instead, or as well.
+    pub(super) fn take_live(&mut self, slot: u32, out: &mut Vec<TextFrame>) -> bool {
+        match self.slots.get_mut(slot as usize) {
+            Some(Some((_, subscription))) => subscription.take_live(out),
+            _ => false,
+        }
     }
 
     /// A page came.
@@ -175,7 +186,7 @@ impl Subscriptions {
         ticket: Ticket,
         page: &Page,
         pending: Option<&Arc<Pending>>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) {
         if self.page_under_way == Some(ticket) {
             self.page_under_way = None;
@@ -194,7 +205,7 @@ impl Subscriptions {
         &mut self,
         ticket: Ticket,
         pending: &Arc<Pending>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) {
         self.hand(ticket, |subscription| subscription.on_pending(pending, out));
     }
@@ -218,14 +229,14 @@ impl Subscriptions {
     }
 
     fn slot_of(&self, target: &Target) -> Option<usize> {
-        let is_it = |slot: &Option<(u64, Subscription)>| {
+        let is_it = |slot: &Option<(u64, Box<Subscription>)>| {
             slot.as_ref().is_some_and(|(_, subscription)| subscription.is_to(target))
         };
         self.slots.iter().position(is_it)
     }
 
     /// What the subscription waited for, nobody wants any more.
-    fn clear(&mut self, slot: usize, reads: &mut Vec<Read>, out: &mut Vec<Bytes>) {
+    fn clear(&mut self, slot: usize, reads: &mut Vec<Read>, out: &mut Vec<TextFrame>) {
         if let Some((_, subscription)) = self.slots[slot].take() {
             subscription.supersede(out);
         }
@@ -245,7 +256,7 @@ impl Subscriptions {
             self.slots.len() - 1
         });
         self.serials += 1;
-        let subscription = make(self.events.join(channel, &self.wake, slot as u32));
+        let subscription = Box::new(make(self.events.join(channel, &self.wake, slot as u32)));
         subscription.queue();
         self.slots[slot] = Some((self.serials, subscription));
     }

@@ -1,5 +1,7 @@
 //! Conversations without a socket: frames, finished work and the time go in; frames, work and close codes come out.
 
+use std::num::NonZeroUsize;
+
 use journal::{Journal, Keep, Name, NewEntry, Retention};
 use protocol::Channel;
 use serde_json::{Value, json};
@@ -27,7 +29,12 @@ impl Viewer {
     }
 
     fn with(journal: Journal, key: Option<Key>, token: Option<&str>) -> Self {
-        let events = Events::start(&journal, &Memory::new(usize::MAX), &Supervisor::new());
+        let events = Events::start(
+            &journal,
+            NonZeroUsize::MIN,
+            &Memory::new(usize::MAX),
+            &Supervisor::new(),
+        );
         let wake = Arc::<Wake>::default();
         let principal = Arc::new(auth::authenticate(key.as_ref(), token).unwrap());
         let opening = Opening {
@@ -54,7 +61,7 @@ impl Viewer {
     fn receives(&mut self) -> Vec<Value> {
         let mut out = Vec::new();
         self.conversation.take(&mut out);
-        out.iter().map(|frame| serde_json::from_slice(frame).unwrap()).collect()
+        out.iter().map(|frame| serde_json::from_str(frame.text()).unwrap()).collect()
     }
 
     fn kinds(&mut self) -> Vec<String> {

@@ -5,18 +5,17 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use journal::{Page, Since};
-use protocol::{Channel, Format, Offset};
+use protocol::{Format, Offset};
 
 use super::hub::Membership;
 use super::pages::Request;
 use super::subscription::{Next, STEP_ENTRIES, say_each, say_merged};
+use crate::websocket::TextFrame;
 
 /// One connection's subscription to `global:everyone`.
 #[derive(Debug)]
 pub(crate) struct Broadcast {
-    channel: Channel,
     membership: Membership,
     cursor: Option<Offset>,
     phase: Phase,
@@ -38,7 +37,7 @@ impl Broadcast {
         // What is published from now on is delivered, not only what is published after the first step.
         let head = membership.watched().head();
         let phase = if head.is_some() { Phase::Following } else { Phase::Joining };
-        Self { channel: Channel::global_everyone(), membership, cursor: head.flatten(), phase }
+        Self { membership, cursor: head.flatten(), phase }
     }
 
     /// Has the connection come to this subscription.
@@ -47,7 +46,7 @@ impl Broadcast {
     }
 
     /// Takes what the tail has after the cursor.
-    pub(crate) fn step(&mut self, out: &mut Vec<Bytes>) -> Next {
+    pub(crate) fn step(&mut self, out: &mut Vec<TextFrame>) -> Next {
         self.membership.listen_again();
         if let Phase::Reading { has_news } = &mut self.phase {
             *has_news = true;
@@ -75,20 +74,21 @@ impl Broadcast {
             let is_join = self.cursor.is_none();
             return Next::Read(Request { name, since, head, is_join });
         };
-        say_each(&self.channel, Format::Flat, &entries, self.membership.memory(), out);
+        say_each(&watched.name.channel, Format::Flat, &entries, self.membership.memory(), out);
         self.cursor = entries.last().map_or(self.cursor, |last| Some(last.entry.offset));
         if entries.len() < STEP_ENTRIES || self.cursor == head { Next::Wait } else { Next::Again }
     }
 
     /// A page that was asked for came.
-    pub(crate) fn on_page(&mut self, page: &Page, out: &mut Vec<Bytes>) -> Next {
+    pub(crate) fn on_page(&mut self, page: &Page, out: &mut Vec<TextFrame>) -> Next {
         let has_news = self.phase == Phase::Reading { has_news: true };
         self.phase = Phase::Following;
         if page.reset.is_some() {
             self.cursor = page.head;
         } else {
             let memory = self.membership.memory();
-            let end = say_merged(&self.channel, Format::Flat, &page.entries, memory, out);
+            let channel = &self.membership.watched().name.channel;
+            let end = say_merged(channel, Format::Flat, &page.entries, memory, out);
             self.cursor = end.or(self.cursor);
         }
         if has_news || !page.entries.is_empty() { Next::Again } else { Next::Wait }

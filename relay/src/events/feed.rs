@@ -2,24 +2,33 @@
 //!
 //! Down: journal → **feed** → [`hub`](super::hub)
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use journal::{Follower, Journal, Page, Reason, Update, Updates};
 use protocol::Channel;
 use tokio::sync::watch;
 
 use super::approvals::{self, Approvals, Question};
-use super::hub::{Hub, Membership, Wake};
+use super::hub::{FanOut, Hub, Membership, Wake};
 use super::pages::{Pages, Request};
 use super::pending::Pending;
 use super::single_flight::ReadError;
 use crate::memory::Memory;
 use crate::supervisor::Supervisor;
+use crate::websocket::TextFrame;
 
 /// A channel that nobody listens to is followed for one to two of these longer: pages reload.
 const SWEEP: Duration = Duration::from_secs(10);
+/// How many updates are taken before what they bring is written.
+const UPDATES_AT_ONCE: usize = 1024;
+/// How long is written before it is looked whether more has come, and before other tasks have their turn.
+const WRITING_TIME: Duration = Duration::from_millis(1);
 
 /// Whether the record is within reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,50 +52,69 @@ impl Status {
 /// Everything a route needs to show events.
 #[derive(Debug)]
 pub(crate) struct Events {
-    hub: Hub,
+    /// One for each worker. A channel always has the same, so its order needs no lock.
+    feeds: Box<[Feed]>,
     pages: Pages,
     approvals: Approvals,
-    follower: Follower,
     journal: Journal,
     supervisor: Supervisor,
-    /// Joining and sweeping decide together what is followed: one at a time.
-    interest: Mutex<()>,
-    status: watch::Receiver<Status>,
+    status: watch::Sender<Status>,
+    /// How many feeds are cut off from their journals.
+    cut_off: AtomicUsize,
     memory: Arc<Memory>,
 }
 
+/// The way down of some of the channels.
+#[derive(Debug)]
+struct Feed {
+    hub: Hub,
+    follower: Follower,
+    /// Joining and sweeping decide together what is followed: one at a time.
+    interest: Mutex<()>,
+}
+
 impl Events {
-    /// Begins to follow.
+    /// Begins to follow, with so many workers.
     pub(crate) fn start(
         journal: &Journal,
+        workers: NonZeroUsize,
         memory: &Arc<Memory>,
         supervisor: &Supervisor,
     ) -> Arc<Self> {
-        let (follower, updates) = journal.follow();
-        let (status, status_seen) = watch::channel(Status::Degraded);
+        let (followers, updates): (Vec<Follower>, Vec<Updates>) =
+            (0..workers.get()).map(|_| journal.follow()).unzip();
+        let feed = |follower| Feed { hub: Hub::new(memory), follower, interest: Mutex::new(()) };
         let events = Arc::new(Self {
-            hub: Hub::new(memory),
+            feeds: followers.into_iter().map(feed).collect(),
             pages: Pages::new(journal.clone()),
             approvals: Approvals::new(journal.clone(), Arc::clone(memory)),
-            follower,
             journal: journal.clone(),
             supervisor: supervisor.clone(),
-            interest: Mutex::new(()),
-            status: status_seen,
+            status: watch::Sender::new(Status::Degraded),
+            cut_off: AtomicUsize::new(workers.get()),
             memory: Arc::clone(memory),
         });
-        supervisor.run("feed", Arc::clone(&events).run(updates, status));
+        for (index, updates) in updates.into_iter().enumerate() {
+            supervisor.run("feed", Arc::clone(&events).run(index, updates));
+        }
         events
     }
 
     /// Listens to `channel` for the subscription in `slot` of a connection.
     pub(crate) fn join(&self, channel: &Channel, wake: &Arc<Wake>, slot: u32) -> Membership {
-        let _one_at_a_time = self.interest.lock().expect("no code panics with this lock held");
-        let (membership, is_new) = self.hub.join(channel, wake, slot);
+        let feed = self.feed(channel);
+        let _one_at_a_time = feed.interest.lock().expect("no code panics with this lock held");
+        let (membership, is_new) = feed.hub.join(channel, wake, slot);
         if is_new {
-            self.follower.follow(&membership.watched().name, None);
+            feed.follower.follow(&membership.watched().name, None);
         }
         membership
+    }
+
+    fn feed(&self, channel: &Channel) -> &Feed {
+        let mut hasher = DefaultHasher::new();
+        channel.as_str().hash(&mut hasher);
+        &self.feeds[hasher.finish() as usize % self.feeds.len()]
     }
 
     /// A page of a journal; where delivery starts with it, also what waits for an answer.
@@ -116,7 +144,8 @@ impl Events {
 
     /// How many subscribe to each channel here. The channel that everybody receives does not count.
     pub(crate) fn subscribers(&self) -> HashMap<Channel, u64> {
-        let mut counts = self.hub.subscribers();
+        let mut counts: HashMap<Channel, u64> =
+            self.feeds.iter().flat_map(|feed| feed.hub.subscribers()).collect();
         counts.remove(&Channel::global_everyone());
         counts
     }
@@ -128,62 +157,133 @@ impl Events {
 
     /// Whether a connection would receive what is published now.
     pub(crate) fn is_following(&self) -> bool {
-        self.hub.is_live(&Channel::global_everyone())
+        let everyone = Channel::global_everyone();
+        self.feed(&everyone).hub.is_live(&everyone)
     }
 
     /// Whether the record is within reach, and when that changes.
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
-        self.status.clone()
+        self.status.subscribe()
     }
 
-    async fn run(self: Arc<Self>, mut updates: Updates, status: watch::Sender<Status>) {
-        let everyone = Channel::global_everyone();
+    async fn run(self: Arc<Self>, index: usize, mut updates: Updates) {
+        let (everyone, feed) = (Channel::global_everyone(), &self.feeds[index]);
         // Followed from the start, so that a new connection receives everything from then on.
-        let _membership = self.join(&everyone, &Arc::default(), 0);
-        let mut sweep = tokio::time::interval(SWEEP);
+        let is_everyones = std::ptr::eq(self.feed(&everyone), feed);
+        let _membership = is_everyones.then(|| self.join(&everyone, &Arc::default(), 0));
+        let (mut sweep, mut fan_outs) = (tokio::time::interval(SWEEP), FanOutQueue::default());
+        let mut is_cut_off = true;
         loop {
-            tokio::select! {
+            let mut update = tokio::select! {
+                biased;
+                _ = sweep.tick() => {
+                    feed.sweep();
+                    continue;
+                }
                 update = updates.next() => match update {
-                    Some(update) => self.on_update(update, &status),
+                    Some(update) => Some(update),
                     None => return,
                 },
-                _ = sweep.tick() => self.sweep(),
+                // Others have their turn first.
+                () = tokio::task::yield_now(), if !fan_outs.is_empty() => None,
+            };
+            // What else has come is taken first, so that much goes with one write when much happens.
+            for _ in 0..UPDATES_AT_ONCE {
+                match update {
+                    Some(Update::Link { up }) => self.on_link(up, &mut is_cut_off),
+                    Some(update) => self.on_update(feed, update, &mut fan_outs),
+                    None => break,
+                }
+                let next = tokio::task::unconstrained(updates.next()).now_or_never();
+                update = match next {
+                    Some(None) => return,
+                    Some(update) => update,
+                    None => None,
+                };
+            }
+            fan_outs.go_on(WRITING_TIME);
+        }
+    }
+
+    fn on_link(&self, up: bool, is_cut_off: &mut bool) {
+        match (up, std::mem::replace(is_cut_off, !up)) {
+            (true, true) => drop(self.cut_off.fetch_sub(1, Ordering::SeqCst)),
+            (false, false) => drop(self.cut_off.fetch_add(1, Ordering::SeqCst)),
+            _ => {}
+        }
+        let is_well = self.cut_off.load(Ordering::SeqCst) == 0;
+        let now = if is_well { Status::Ok } else { Status::Degraded };
+        self.pages.forget();
+        self.approvals.forget(None);
+        let is_news = self.status.send_if_modified(|status| std::mem::replace(status, now) != now);
+        if is_news {
+            // The link itself says which Redis went or came.
+            tracing::debug!(status = now.as_str(), "browsers are told the state of redis");
+            if is_well {
+                self.supervisor.run_once(warn_of_eviction(self.journal.clone()));
             }
         }
     }
 
-    fn on_update(&self, update: Update, status: &watch::Sender<Status>) {
+    fn on_update(&self, feed: &Feed, update: Update, fan_outs: &mut FanOutQueue) {
         match update {
-            Update::Link { up } => {
-                let now = if up { Status::Ok } else { Status::Degraded };
-                // The link itself says which Redis went or came.
-                tracing::debug!(status = now.as_str(), "browsers are told the state of redis");
-                self.pages.forget();
-                self.approvals.forget(None);
-                status.send_replace(now);
-                if up {
-                    self.supervisor.run_once(warn_of_eviction(self.journal.clone()));
-                }
-            }
             Update::Live { name, head } => {
                 self.approvals.forget(Some(&name.channel));
-                self.hub.live(&name.channel, head);
+                feed.hub.live(&name.channel, head);
             }
-            Update::Entries { name, entries } => self.hub.deliver(&name.channel, entries),
+            Update::Entries { name, entries } => {
+                fan_outs.add(feed.hub.extend(&name.channel, entries));
+            }
             Update::Reset { name, .. } => {
                 self.pages.forget();
                 self.approvals.forget(Some(&name.channel));
-                self.hub.reset(&name.channel);
+                feed.hub.reset(&name.channel);
             }
             // Nobody waits for an answer at this address.
-            Update::Notified { .. } => {}
+            Update::Notified { .. } | Update::Link { .. } => {}
         }
     }
+}
 
+impl Feed {
     fn sweep(&self) {
         let _one_at_a_time = self.interest.lock().expect("no code panics with this lock held");
         for name in self.hub.sweep() {
             self.follower.unfollow(&name);
+        }
+    }
+}
+
+/// The fan-outs of channels with something new.
+#[derive(Debug, Default)]
+struct FanOutQueue {
+    waiting: VecDeque<FanOut>,
+    /// Of each write.
+    space: Vec<TextFrame>,
+}
+
+impl FanOutQueue {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn add(&mut self, fan_out: Option<FanOut>) {
+        self.waiting.extend(fan_out);
+    }
+
+    /// Goes on for about so long: meanwhile nothing new is taken.
+    fn go_on(&mut self, time: Duration) {
+        if self.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        while let Some(mut fan_out) = self.waiting.pop_front() {
+            if !fan_out.go_on(&mut self.space) {
+                self.waiting.push_back(fan_out);
+            }
+            if began.elapsed() >= time {
+                return;
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ mod tail;
 pub(crate) use approvals::Question;
 pub(crate) use broadcast::Broadcast;
 pub(crate) use feed::{Events, Status};
-pub(crate) use hub::{Membership, Wake};
+pub(crate) use hub::{Membership, Wake, WriteNow};
 pub(crate) use pages::Request;
 pub(crate) use pending::Pending;
 pub(crate) use single_flight::ReadError;

@@ -7,13 +7,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use protocol::Offset;
 use protocol::frame::{Addressing, RelayFrame, Target};
 use protocol::limits::{PENDING_BYTES_MAX, PENDING_FRAME_BYTES_MAX};
 use serde_json::value::RawValue;
 
 use crate::memory::{Memory, Reserved};
+use crate::websocket::TextFrame;
 
 /// What stands around the questions in a frame: the longest channel has 137 bytes.
 const ENVELOPE_BYTES: usize = 256;
@@ -27,8 +27,8 @@ pub(crate) struct Pending {
     pub(super) first: Box<RawValue>,
     /// Lists that follow.
     rest: Vec<Box<RawValue>>,
-    by_channel: OnceLock<Vec<Bytes>>,
-    by_session: OnceLock<Vec<Bytes>>,
+    by_channel: OnceLock<Vec<TextFrame>>,
+    by_session: OnceLock<Vec<TextFrame>>,
     memory: Arc<Memory>,
     _reserved: Reserved,
 }
@@ -65,7 +65,7 @@ impl Pending {
     }
 
     /// One of the frames that follow `subscribed`, from the first, 0, to the last.
-    pub(super) fn frame(&self, target: &Target, index: usize) -> Option<Bytes> {
+    pub(super) fn frame(&self, target: &Target, index: usize) -> Option<TextFrame> {
         let frames = match target.addressing {
             Addressing::SessionId => &self.by_session,
             Addressing::Channel | Addressing::PlanId => &self.by_channel,
@@ -73,7 +73,7 @@ impl Pending {
         let encode = |(index, pending): (usize, &RawValue)| {
             let more = index + 1 < self.rest.len();
             let frame = RelayFrame::Pending { channel: target.named(), pending, more };
-            self.memory.hold(frame.to_text())
+            TextFrame::new(frame.to_text(), &self.memory)
         };
         frames
             .get_or_init(|| self.rest.iter().map(|list| &**list).enumerate().map(encode).collect())
@@ -124,12 +124,13 @@ mod tests {
     }
 
     /// All that a joiner is told, frame by frame.
-    fn told(pending: &Pending, addressing: Addressing) -> (Vec<serde_json::Value>, Vec<Bytes>) {
+    fn told(pending: &Pending, addressing: Addressing) -> (Vec<serde_json::Value>, Vec<TextFrame>) {
         let target = target(addressing);
-        let frames: Vec<Bytes> = (0..).map_while(|index| pending.frame(&target, index)).collect();
+        let frames: Vec<TextFrame> =
+            (0..).map_while(|index| pending.frame(&target, index)).collect();
         let mut all: Vec<serde_json::Value> = serde_json::from_str(pending.first.get()).unwrap();
         for frame in &frames {
-            let frame: serde_json::Value = serde_json::from_slice(frame).unwrap();
+            let frame: serde_json::Value = serde_json::from_str(frame.text()).unwrap();
             all.extend(frame["pending"].as_array().unwrap().clone());
         }
         (all, frames)
@@ -162,7 +163,7 @@ mod tests {
                 let last = frames.len().saturating_sub(1);
                 for (index, frame) in frames.iter().enumerate() {
                     assert!(frame.len() <= PENDING_FRAME_BYTES_MAX, "{} bytes", frame.len());
-                    let frame: serde_json::Value = serde_json::from_slice(frame).unwrap();
+                    let frame: serde_json::Value = serde_json::from_str(frame.text()).unwrap();
                     assert_eq!(frame["more"], index < last);
                 }
             }
@@ -173,6 +174,6 @@ mod tests {
     fn a_frame_is_encoded_once_for_all() {
         let pending = pending(&[question(0, QUESTION_BYTES_MAX)]);
         let frame = || pending.frame(&target(Addressing::Channel), 0).unwrap();
-        assert_eq!(frame().as_ptr(), frame().as_ptr());
+        assert_eq!(frame().text().as_ptr(), frame().text().as_ptr());
     }
 }

@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use journal::{Page, Since};
 use protocol::frame::{CorrelationId, ErrorBody, RelayFrame, Target};
 use protocol::{Channel, Entry, ErrorCode, Format, Frame, Offset, encode, merge};
@@ -20,6 +19,7 @@ use super::pages::Request;
 use super::pending::Pending;
 use super::tail::Encoded;
 use crate::memory::Memory;
+use crate::websocket::TextFrame;
 
 /// Entries taken from the tail in one step; then the connection's other subscriptions have their turn.
 pub(super) const STEP_ENTRIES: usize = 64;
@@ -125,7 +125,7 @@ impl Subscription {
         target: Target,
         format: Format,
         id: Option<CorrelationId>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) {
         (self.target, self.format) = (target, format);
         let has_approvals = approvals::may_stand_on(&self.target.channel);
@@ -153,7 +153,7 @@ impl Subscription {
     }
 
     /// It ends, or another one takes its place: what was not answered hears so.
-    pub(crate) fn supersede(self, out: &mut Vec<Bytes>) {
+    pub(crate) fn supersede(self, out: &mut Vec<TextFrame>) {
         let ids = match &self.state {
             SubscriptionState::Joining { ids, .. }
             | SubscriptionState::JoiningRead { ids, .. }
@@ -166,16 +166,16 @@ impl Subscription {
         }
     }
 
-    fn say_superseded(&self, id: Option<&RawValue>, out: &mut Vec<Bytes>) {
+    fn say_superseded(&self, id: Option<&RawValue>, out: &mut Vec<TextFrame>) {
         let channel = Some(self.target.channel.as_str());
         let message = format!("a later frame about `{}` came first", self.target.channel);
         let error = ErrorBody::new(ErrorCode::Superseded, &message);
         let frame = RelayFrame::Error { id, channel, error };
-        out.push(self.membership.memory().hold(frame.to_text()));
+        out.push(TextFrame::new(frame.to_text(), self.membership.memory()));
     }
 
     /// Takes what the tail has after the cursor.
-    pub(crate) fn step(&mut self, out: &mut Vec<Bytes>) -> Next {
+    pub(crate) fn step(&mut self, out: &mut Vec<TextFrame>) -> Next {
         self.membership.listen_again();
         if let SubscriptionState::JoiningRead { has_news, .. }
         | SubscriptionState::Reading { has_news, .. } = &mut self.state
@@ -220,12 +220,26 @@ impl Subscription {
         self.take_from_tail(out)
     }
 
+    /// Takes all that the tail has after the cursor, where this has had all before and has nothing else to say. False
+    /// where nothing was taken because a [step](Self::step) must decide.
+    pub(crate) fn take_live(&mut self, out: &mut Vec<TextFrame>) -> bool {
+        let is_live = matches!(self.state, SubscriptionState::Following(Delivery::Live));
+        if !is_live || self.telling.is_some() {
+            return false;
+        }
+        let end = self.membership.watched().frames_after(self.cursor, self.format, out);
+        if let Some(end) = end {
+            self.cursor = end;
+        }
+        end.is_some()
+    }
+
     /// A tail that never saw an entry cannot tell what the position is.
     fn is_in_tail(&self, position: Offset, head: Option<Offset>) -> bool {
         head.is_some() && self.membership.watched().after(Some(position), 0).is_some()
     }
 
-    fn take_from_tail(&mut self, out: &mut Vec<Bytes>) -> Next {
+    fn take_from_tail(&mut self, out: &mut Vec<TextFrame>) -> Next {
         let SubscriptionState::Following(delivery) = self.state else { return Next::Wait };
         let watched = Arc::clone(self.membership.watched());
         let Some((entries, head)) = watched.after(self.cursor, STEP_ENTRIES) else {
@@ -251,7 +265,7 @@ impl Subscription {
     }
 
     /// What waits for an answer came.
-    pub(crate) fn on_pending(&mut self, pending: &Arc<Pending>, out: &mut Vec<Bytes>) -> Next {
+    pub(crate) fn on_pending(&mut self, pending: &Arc<Pending>, out: &mut Vec<TextFrame>) -> Next {
         let (delivery, ids) = match &mut self.state {
             SubscriptionState::JoiningRead { ids, .. } => {
                 (Delivery::CatchingUp, std::mem::take(ids))
@@ -271,7 +285,7 @@ impl Subscription {
         &mut self,
         page: &Page,
         pending: Option<&Arc<Pending>>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) -> Next {
         let head = pending.map_or(page.head, |pending| pending.head);
         let position = Position { offset: page.start, head };
@@ -299,7 +313,7 @@ impl Subscription {
                 pending: pending.map(|pending| &*pending.first),
                 pending_more: pending.is_some_and(|pending| pending.has_more()),
             };
-            out.push(self.membership.memory().hold(frame.to_text()));
+            out.push(TextFrame::new(frame.to_text(), self.membership.memory()));
         }
         self.tell(pending);
         if self.telling.is_some() {
@@ -348,7 +362,7 @@ impl Subscription {
         self.telling = pending.has_more().then(|| (Arc::clone(pending), 0));
     }
 
-    fn next_of_pending(&mut self) -> Option<Bytes> {
+    fn next_of_pending(&mut self) -> Option<TextFrame> {
         let (pending, given) = self.telling.as_mut()?;
         let frame = pending.frame(&self.target, *given);
         *given += 1;
@@ -358,7 +372,7 @@ impl Subscription {
         frame
     }
 
-    fn say_merged(&mut self, entries: &[Arc<Entry>], out: &mut Vec<Bytes>) {
+    fn say_merged(&mut self, entries: &[Arc<Entry>], out: &mut Vec<TextFrame>) {
         let memory = self.membership.memory();
         let end = say_merged(&self.target.channel, self.format, entries, memory, out);
         self.cursor = end.or(self.cursor);
@@ -370,7 +384,7 @@ impl Subscription {
         position: Position,
         page: Option<&Page>,
         pending: Option<&Arc<Pending>>,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<TextFrame>,
     ) {
         let recovered = page.is_none_or(|page| page.reset.is_none());
         for id in ids {
@@ -384,19 +398,19 @@ impl Subscription {
                 pending: pending.map(|pending| &*pending.first),
                 pending_more: pending.is_some_and(|pending| pending.has_more()),
             };
-            out.push(self.membership.memory().hold(frame.to_text()));
+            out.push(TextFrame::new(frame.to_text(), self.membership.memory()));
         }
     }
 
     /// Nothing is missing any more.
-    fn now_live(&mut self, out: &mut Vec<Bytes>) {
+    fn now_live(&mut self, out: &mut Vec<TextFrame>) {
         let SubscriptionState::Following(delivery) = &mut self.state else { return };
         if std::mem::replace(delivery, Delivery::Live) == Delivery::CatchingUp {
             let frame = RelayFrame::CaughtUp {
                 channel: self.target.named(),
                 offset: self.cursor.map(|offset| offset.to_string()),
             };
-            out.push(self.membership.memory().hold(frame.to_text()));
+            out.push(TextFrame::new(frame.to_text(), self.membership.memory()));
         }
     }
 }
@@ -407,7 +421,7 @@ pub(super) fn say_each(
     format: Format,
     entries: &[Arc<Encoded>],
     memory: &Arc<Memory>,
-    out: &mut Vec<Bytes>,
+    out: &mut Vec<TextFrame>,
 ) {
     out.extend(entries.iter().map(|entry| entry.frame(channel, format, memory)));
 }
@@ -418,7 +432,7 @@ pub(super) fn say_merged(
     format: Format,
     entries: &[Arc<Entry>],
     memory: &Arc<Memory>,
-    out: &mut Vec<Bytes>,
+    out: &mut Vec<TextFrame>,
 ) -> Option<Offset> {
     let (mut bytes, mut end) = (0, None);
     for frame in merge(entries.iter().map(|entry| &**entry)) {
@@ -429,7 +443,7 @@ pub(super) fn say_merged(
         let text = encode(format, channel, entry, merged);
         end = Some(frame.offset());
         bytes += text.len();
-        out.push(memory.hold(text));
+        out.push(TextFrame::new(text, memory));
         if bytes >= STEP_BYTES {
             break;
         }

@@ -5,10 +5,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use protocol::{Channel, Entry, Format, Offset, encode};
 
 use crate::memory::Memory;
+use crate::websocket::TextFrame;
 
 /// Entries in one tail: half a second at 2,000 a second, more than a browser that keeps up ever needs.
 const ENTRIES_MAX: usize = 1024;
@@ -21,8 +21,8 @@ const ENTRY_OVERHEAD: usize = 200;
 #[derive(Debug)]
 pub(crate) struct Encoded {
     pub(crate) entry: Arc<Entry>,
-    envelope: OnceLock<Bytes>,
-    flat: OnceLock<Bytes>,
+    envelope: OnceLock<TextFrame>,
+    flat: OnceLock<TextFrame>,
 }
 
 impl Encoded {
@@ -31,12 +31,19 @@ impl Encoded {
     }
 
     /// The frame's text. The first to ask encodes it, for all.
-    pub(crate) fn frame(&self, channel: &Channel, format: Format, memory: &Arc<Memory>) -> Bytes {
+    pub(crate) fn frame(
+        &self,
+        channel: &Channel,
+        format: Format,
+        memory: &Arc<Memory>,
+    ) -> TextFrame {
         let frame = match format {
             Format::Envelope => &self.envelope,
             Format::Flat => &self.flat,
         };
-        frame.get_or_init(|| memory.hold(encode(format, channel, &self.entry, 1))).clone()
+        frame
+            .get_or_init(|| TextFrame::new(encode(format, channel, &self.entry, 1), memory))
+            .clone()
     }
 
     fn bytes(&self) -> usize {
@@ -93,13 +100,21 @@ impl Tail {
     /// At most `count` entries after `cursor`; `None` where the tail does not reach, or cannot tell
     /// whether the position is one of this journal's: then only the journal itself can.
     pub(crate) fn after(&self, cursor: Option<Offset>, count: usize) -> Option<Vec<Arc<Encoded>>> {
+        Some(self.all_after(cursor)?.take(count).cloned().collect())
+    }
+
+    /// All entries after `cursor`; `None` as for [`after`](Self::after).
+    pub(crate) fn all_after(
+        &self,
+        cursor: Option<Offset>,
+    ) -> Option<impl Iterator<Item = &Arc<Encoded>>> {
         let skip = match (cursor, self.base) {
             // Nothing was ever written here, or it expired and nothing was written since: nothing is new.
-            (_, None) => return Some(Vec::new()),
+            (_, None) => self.entries.len(),
             (None, Some(base)) => (base.n == 0).then_some(0)?,
             (Some(cursor), Some(base)) => self.index_after(&cursor, &base)?,
         };
-        Some(self.entries.iter().skip(skip).take(count).cloned().collect())
+        Some(self.entries.range(skip..))
     }
 
     fn index_after(&self, cursor: &Offset, base: &Offset) -> Option<usize> {

@@ -19,7 +19,7 @@ use protocol::frame::ErrorBody;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::upgrade::FAREWELL;
+use crate::websocket::FAREWELL;
 
 /// Until the first byte of a new connection (F58).
 const FIRST_BYTE: Duration = Duration::from_secs(10);
@@ -149,6 +149,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Heads<S> {
     pub(crate) fn new(socket: S, exchange: Exchange, patience: Duration) -> Self {
         let timer = Box::pin(tokio::time::sleep(FIRST_BYTE.min(patience)));
         Self { socket, exchange, heads: 0, stage: Stage::Waiting, timer, patience, owes: false }
+    }
+
+    /// The socket, for what is not HTTP any more.
+    pub(crate) fn into_inner(self) -> S {
+        self.socket
     }
 
     fn go_on(&mut self, stage: Stage, for_at_most: Duration) {

@@ -38,7 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::agents::{self, Offers};
 use crate::commands::Commands;
-use crate::connections::{ConnectionRegistry, ConnectionState};
+use crate::connections::ConnectionState;
 use crate::events::Events;
 use crate::memory::Memory;
 use crate::supervisor::Supervisor;
@@ -69,28 +69,14 @@ pub(crate) struct AppState {
     pub(crate) leaving: CancellationToken,
     pub(crate) drain_over: Duration,
     pub(crate) connections: TaskTracker,
-    /// The connections of this replica.
-    pub(crate) registry: Arc<ConnectionRegistry>,
+    /// What the viewers' connections share.
+    pub(crate) viewers: Arc<ConnectionState>,
     pub(crate) supervisor: Supervisor,
     pub(crate) memory: Arc<Memory>,
     /// Of those who publish over HTTP.
     pub(crate) turns: Arc<Turns>,
     /// How many connections each user holds.
     pub(crate) users: Arc<Users>,
-}
-
-impl AppState {
-    /// What a viewer's connection needs of it.
-    fn viewers(&self) -> ConnectionState {
-        ConnectionState {
-            events: Arc::clone(&self.events),
-            commands: self.commands.clone(),
-            registry: Arc::clone(&self.registry),
-            key: self.key.clone(),
-            leaving: self.leaving.clone(),
-            drain_over: self.drain_over,
-        }
-    }
 }
 
 /// The routes of the main listener.

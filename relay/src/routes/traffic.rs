@@ -1,12 +1,12 @@
-//! A socket's bytes: how many have moved, since when some wait, and when that is too long.
+//! The bytes of a socket that speaks HTTP: how many were written, since when some wait, and when that is too long.
 //!
-//! A WebSocket library reports whole frames, never the byte that a slow reader has just taken; so bytes are counted
-//! below it, for any protocol.
+//! The HTTP library reports whole answers, never the byte that a slow reader has just taken; so bytes are counted
+//! below it.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,50 +18,28 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use crate::memory::{Debt, Memory, Reserved};
+use crate::memory::{Debt, Memory, OpenSocket, Reserved};
 
-/// Bytes that came in and bytes that the system took, since the connection stands; and what is owed.
+/// Bytes that the system took since the connection stands, and what is owed.
 #[derive(Debug)]
 pub(crate) struct Traffic {
-    read: AtomicU64,
     written: AtomicU64,
     debt: Arc<Debt>,
-    /// It speaks WebSocket, whose route watches it and closes it with a code.
-    is_watched: AtomicBool,
 }
 
 impl Traffic {
-    /// Its route watches over it from here on.
-    pub(crate) fn watch(&self) {
-        self.is_watched.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether bytes wait to be written, pongs as well.
-    pub(crate) fn is_owed(&self) -> bool {
-        self.debt.is_owed()
-    }
-
     /// Returns when bytes wait and none of them has moved for so long.
     pub(crate) async fn stands_still(&self, limit: Duration) {
         loop {
             let before = self.written();
             tokio::time::sleep(limit).await;
-            if self.is_owed() && self.written() == before {
+            if self.debt.is_owed() && self.written() == before {
                 return;
             }
         }
     }
 
-    /// Whether too many bytes wait in this process, and this is who must go.
-    pub(crate) fn must_go(&self) -> bool {
-        self.debt.is_called()
-    }
-
-    pub(crate) fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn written(&self) -> u64 {
+    fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 }
@@ -70,6 +48,7 @@ impl Traffic {
 #[derive(Debug)]
 pub(crate) struct Counted {
     socket: TcpStream,
+    open: OpenSocket,
     traffic: Arc<Traffic>,
     /// What it takes while bytes wait.
     owed: Option<Reserved>,
@@ -79,13 +58,14 @@ pub(crate) struct Counted {
 
 impl Counted {
     pub(crate) fn new(socket: TcpStream, memory: &Arc<Memory>) -> Self {
-        let traffic = Traffic {
-            read: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            debt: memory.enter(),
-            is_watched: AtomicBool::new(false),
-        };
-        Self { socket, traffic: Arc::new(traffic), owed: None, stall: None }
+        let open = memory.enter();
+        let traffic = Traffic { written: AtomicU64::new(0), debt: open.debt() };
+        Self { socket, open, traffic: Arc::new(traffic), owed: None, stall: None }
+    }
+
+    /// The socket alone, for another protocol.
+    pub(crate) fn into_parts(self) -> (TcpStream, OpenSocket) {
+        (self.socket, self.open)
     }
 
     pub(crate) fn traffic(&self) -> Arc<Traffic> {
@@ -103,24 +83,15 @@ impl Counted {
             self.stall = None;
             return Poll::Ready(result);
         }
-        if let Some(owed) = self.traffic.debt.owes(cx) {
+        if let Some(owed) = self.open.owes(cx) {
             self.owed = Some(owed);
         }
-        if self.traffic.is_watched.load(Ordering::Relaxed) {
-            return Poll::Pending;
-        }
-        if self.traffic.must_go() {
+        if self.open.is_called() {
             return Poll::Ready(Err(io::Error::other("too many bytes waited for this peer")));
         }
         let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_TIMEOUT)));
         ready!(stall.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.traffic.debt.leave();
     }
 }
 
@@ -130,11 +101,7 @@ impl AsyncRead for Counted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.socket).poll_read(cx, buf);
-        let bytes = buf.filled().len() - before;
-        self.traffic.read.fetch_add(bytes as u64, Ordering::Relaxed);
-        result
+        Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }
 
@@ -165,7 +132,7 @@ impl AsyncWrite for Counted {
         let result = Pin::new(&mut self.socket).poll_flush(cx);
         // Those above flush when all that they held was written.
         if result.is_ready() && self.owed.take().is_some() {
-            self.traffic.debt.is_paid();
+            self.open.is_paid();
         }
         result
     }
@@ -243,12 +210,6 @@ mod tests {
         let memory = Memory::new(usize::MAX);
         let (mut socket, _peer) = pair(&memory).await;
         assert_eq!(fill(&mut socket).await.kind(), io::ErrorKind::TimedOut);
-
-        // One that its route watches is not.
-        let (mut socket, _peer) = pair(&memory).await;
-        socket.traffic().watch();
-        let given_up = tokio::time::timeout(10 * STALL_TIMEOUT, fill(&mut socket)).await;
-        assert!(given_up.is_err());
     }
 
     #[tokio::test]

@@ -1,8 +1,5 @@
 //! A WebSocket's beginning and end, the same for browsers and agents: the handshake, and the close frame.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use axum::body::Body;
 use axum::http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
@@ -10,35 +7,29 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
-use futures_util::{SinkExt, StreamExt};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::TokioIo;
+use protocol::limits::FRAME_UP_BYTES_MAX;
 use protocol::{CloseCode, ErrorCode};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Utf8Bytes};
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error, Message};
+use sha1::{Digest, Sha1};
 
+use super::heads::Heads;
 use super::refuse::Refused;
-use super::traffic::Traffic;
+use super::traffic::Counted;
 use super::{AppState, SUBPROTOCOL};
 use crate::auth::Unauthorized;
 use crate::memory::Memory;
 use crate::supervisor::caught;
+use crate::websocket::{End, FAREWELL, Socket};
 
-/// How long a farewell may take: the peer may be gone or not reading.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
-/// A close frame has room for so much (RFC 6455 §5.5, less the code).
-const REASON_BYTES_MAX: usize = 123;
-
-pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+/// What a server appends to the client's key (RFC 6455 §1.3).
+const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// A request that is answered with a WebSocket.
 pub(crate) struct Handshake {
     upgraded: OnUpgrade,
-    /// Counts the connection's bytes.
-    pub(crate) traffic: Arc<Traffic>,
     response: Response,
 }
 
@@ -49,9 +40,8 @@ impl Handshake {
             return Err(full());
         }
         let accept = accept_key(request.method(), request.headers())?;
-        let parts = request.extensions_mut();
-        let parts = parts.remove::<OnUpgrade>().zip(parts.remove::<Arc<Traffic>>());
-        let (upgraded, traffic) = parts.ok_or_else(|| not_a_websocket("an HTTP/1.1 upgrade"))?;
+        let upgraded = request.extensions_mut().remove::<OnUpgrade>();
+        let upgraded = upgraded.ok_or_else(|| not_a_websocket("an HTTP/1.1 upgrade"))?;
         let mut response = Response::builder()
             .status(StatusCode::SWITCHING_PROTOCOLS)
             .header(CONNECTION, "upgrade")
@@ -63,20 +53,27 @@ impl Handshake {
         let response = response.body(Body::empty());
         let response =
             response.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response());
-        Ok(Self { upgraded, traffic, response })
+        Ok(Self { upgraded, response })
     }
 
-    /// The answer to the request, and the socket behind it; `None` where the peer went away first.
+    /// The answer to the request, and the socket behind it, for messages of at most so many bytes; `None` where the
+    /// peer went away first.
     pub(crate) fn accept(
         self,
-        config: WebSocketConfig,
+        message_bytes_max: usize,
     ) -> (Response, impl Future<Output = Option<Socket>> + Send) {
-        self.traffic.watch();
         let socket = async move {
-            match self.upgraded.await {
-                Ok(upgraded) => {
-                    let io = TokioIo::new(upgraded);
-                    Some(WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await)
+            let upgraded = self.upgraded.await;
+            let parts = upgraded.map(Upgraded::downcast::<TokioIo<Heads<Counted>>>);
+            match parts {
+                // The HTTP library's buffers end here.
+                Ok(Ok(Parts { io, read_buf, .. })) => {
+                    let (stream, open) = io.into_inner().into_inner().into_parts();
+                    Some(Socket::new(stream, open, read_buf, message_bytes_max))
+                }
+                Ok(Err(_)) => {
+                    tracing::error!("a websocket upgrade is not on a socket of ours");
+                    None
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a websocket upgrade has failed");
@@ -107,7 +104,8 @@ fn accept_key(method: &Method, headers: &HeaderMap) -> Result<String, Refused> {
         return Err(refused.with_status(StatusCode::UPGRADE_REQUIRED));
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).ok_or_else(|| not_a_websocket("`Sec-WebSocket-Key`"));
-    Ok(derive_accept_key(key?.as_bytes()))
+    let hash = Sha1::new().chain_update(key?.as_bytes()).chain_update(ACCEPT_GUID).finalize();
+    Ok(STANDARD.encode(hash))
 }
 
 fn not_a_websocket(missing: &str) -> Refused {
@@ -121,45 +119,6 @@ fn names(headers: &HeaderMap, header: HeaderName, wanted: &str) -> bool {
     values.flat_map(|list| list.split(',')).any(|one| one.trim().eq_ignore_ascii_case(wanted))
 }
 
-/// Why a connection ends.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The peer closed, or the socket broke.
-    Gone,
-    /// We close.
-    Close(CloseCode),
-}
-
-impl End {
-    /// The close code; none where the peer went.
-    pub(crate) fn code(&self) -> Option<u16> {
-        match self {
-            Self::Gone => None,
-            Self::Close(code) => Some(code.number()),
-        }
-    }
-
-    /// Why, for the log.
-    pub(crate) fn reason(&self) -> &'static str {
-        match self {
-            Self::Gone => "the peer closed it, or it broke",
-            Self::Close(code) => code.reason(),
-        }
-    }
-}
-
-impl From<&Error> for End {
-    /// What a socket error means to the peer.
-    fn from(error: &Error) -> Self {
-        match error {
-            Error::Capacity(_) => Self::Close(CloseCode::TooLarge),
-            Error::Utf8(_) => Self::Close(CloseCode::InvalidText),
-            Error::AttackAttempt => Self::Close(CloseCode::Unreadable),
-            _ => Self::Gone,
-        }
-    }
-}
-
 /// A panic ends this connection and nothing else.
 pub(crate) async fn end_of(conversation: impl Future<Output = End>) -> End {
     let end = caught(conversation).await;
@@ -169,18 +128,6 @@ pub(crate) async fn end_of(conversation: impl Future<Output = End>) -> End {
     })
 }
 
-/// Says why the connection ends.
-pub(crate) async fn farewell(end: End, socket: &mut Socket) {
-    let farewell = async {
-        match end {
-            // Answers the peer's own close, or fails at once.
-            End::Gone => drop(SinkExt::close(socket).await),
-            End::Close(code) => close(code, Utf8Bytes::from_static(code.reason()), socket).await,
-        }
-    };
-    drop(tokio::time::timeout(FAREWELL, farewell).await);
-}
-
 /// A page cannot see the status of a refused WebSocket: it is let in, is told why, and is let go. No state, one
 /// frame, a second at most.
 pub(crate) fn turn_away(
@@ -188,29 +135,14 @@ pub(crate) fn turn_away(
     mut request: Request<Body>,
     why: &Unauthorized,
 ) -> Result<Response, Refused> {
-    let (code, mut reason) = (why.close_code(), why.to_string());
-    while reason.len() > REASON_BYTES_MAX {
-        reason.pop();
-    }
-    let config = WebSocketConfig::default().read_buffer_size(1024).write_buffer_size(0);
-    let (response, socket) = Handshake::of(&mut request, &app.memory)?.accept(config);
+    let end = End::CloseFor(why.close_code(), why.to_string());
+    let (response, socket) = Handshake::of(&mut request, &app.memory)?.accept(FRAME_UP_BYTES_MAX);
     app.supervisor.run_once(async move {
-        let farewell = async {
-            if let Some(mut socket) = socket.await {
-                close(code, reason.into(), &mut socket).await;
-            }
-        };
-        drop(tokio::time::timeout(FAREWELL, farewell).await);
+        if let Ok(Some(socket)) = tokio::time::timeout(FAREWELL, socket).await {
+            socket.farewell(&end).await;
+        }
     });
     Ok(response)
-}
-
-/// Closes, and waits for the peer to do the same: what it had sent must not make the system take back the frame.
-async fn close(code: CloseCode, reason: Utf8Bytes, socket: &mut Socket) {
-    let frame = CloseFrame { code: code.number().into(), reason };
-    if socket.send(Message::Close(Some(frame))).await.is_ok() {
-        while let Some(Ok(_)) = socket.next().await {}
-    }
 }
 
 #[cfg(test)]

@@ -1,43 +1,29 @@
 //! The browsers' WebSocket: reads, writes and closes.
 //!
 //! Reading and writing go on side by side in one task: a viewer that does not read is still heard. Everything that
-//! waits is handed to the library's buffer and flushed once.
+//! waits is written with one call. Where nothing waits, whoever has new events for the viewer
+//! [writes them itself](WriteNow), so the task sleeps.
 
 use std::future::poll_fn;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 
 use axum::extract::{Path, Request, State};
 use axum::http::header::ORIGIN;
 use axum::response::Response;
-use bytes::Bytes;
-use futures_util::{Sink, Stream};
 use protocol::frame::{self, Addressing, Subscribe, Target};
 use protocol::limits::FRAME_UP_BYTES_MAX;
 use protocol::{Channel, CloseCode, Format};
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::protocol::frame::Frame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::refuse::Refused;
-use super::traffic::Traffic;
-use super::upgrade::{End, Handshake, Socket, end_of, farewell, turn_away};
+use super::upgrade::{Handshake, end_of, turn_away};
 use super::{AppState, Caller, NotIn};
 use crate::auth::Principal;
 use crate::connections::Connection;
 use crate::conversation::{Activity, Heartbeat, Opening};
-
-/// The library's default is 128 KiB per connection; frames from browsers are small.
-const READ_BUFFER: usize = 4 * 1024;
-/// A message of the largest size in pieces of a byte, each with a head of six bytes.
-const PIECES_BYTES_MAX: u64 = 7 * FRAME_UP_BYTES_MAX as u64;
-/// What is collected before the socket is written to.
-const WRITE_BUFFER: usize = 16 * 1024;
-/// Larger frames go in fragments, so that the library's buffer stays small. It holds the pongs as well: those that
-/// do not fit are replaced by later ones.
-const FRAGMENT: usize = 32 * 1024;
+use crate::events::WriteNow;
+use crate::websocket::{End, Socket, TextFrame};
 
 /// `GET /ws`: subscribed to nothing.
 pub(super) async fn any(
@@ -89,19 +75,12 @@ fn upgrade(
     let opening = opening(&caller, target, heartbeat).map_err(|why| caller.refuse(why))?;
     let handshake = Handshake::of(&mut request, &app.memory).map_err(|why| caller.refuse(why))?;
     let place = app.users.enter(&caller.principal).map_err(|why| caller.refuse(why))?;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(2 * WRITE_BUFFER + FRAGMENT)
-        .max_message_size(Some(FRAME_UP_BYTES_MAX))
-        .max_frame_size(Some(FRAME_UP_BYTES_MAX));
-    let (traffic, served) = (Arc::clone(&handshake.traffic), Arc::clone(app));
-    let principal = caller.principal.on_a_connection();
-    let (response, socket) = handshake.accept(config);
+    let (principal, served) = (caller.principal.on_a_connection(), Arc::clone(app));
+    let (response, socket) = handshake.accept(FRAME_UP_BYTES_MAX);
     app.supervisor.serve(&app.connections, async move {
         let _place = place;
         if let Some(socket) = socket.await {
-            serve(served, socket, principal, opening, traffic).await;
+            serve(served, socket, principal, opening).await;
         }
     });
     Ok(response)
@@ -125,60 +104,96 @@ fn opening(
     })
 }
 
-async fn serve(
-    app: Arc<AppState>,
-    mut socket: Socket,
-    principal: Arc<Principal>,
-    opening: Opening,
-    traffic: Arc<Traffic>,
-) {
+async fn serve(app: Arc<AppState>, socket: Socket, principal: Arc<Principal>, opening: Opening) {
     let peer = opening.peer;
-    let mut connection = Connection::open(app.viewers(), Arc::clone(&principal), opening);
+    let connection = Connection::open(Arc::clone(&app.viewers), Arc::clone(&principal), opening);
     let (id, user) = (connection.id().to_owned(), principal.user.as_deref());
     tracing::debug!(connection = id, user, %peer, "a connection was opened");
-    let end = end_of(converse(&mut socket, &mut connection, &traffic)).await;
-    drop(connection);
+    let viewer = SharedViewer::new(socket, connection);
+    let end = end_of(poll_fn(|cx| viewer.poll(cx))).await;
     let (code, reason) = (end.code(), end.reason());
     tracing::debug!(connection = id, user, %peer, code, reason, "a connection was closed");
-    farewell(end, &mut socket).await;
+    // The connection ends before the farewell, which may take its time.
+    let socket = viewer.lock().take().map(|open| open.socket);
+    drop(viewer);
+    if let Some(socket) = socket {
+        socket.farewell(&end).await;
+    }
 }
 
-/// Reads, writes and lets the connection go on, until it ends.
-async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Traffic) -> End {
-    let (mut writer, mut begun) = (Writer::default(), traffic.read());
-    poll_fn(|cx| {
+/// One viewer, for its own task and for those who have events for it.
+#[derive(Debug)]
+struct SharedViewer {
+    /// `None` once it has ended.
+    open: Mutex<Option<OpenViewer>>,
+}
+
+#[derive(Debug)]
+struct OpenViewer {
+    socket: Socket,
+    connection: Connection,
+    /// How often something was written.
+    batches: u64,
+}
+
+impl SharedViewer {
+    fn new(socket: Socket, connection: Connection) -> Arc<Self> {
+        Arc::new_cyclic(|viewer: &Weak<Self>| {
+            connection.set_writer(viewer.clone());
+            Self { open: Mutex::new(Some(OpenViewer { socket, connection, batches: 0 })) }
+        })
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.open.is_poisoned() {
+            // Whoever wrote here has panicked.
+            return Poll::Ready(End::Close(CloseCode::InternalError));
+        }
+        match &mut *self.lock() {
+            Some(open) => open.poll(cx),
+            None => Poll::Ready(End::Gone),
+        }
+    }
+
+    /// A panic with the lock held ends the connection; what is left of it is only dropped.
+    fn lock(&self) -> MutexGuard<'_, Option<OpenViewer>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WriteNow for SharedViewer {
+    fn write_now(&self, slot: u32, space: &mut Vec<TextFrame>) -> bool {
+        let open = self.open.try_lock();
+        open.is_ok_and(|mut open| open.as_mut().is_some_and(|open| open.write_now(slot, space)))
+    }
+}
+
+impl OpenViewer {
+    /// Reads, writes and lets the connection go on, until it ends.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            let is_blocked = match writer.poll(socket, connection, cx) {
+            let is_blocked = match self.poll_write(cx) {
                 Poll::Ready(Ok(())) => false,
                 Poll::Ready(Err(_)) => return Poll::Ready(End::Gone),
                 Poll::Pending => true,
             };
-            let batches = writer.batches;
-            let activity = || {
-                let (read, written) = (traffic.read(), traffic.written());
-                let is_blocked = is_blocked || traffic.is_owed();
-                Activity { read, written, batches, is_blocked }
-            };
-            let is_changed = connection.poll(cx, activity, is_blocked).is_ready();
-            if traffic.must_go() {
+            let (socket, batches) = (&self.socket, self.batches);
+            let activity =
+                || Activity { read: socket.read(), written: socket.written(), batches, is_blocked };
+            let is_changed = self.connection.poll(cx, activity, is_blocked).is_ready();
+            if self.socket.must_go() {
                 return Poll::Ready(End::Close(CloseCode::Stalled));
             }
-            if let Some(code) = connection.end() {
+            if let Some(code) = self.connection.end() {
                 return Poll::Ready(End::Close(code));
             }
-            if connection.wants_input() {
-                match next_message(socket, traffic, &mut begun, cx) {
-                    Poll::Ready(Ok(Some(Message::Text(text)))) => {
-                        connection.on_text(&text, is_blocked);
+            if self.connection.wants_input() {
+                match self.socket.poll_next(cx) {
+                    Poll::Ready(Ok(text)) => {
+                        self.connection.on_text(&text, is_blocked);
                         continue;
                     }
-                    Poll::Ready(Ok(Some(Message::Close(_)) | None)) => {
-                        return Poll::Ready(End::Gone);
-                    }
-                    Poll::Ready(Ok(Some(_))) => {
-                        return Poll::Ready(End::Close(CloseCode::Unsupported));
-                    }
-                    Poll::Ready(Err(error)) => return Poll::Ready(End::from(&error)),
+                    Poll::Ready(Err(end)) => return Poll::Ready(end),
                     Poll::Pending => {}
                 }
             }
@@ -186,126 +201,31 @@ async fn converse(socket: &mut Socket, connection: &mut Connection, traffic: &Tr
                 return Poll::Pending;
             }
         }
-    })
-    .await
-}
+    }
 
-/// The next message that is not only a sign of life. The library answers pings. `begun` is how much had been read when
-/// the last message was complete: the pieces of one are counted, so that empty ones without end are not read for ever.
-fn next_message(
-    socket: &mut Socket,
-    traffic: &Traffic,
-    begun: &mut u64,
-    cx: &mut Context<'_>,
-) -> Poll<Result<Option<Message>, Error>> {
-    loop {
-        let Poll::Ready(message) = Pin::new(&mut *socket).poll_next(cx) else {
-            return match traffic.read() - *begun > PIECES_BYTES_MAX {
-                true => Poll::Ready(Err(Error::AttackAttempt)),
-                false => Poll::Pending,
-            };
-        };
-        *begun = traffic.read();
-        let message = message.transpose()?;
-        if !matches!(message, Some(Message::Ping(_) | Message::Pong(_))) {
-            return Poll::Ready(Ok(message));
+    /// Writes all that the connection has to say.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            // What is under way goes first; then there is room for more.
+            ready!(self.socket.poll_flush(cx))?;
+            let mut frames = Vec::new();
+            self.connection.take(&mut frames);
+            frames.into_iter().for_each(|frame| self.socket.queue(frame));
+            if self.connection.take_ping() {
+                self.socket.queue_ping();
+            }
+            if !self.socket.is_blocked() {
+                return Poll::Ready(Ok(()));
+            }
+            self.batches += 1;
         }
     }
-}
 
-/// Writes what the connection has to say.
-#[derive(Default)]
-struct Writer {
-    /// Taken and not handed to the library yet; the last one first.
-    frames: Vec<Bytes>,
-    /// The rest of a frame that goes in fragments.
-    rest: Bytes,
-    ping: bool,
-    is_unflushed: bool,
-    /// How often something was written.
-    batches: u64,
-}
-
-impl Writer {
-    /// Ready when everything was written, and pending while the socket takes no more.
-    fn poll(
-        &mut self,
-        socket: &mut Socket,
-        connection: &mut Connection,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Error>> {
-        let mut socket = Pin::new(socket);
-        self.refill(connection);
-        if self.is_empty() && !self.is_unflushed {
-            return Poll::Ready(Ok(()));
+    fn write_now(&mut self, slot: u32, space: &mut Vec<TextFrame>) -> bool {
+        if self.socket.is_blocked() || !self.connection.take_live(slot, space) {
+            return false;
         }
-        // What the library holds goes first: pongs may have filled its buffer.
-        ready!(socket.as_mut().poll_flush(cx))?;
-        while !self.is_empty() {
-            ready!(socket.as_mut().poll_ready(cx))?;
-            let message = self.next();
-            socket.as_mut().start_send(message)?;
-            self.is_unflushed = true;
-            self.refill(connection);
-        }
-        ready!(socket.as_mut().poll_flush(cx))?;
-        self.is_unflushed = false;
         self.batches += 1;
-        Poll::Ready(Ok(()))
-    }
-
-    fn is_empty(&self) -> bool {
-        self.rest.is_empty() && self.frames.is_empty() && !self.ping
-    }
-
-    fn refill(&mut self, connection: &mut Connection) {
-        if self.rest.is_empty() && self.frames.is_empty() {
-            connection.take(&mut self.frames);
-            self.frames.reverse();
-            self.ping |= connection.take_ping();
-        }
-    }
-
-    fn next(&mut self) -> Message {
-        if !self.rest.is_empty() {
-            return self.fragment(Data::Continue);
-        }
-        match self.frames.pop() {
-            Some(frame) => {
-                self.rest = frame;
-                self.fragment(Data::Text)
-            }
-            None => {
-                self.ping = false;
-                Message::Ping(Bytes::new())
-            }
-        }
-    }
-
-    fn fragment(&mut self, opcode: Data) -> Message {
-        let rest = self.rest.split_off(FRAGMENT.min(self.rest.len()));
-        let fragment = std::mem::replace(&mut self.rest, rest);
-        let is_last = self.rest.is_empty();
-        Message::Frame(Frame::message(fragment, OpCode::Data(opcode), is_last))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_frame_goes_in_fragments() {
-        let text = "x".repeat(2 * FRAGMENT + 1);
-        let mut writer = Writer { rest: text.clone().into(), ..Writer::default() };
-
-        let parts = [Data::Text, Data::Continue, Data::Continue].map(|opcode| {
-            let Message::Frame(frame) = writer.fragment(opcode) else { unreachable!() };
-            frame
-        });
-
-        assert_eq!(parts.each_ref().map(|part| part.header().is_final), [false, false, true]);
-        assert_eq!(parts.map(|part| part.payload().len()), [FRAGMENT, FRAGMENT, 1]);
-        assert!(writer.rest.is_empty());
+        self.socket.try_write(space)
     }
 }
