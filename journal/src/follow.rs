@@ -1,41 +1,45 @@
-//! Follow: a live link made gap-free.
+//! Follow: a live link made gap-free, by the task that consumes what comes of it.
 //!
-//! One task per [`Updates`] owns a [`FollowState`] per followed journal. Joining is always the same: register
+//! [`Updates`] owns a [`FollowState`] per followed journal. Joining is always the same: register
 //! interest → wait for the link's confirmation → compare the head, and read since the position where it
 //! differs → follow. A broken link, an overflow, a jump of n, another epoch and a silence that hides a
 //! lost last entry all lead back into that same path, so there is one way to recover.
 //!
 //! Down: [`link`](crate::link) → **follow** → the relay's hub, or an agent's commands
 
+mod followed;
+mod interest;
 mod state;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use protocol::frame::Since;
 use protocol::{Entry, Offset};
-use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
+use tokio::task::{JoinSet, coop};
+use tokio::time::{Instant, Sleep};
 
-use crate::link::{Link, Request, Signal};
+use crate::link::{FollowId, Link, Signal};
 use crate::{Journal, Name, Page, Reason, Side, Unavailable, Waiting};
-use state::{FollowState, Next, Ticket};
+use followed::{Followed, Table};
+pub use interest::Follower;
+use interest::{Interest, InterestChange};
+use state::{Next, Ticket};
 
-/// How many updates may wait for the consumer. A consumer that stands still makes the link overflow,
-/// which is healed by reading.
-const UPDATES: usize = 256;
 /// How many heads are asked for in one go.
 const HEADS_BATCH: usize = 500;
 /// How many pages are read at a time: the pool's connections, less two for heads.
 const PAGES_AT_ONCE: usize = 6;
-/// The pace at which missed names are collected and failed reads tried again.
+/// Deadlines are looked at in this pace, so that heads are asked for together.
 const TICK: Duration = Duration::from_millis(100);
 /// How many entries one page read asks for.
 const PAGE_ENTRIES: usize = 1000;
+/// How many signals of the link are taken before the rest has its turn.
+const SIGNALS_IN_A_ROW: u32 = 64;
 
 /// What happens on the followed journals, in order per journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,374 +79,366 @@ pub enum Update {
     },
 }
 
-/// Says what to follow. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Follower {
-    address: Arc<str>,
-    changes: Arc<Changes>,
-}
-
-#[derive(Debug, Default)]
-struct Changes {
-    waiting: Mutex<VecDeque<InterestChange>>,
-    some: Notify,
-}
-
-#[derive(Debug)]
-enum InterestChange {
-    Follow(Name, Option<Since>),
-    Unfollow(Name),
-}
-
-impl Follower {
-    /// Follows `name` from `since`, or from its head. Following it already, this starts over. Of commands, the
-    /// start is what waits to be taken, and then what comes after the head.
-    pub fn follow(&self, name: &Name, since: Option<Since>) {
-        self.push(InterestChange::Follow(name.clone(), since));
-    }
-
-    /// Stops following `name`. Updates that are under way still arrive.
-    pub fn unfollow(&self, name: &Name) {
-        self.push(InterestChange::Unfollow(name.clone()));
-    }
-
-    /// Where this follower can be notified, from anywhere: see [`NewCommand::answer_to`](crate::NewCommand).
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    fn push(&self, change: InterestChange) {
-        self.changes.waiting.lock().expect("no code panics with this lock held").push_back(change);
-        self.changes.some.notify_one();
-    }
-}
-
 /// The stream of updates. Dropping it ends the link.
+///
+/// The link to Redis is read by the task that asks for the [next](Self::next) update, without a queue in between. So while
+/// nobody asks, nothing comes in, and nothing is dropped: after long, Redis cuts the link at its output limit, and what was
+/// missed is read, as after any break.
 #[derive(Debug)]
 pub struct Updates {
-    updates: mpsc::Receiver<Update>,
-}
-
-impl Updates {
-    /// The next update; `None` when the runtime shuts down. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Update> {
-        self.updates.recv().await
-    }
-}
-
-pub(crate) fn start(journal: Journal) -> (Follower, Updates) {
-    let (updates, received) = mpsc::channel(UPDATES);
-    let changes = Arc::new(Changes::default());
-    let link = journal.link();
-    let follower = Follower { address: (&*link.address).into(), changes: Arc::clone(&changes) };
-    let follow = Follow {
-        journal,
-        changes,
-        link,
-        updates,
-        is_up: false,
-        followed: HashMap::new(),
-        requests: VecDeque::new(),
-        heads: Vec::new(),
-        pages: VecDeque::new(),
-        pages_reading: 0,
-        reads: FuturesUnordered::new(),
-        lives: 0,
-    };
-    tokio::spawn(follow.run());
-    (follower, Updates { updates: received })
+    journal: Journal,
+    interest: Arc<Interest>,
+    link: Link,
+    is_up: bool,
+    followed: Table,
+    /// What is to be handed out, in order.
+    ready: VecDeque<Update>,
+    /// The journals whose head is to be asked for.
+    heads: Vec<(FollowId, Ticket)>,
+    /// The journals that are to be read.
+    pages: VecDeque<(FollowId, Ticket)>,
+    pages_reading: usize,
+    /// In tasks: a read holds a connection that others wait for, also where its owner stands still.
+    reads: JoinSet<ReadAnswer>,
+    /// Until the first deadline. `None` where nothing is due.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Before that, deadlines are not looked at again.
+    next_tick: Instant,
+    signals_left: u32,
+    /// The runtime shuts down: it has ended a task of ours.
+    is_over: bool,
 }
 
 /// The result of a read.
 enum ReadAnswer {
-    Heads(Vec<(Name, Ticket)>, Result<Vec<Option<Offset>>, Unavailable>),
-    Page(Name, Ticket, Result<Page, Unavailable>),
+    Heads(Vec<(FollowId, Ticket)>, Result<Vec<Option<Offset>>, Unavailable>),
+    Page(FollowId, Ticket, Result<Page, Unavailable>),
     /// What waits on a channel whose commands are followed from the start, or anew for this reason.
-    Waiting(Name, Ticket, Option<Reason>, Result<Waiting, Unavailable>),
+    Waiting(FollowId, Ticket, Option<Reason>, Result<Waiting, Unavailable>),
 }
 
-/// The consumer is gone.
-struct Gone;
+impl Updates {
+    pub(crate) fn start(journal: Journal) -> (Follower, Self) {
+        let link = journal.link();
+        let (follower, interest) = Follower::new(link.address());
+        let updates = Self {
+            journal,
+            interest,
+            link,
+            is_up: false,
+            followed: Table::default(),
+            ready: VecDeque::new(),
+            heads: Vec::new(),
+            pages: VecDeque::new(),
+            pages_reading: 0,
+            reads: JoinSet::new(),
+            timer: None,
+            next_tick: Instant::now(),
+            signals_left: SIGNALS_IN_A_ROW,
+            is_over: false,
+        };
+        (follower, updates)
+    }
 
-struct Follow {
-    journal: Journal,
-    changes: Arc<Changes>,
-    link: Link,
-    updates: mpsc::Sender<Update>,
-    is_up: bool,
-    followed: HashMap<Name, FollowState>,
-    /// Requests that wait for room in the link.
-    requests: VecDeque<Request>,
-    /// The journals whose head is to be asked for.
-    heads: Vec<(Name, Ticket)>,
-    /// The journals that are to be read.
-    pages: VecDeque<(Name, Ticket)>,
-    pages_reading: usize,
-    reads: FuturesUnordered<BoxFuture<'static, ReadAnswer>>,
-    lives: u64,
-}
+    /// The next update; `None` when the runtime shuts down. Cancel-safe. To be called within a tokio runtime, again and
+    /// again: what the link brings is read meanwhile, and only meanwhile.
+    pub async fn next(&mut self) -> Option<Update> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
 
-impl Follow {
-    async fn run(mut self) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let changes = Arc::clone(&self.changes);
-        let requests = self.link.requests.clone();
-        let updates = self.updates.clone();
+    /// [`next`](Self::next) for a caller that polls.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Update>> {
+        let coop = ready!(coop::poll_proceed(cx));
         loop {
-            self.start_reads();
-            let step = tokio::select! {
-                signal = self.link.signals.recv() => match signal {
-                    Some(signal) => self.on_signal(signal).await,
-                    None => Err(Gone),
-                },
-                () = changes.some.notified() => {
-                    self.on_changes();
-                    Ok(())
-                }
-                permit = requests.reserve(), if !self.requests.is_empty() => {
-                    match (permit, self.requests.pop_front()) {
-                        (Ok(permit), Some(request)) => {
-                            permit.send(request);
-                            Ok(())
-                        }
-                        _ => Err(Gone),
-                    }
-                }
-                Some(answer) = self.reads.next(), if !self.reads.is_empty() => self.on_answer(answer).await,
-                _ = tick.tick() => {
-                    self.on_tick();
-                    Ok(())
-                }
-                () = updates.closed() => Err(Gone),
-            };
-            if step.is_err() {
-                return;
+            if let Some(update) = self.ready.pop_front() {
+                coop.made_progress();
+                return Poll::Ready(Some(update));
+            }
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            if self.signals_left > 0
+                && let Poll::Ready(signal) = self.link.poll_signal(cx)
+            {
+                self.signals_left -= 1;
+                self.on_signal(signal);
+                continue;
+            }
+            let is_link_polled = self.signals_left > 0;
+            self.signals_left = SIGNALS_IN_A_ROW;
+            if !self.poll_rest(cx) && is_link_polled {
+                return Poll::Pending;
             }
         }
     }
 
-    fn on_changes(&mut self) {
-        let changes = std::mem::take(
-            &mut *self.changes.waiting.lock().expect("no code panics with this lock held"),
-        );
-        let mut follow = Vec::new();
+    /// Everything but the link. True where something came of it, so that all must be polled again.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> bool {
+        let changes = self.interest.take(cx.waker());
+        if !changes.is_empty() {
+            self.on_changes(changes);
+            return true;
+        }
+        if self.poll_timer(cx) {
+            return true;
+        }
+        self.start_reads();
+        match self.reads.poll_join_next(cx) {
+            Poll::Ready(Some(Ok(answer))) => {
+                self.on_answer(answer);
+                true
+            }
+            Poll::Ready(Some(Err(error))) if error.is_panic() => resume_unwind(error.into_panic()),
+            Poll::Ready(Some(Err(_))) => {
+                self.is_over = true;
+                true
+            }
+            Poll::Ready(None) | Poll::Pending => false,
+        }
+    }
+
+    /// True where deadlines have passed.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(due) = self.followed.next_due() else {
+            self.timer = None;
+            return false;
+        };
+        let at = due.max(self.next_tick);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        let now = Instant::now();
+        self.next_tick = now + TICK;
+        self.timer = None;
+        while let Some(id) = self.followed.take_due(now) {
+            if let Some(followed) = self.followed.get(id)
+                && followed.state.must_ask(now)
+            {
+                self.heads.push((id, followed.state.ticket()));
+            }
+            self.followed.schedule(id);
+        }
+        true
+    }
+
+    fn on_changes(&mut self, changes: VecDeque<InterestChange>) {
+        let (now, mut follow) = (Instant::now(), Vec::new());
         for change in changes {
             match change {
                 InterestChange::Follow(name, since) => {
-                    self.lives += 1;
-                    self.followed.insert(name.clone(), FollowState::new(self.lives, since));
-                    follow.push(name);
+                    let id = self.followed.insert(&name, since, now);
+                    follow.push((id, name));
                 }
                 InterestChange::Unfollow(name) => {
-                    if self.followed.remove(&name).is_some() {
-                        self.send_follows(&mut follow);
-                        self.requests.push_back(Request::Unfollow(name));
+                    if self.followed.remove(&name) {
+                        self.follow(&mut follow);
+                        self.link.unfollow(&name);
                     }
                 }
             }
         }
-        self.send_follows(&mut follow);
+        self.follow(&mut follow);
     }
 
-    fn send_follows(&mut self, names: &mut Vec<Name>) {
+    fn follow(&mut self, names: &mut Vec<(FollowId, Name)>) {
         // While the link is down nobody can be asked; `Up` then asks for everything that is wanted.
         if self.is_up && !names.is_empty() {
-            self.requests.push_back(Request::Follow(std::mem::take(names)));
+            self.link.follow(std::mem::take(names));
         }
     }
 
-    async fn on_signal(&mut self, signal: Signal) -> Result<(), Gone> {
+    fn on_signal(&mut self, signal: Signal) {
         match signal {
             Signal::Up => {
                 self.is_up = true;
-                self.requests.clear();
-                let mut names: Vec<Name> = self.followed.keys().cloned().collect();
-                self.send_follows(&mut names);
-                self.emit(Update::Link { up: true }).await
+                let mut names = self.followed.names();
+                self.follow(&mut names);
+                self.ready.push_back(Update::Link { up: true });
             }
             Signal::Down => {
                 self.is_up = false;
-                self.requests.clear();
-                self.followed.values_mut().for_each(FollowState::detach);
-                self.emit(Update::Link { up: false }).await
+                self.followed.each(|followed| followed.state.detach());
+                self.ready.push_back(Update::Link { up: false });
             }
-            Signal::Confirmed(names) => {
-                for name in names {
-                    if let Some(follow_state) = self.followed.get_mut(&name)
-                        && follow_state.confirmed()
+            Signal::Confirmed(ids) => {
+                for id in ids {
+                    if let Some(followed) = self.followed.get(id)
+                        && followed.state.confirmed()
                     {
-                        self.heads.push((name, follow_state.ticket()));
+                        self.heads.push((id, followed.state.ticket()));
                     }
                 }
-                Ok(())
             }
-            Signal::Notified(text) => self.emit(Update::Notified { text }).await,
-            Signal::Entries(name, entries, _room) => {
-                let Some(follow_state) = self.followed.get_mut(&name) else { return Ok(()) };
-                let next = follow_state.take(entries, Instant::now());
-                self.go_on(name, next).await
+            Signal::Missed(id) => {
+                if let Some(followed) = self.followed.get(id)
+                    && followed.state.missed()
+                {
+                    self.read_page(id);
+                }
+            }
+            Signal::Notified(text) => self.ready.push_back(Update::Notified { text }),
+            Signal::Entries(id, entries) => {
+                let Some(followed) = self.followed.get(id) else { return };
+                let next = followed.state.take(entries, Instant::now());
+                self.go_on(id, next);
             }
         }
     }
 
-    async fn on_answer(&mut self, answer: ReadAnswer) -> Result<(), Gone> {
+    fn on_answer(&mut self, answer: ReadAnswer) {
         match answer {
-            ReadAnswer::Heads(names, heads) => {
-                let heads = heads.map_or_else(
-                    |_| vec![None; names.len()],
-                    |heads| heads.into_iter().map(Some).collect(),
-                );
-                for ((name, ticket), head) in names.into_iter().zip(heads) {
-                    let Some(follow_state) = self.follow_state(&name, ticket) else { continue };
-                    let Some(head) = head else {
-                        follow_state.read_failed();
-                        continue;
-                    };
-                    let announce = follow_state.announce(head);
-                    let next = follow_state.compare(head, Instant::now());
+            ReadAnswer::Heads(asked, Ok(heads)) => {
+                for ((id, ticket), head) in asked.into_iter().zip(heads) {
+                    let Some(followed) = self.asking(id, ticket) else { continue };
+                    let announce = followed.state.announce(head);
+                    let next = followed.state.compare(head, Instant::now());
+                    let name = followed.name.clone();
                     if announce {
-                        self.emit(Update::Live { name: name.clone(), head }).await?;
+                        self.ready.push_back(Update::Live { name, head });
                     }
-                    self.go_on(name, next).await?;
+                    self.go_on(id, next);
                 }
-                Ok(())
             }
-            ReadAnswer::Page(name, ticket, page) => {
+            ReadAnswer::Heads(asked, Err(_)) => {
+                asked.into_iter().for_each(|(id, ticket)| self.read_failed(id, ticket));
+            }
+            ReadAnswer::Page(id, ticket, page) => {
                 self.pages_reading -= 1;
-                let Some(follow_state) = self.follow_state(&name, ticket) else { return Ok(()) };
-                let Ok(page) = page else {
-                    follow_state.read_failed();
-                    return Ok(());
-                };
-                if let (Some(reason), Side::Commands) = (page.reset, name.side) {
-                    self.read_waiting(name, ticket, Some(reason));
-                    return Ok(());
+                match page {
+                    Ok(page) => self.on_page(id, ticket, page),
+                    Err(_) => self.read_failed(id, ticket),
                 }
-                let (head, reset) = (page.head, page.reset);
-                let (entries, next) = follow_state.continue_with(page, Instant::now());
-                if let Some(reason) = reset {
-                    tracing::info!(journal = %name, reason = reason.as_str(), "a followed journal lost what was handed out");
-                    self.emit(Update::Reset { name: name.clone(), reason, head }).await?;
-                }
-                if !entries.is_empty() {
-                    self.emit(Update::Entries { name: name.clone(), entries }).await?;
-                }
-                self.go_on(name, next).await
             }
-            ReadAnswer::Waiting(name, ticket, reset, waiting) => {
-                self.on_waiting(name, ticket, reset, waiting).await
+            ReadAnswer::Waiting(id, ticket, reset, waiting) => {
+                self.pages_reading -= 1;
+                match waiting {
+                    Ok(waiting) => self.on_waiting(id, ticket, reset, waiting),
+                    Err(_) => self.read_failed(id, ticket),
+                }
             }
         }
     }
 
-    async fn on_waiting(
+    fn on_page(&mut self, id: FollowId, ticket: Ticket, page: Page) {
+        let Some(followed) = self.asking(id, ticket) else { return };
+        let name = followed.name.clone();
+        if let (Some(reason), Side::Commands) = (page.reset, name.side) {
+            self.read_waiting(id, ticket, name, Some(reason));
+            return;
+        }
+        let (head, reset) = (page.head, page.reset);
+        let (entries, next) = followed.state.continue_with(page, Instant::now());
+        if let Some(reason) = reset {
+            tracing::info!(journal = %name, reason = reason.as_str(), "a followed journal lost what was handed out");
+            self.ready.push_back(Update::Reset { name, reason, head });
+        }
+        self.hand_out(id, entries);
+        self.go_on(id, next);
+    }
+
+    fn on_waiting(
         &mut self,
-        name: Name,
+        id: FollowId,
         ticket: Ticket,
         reset: Option<Reason>,
-        waiting: Result<Waiting, Unavailable>,
-    ) -> Result<(), Gone> {
-        self.pages_reading -= 1;
-        let Some(follow_state) = self.follow_state(&name, ticket) else { return Ok(()) };
-        let Ok(Waiting { head, entries }) = waiting else {
-            follow_state.read_failed();
-            return Ok(());
-        };
-        let next = follow_state.continue_at(head, Instant::now());
+        waiting: Waiting,
+    ) {
+        let Some(followed) = self.asking(id, ticket) else { return };
+        let Waiting { head, entries } = waiting;
+        let next = followed.state.continue_at(head, Instant::now());
         if let Some(reason) = reset {
+            let name = followed.name.clone();
             tracing::info!(journal = %name, reason = reason.as_str(), "followed commands were lost or trimmed");
-            self.emit(Update::Reset { name: name.clone(), reason, head }).await?;
+            self.ready.push_back(Update::Reset { name, reason, head });
         }
-        if !entries.is_empty() {
-            self.emit(Update::Entries { name: name.clone(), entries }).await?;
-        }
-        self.go_on(name, next).await
+        self.hand_out(id, entries);
+        self.go_on(id, next);
     }
 
-    fn read_waiting(&mut self, name: Name, ticket: Ticket, reset: Option<Reason>) {
+    fn read_failed(&mut self, id: FollowId, ticket: Ticket) {
+        if let Some(followed) = self.asking(id, ticket) {
+            followed.state.read_failed(Instant::now());
+            self.followed.schedule(id);
+        }
+    }
+
+    /// What is followed, if the question is still open.
+    fn asking(&mut self, id: FollowId, ticket: Ticket) -> Option<&mut Followed> {
+        self.followed.get(id).filter(|followed| followed.state.ticket() == ticket)
+    }
+
+    fn go_on(&mut self, id: FollowId, next: Next) {
+        match next {
+            Next::Wait => {}
+            Next::Emit(entries) => self.hand_out(id, entries),
+            Next::EmitAndRead(entries) => {
+                self.hand_out(id, entries);
+                self.read_page(id);
+            }
+        }
+        self.followed.schedule(id);
+    }
+
+    fn hand_out(&mut self, id: FollowId, entries: Vec<Arc<Entry>>) {
+        if let Some(followed) = self.followed.get(id)
+            && !entries.is_empty()
+        {
+            self.ready.push_back(Update::Entries { name: followed.name.clone(), entries });
+        }
+    }
+
+    fn read_page(&mut self, id: FollowId) {
+        if let Some(followed) = self.followed.get(id) {
+            self.pages.push_back((id, followed.state.ticket()));
+        }
+    }
+
+    fn read_waiting(&mut self, id: FollowId, ticket: Ticket, name: Name, reset: Option<Reason>) {
         let journal = self.journal.clone();
         self.pages_reading += 1;
-        self.reads.push(Box::pin(async move {
+        self.reads.spawn(async move {
             let waiting = journal.waiting(&name.channel).await;
-            ReadAnswer::Waiting(name, ticket, reset, waiting)
-        }));
-    }
-
-    /// The follow state, if the question is still open.
-    fn follow_state(&mut self, name: &Name, ticket: Ticket) -> Option<&mut FollowState> {
-        self.followed.get_mut(name).filter(|follow_state| follow_state.ticket() == ticket)
-    }
-
-    async fn go_on(&mut self, name: Name, next: Next) -> Result<(), Gone> {
-        match next {
-            Next::Wait => Ok(()),
-            Next::Emit(entries) => self.emit(Update::Entries { name, entries }).await,
-            Next::EmitAndRead(entries) => {
-                self.read_page(&name);
-                if entries.is_empty() {
-                    return Ok(());
-                }
-                self.emit(Update::Entries { name, entries }).await
-            }
-        }
-    }
-
-    fn on_tick(&mut self) {
-        for name in self.link.missed.take() {
-            if let Some(follow_state) = self.followed.get_mut(&name)
-                && follow_state.missed()
-            {
-                self.read_page(&name);
-            }
-        }
-        let now = Instant::now();
-        for (name, follow_state) in &mut self.followed {
-            if follow_state.must_retry() || follow_state.is_due(now) {
-                self.heads.push((name.clone(), follow_state.ticket()));
-            }
-        }
+            ReadAnswer::Waiting(id, ticket, reset, waiting)
+        });
     }
 
     fn start_reads(&mut self) {
         while !self.heads.is_empty() {
             let rest = self.heads.split_off(self.heads.len().min(HEADS_BATCH));
-            let named = std::mem::replace(&mut self.heads, rest);
+            let mut asked = std::mem::replace(&mut self.heads, rest);
+            asked.retain(|(id, ticket)| self.asking(*id, *ticket).is_some());
+            if asked.is_empty() {
+                continue;
+            }
+            let names: Vec<Name> = asked
+                .iter()
+                .filter_map(|(id, _)| self.followed.get(*id).map(|followed| followed.name.clone()))
+                .collect();
             let journal = self.journal.clone();
-            self.reads.push(Box::pin(async move {
-                let names: Vec<Name> = named.iter().map(|(name, _)| name.clone()).collect();
+            self.reads.spawn(async move {
                 let heads = journal.heads(&names).await;
-                ReadAnswer::Heads(named, heads)
-            }));
+                ReadAnswer::Heads(asked, heads)
+            });
         }
         while self.pages_reading < PAGES_AT_ONCE
-            && let Some((name, ticket)) = self.pages.pop_front()
+            && let Some((id, ticket)) = self.pages.pop_front()
         {
-            let Some(since) =
-                self.follow_state(&name, ticket).map(|follow_state| follow_state.position())
-            else {
-                continue;
-            };
+            let Some(followed) = self.asking(id, ticket) else { continue };
+            let (name, since) = (followed.name.clone(), followed.state.position());
             if (name.side, since) == (Side::Commands, Since::Start) {
-                self.read_waiting(name, ticket, None);
+                self.read_waiting(id, ticket, name, None);
                 continue;
             }
             let journal = self.journal.clone();
             self.pages_reading += 1;
-            self.reads.push(Box::pin(async move {
+            self.reads.spawn(async move {
                 let page = journal.read(&name, since, PAGE_ENTRIES).await;
-                ReadAnswer::Page(name, ticket, page)
-            }));
+                ReadAnswer::Page(id, ticket, page)
+            });
         }
-    }
-
-    fn read_page(&mut self, name: &Name) {
-        if let Some(follow_state) = self.followed.get(name) {
-            self.pages.push_back((name.clone(), follow_state.ticket()));
-        }
-    }
-
-    async fn emit(&mut self, update: Update) -> Result<(), Gone> {
-        self.updates.send(update).await.map_err(|_| Gone)
     }
 }

@@ -347,10 +347,9 @@ impl Journal {
         ask!(self.heads(names))
     }
 
-    /// Follows journals over a live link of its own. Must be called within a tokio runtime; dropping
-    /// both halves ends the link.
+    /// Follows journals over a live link of its own, which ends with the [`Updates`].
     pub fn follow(&self) -> (Follower, Updates) {
-        follow::start(self.clone())
+        Updates::start(self.clone())
     }
 
     /// Notifies the follower at this [`address`](Follower::address) with `text`: false if nobody listens there.
@@ -462,8 +461,8 @@ impl Journal {
 
     fn link(&self) -> link::Link {
         match &self.backend {
-            Backend::Memory(memory) => memory.link(),
-            Backend::Redis(redis) => redis.link(),
+            Backend::Memory(memory) => link::Link::Memory(memory.link()),
+            Backend::Redis(redis) => link::Link::Redis(Box::new(redis.link())),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Journals in this process' memory: the same promises, for one process and as long as it lives.
 
 mod counts;
+mod link;
 mod state;
 mod waiting;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +14,11 @@ use protocol::limits::IDEMPOTENCY_KEY_LIFETIME;
 use protocol::{Entry, Offset};
 
 use crate::append::{AppendOutcome, PRODUCER_RECORD_LIFETIME};
-use crate::link::{self, Deliver, FarEnd, Link, Request, Signal};
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
 use crate::state::digest::digest;
 use crate::{AppendError, Appended, Name, NewEntry, Page, Retention};
+use link::FollowerEnd;
+pub(crate) use link::MemoryLink;
 
 /// How often, in appends, journals and idempotency keys that nobody touches are looked through.
 const SWEEP_EVERY: u64 = 1024;
@@ -33,7 +35,7 @@ struct MemoryState {
     idempotency_key: HashMap<(Name, Box<str>), Once>,
     /// The newest number of each author that numbers its entries, and until when it is remembered.
     numbers: HashMap<(Name, Arc<str>), (u64, u64)>,
-    followers: HashMap<u64, (Deliver, HashSet<Name>)>,
+    followers: HashMap<u64, FollowerEnd>,
     next_follower: u64,
     appends: u64,
     /// Entries of one epoch must have ascending times, whatever the system's clock does.
@@ -154,44 +156,9 @@ impl Memory {
         names.iter().map(|name| state.journals.get(name).map(StoredStream::head)).collect()
     }
 
-    pub(crate) fn link(self: &Arc<Self>) -> Link {
-        let mut state = self.state();
-        state.next_follower += 1;
-        let id = state.next_follower;
-        let (link, far_end) = link::new(&id.to_string());
-        state.followers.insert(id, (far_end.deliver.clone(), HashSet::new()));
-        tokio::spawn(serve(Arc::clone(self), id, far_end));
-        link
-    }
-
     fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().expect("no code panics with this lock held")
     }
-}
-
-/// The far end of a link into memory.
-async fn serve(memory: Arc<Memory>, id: u64, mut far_end: FarEnd) {
-    far_end.deliver.signal(Signal::Up).await;
-    while let Some(request) = far_end.requests.recv().await {
-        let confirmed = {
-            let mut state = memory.state();
-            let Some((_, followed)) = state.followers.get_mut(&id) else { break };
-            match request {
-                Request::Follow(names) => {
-                    followed.extend(names.iter().cloned());
-                    Some(names)
-                }
-                Request::Unfollow(name) => {
-                    followed.remove(&name);
-                    None
-                }
-            }
-        };
-        if let Some(names) = confirmed {
-            far_end.deliver.signal(Signal::Confirmed(names)).await;
-        }
-    }
-    memory.state().followers.remove(&id);
 }
 
 impl MemoryState {
@@ -213,7 +180,7 @@ impl MemoryState {
         let offsets: Result<Vec<Offset>, AppendError> = offsets.collect();
         self.trim(name, now);
         let listeners =
-            self.followers.values().filter(|(_, names)| names.contains(name)).count() as u64;
+            self.followers.values().filter(|end| end.followed.contains_key(name)).count() as u64;
         let appended = |offset| Appended { offset: Some(offset), listeners };
         Ok(offsets?.into_iter().map(appended).collect())
     }
@@ -252,9 +219,9 @@ impl MemoryState {
             .or_insert_with(|| StoredStream { entries: VecDeque::new(), bytes: 0 });
         stored.bytes += entry.bytes();
         stored.entries.push_back(Arc::clone(&entry));
-        for (deliver, names) in self.followers.values() {
-            if names.contains(name) {
-                deliver.entries(name.clone(), vec![Arc::clone(&entry)]);
+        for end in self.followers.values() {
+            if let Some(id) = end.followed.get(name) {
+                end.queue.entries(*id, vec![Arc::clone(&entry)]);
             }
         }
         offset

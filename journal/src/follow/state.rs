@@ -20,6 +20,8 @@ const HELD_BYTES: usize = 1024 * 1024;
 const SILENCE: Duration = Duration::from_secs(2);
 /// And then at this pace.
 const AUDIT: Duration = Duration::from_secs(30);
+/// A read that failed is tried again after this long.
+const RETRY: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FollowPhase {
@@ -33,10 +35,7 @@ pub(super) enum FollowPhase {
 
 /// Tells the answer to a follow state's last question from those to earlier ones, which are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
-    life: u64,
-    question: u64,
-}
+pub(super) struct Ticket(u64);
 
 /// What the owner of a follow state must do next.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,9 +62,9 @@ pub(super) struct FollowState {
 }
 
 impl FollowState {
-    pub(super) fn new(life: u64, since: Option<Since>) -> Self {
+    pub(super) fn new(since: Option<Since>, now: Instant) -> Self {
         Self {
-            ticket: Ticket { life, question: 0 },
+            ticket: Ticket(0),
             phase: FollowPhase::Waiting,
             position: since,
             announced: false,
@@ -73,7 +72,7 @@ impl FollowState {
             held_bytes: 0,
             overflowed: false,
             failed: false,
-            due: Instant::now() + AUDIT,
+            due: now + AUDIT,
         }
     }
 
@@ -100,13 +99,14 @@ impl FollowState {
 
     /// Begins a question; answers to earlier ones are ignored.
     fn ask(&mut self) {
-        self.ticket.question += 1;
+        self.failed = false;
+        self.ticket.0 += 1;
         self.phase = FollowPhase::Asking;
     }
 
     /// The link broke.
     pub(super) fn detach(&mut self) {
-        self.ticket.question += 1;
+        self.ticket.0 += 1;
         self.phase = FollowPhase::Waiting;
         self.failed = false;
         self.drop_held();
@@ -202,24 +202,26 @@ impl FollowState {
         false
     }
 
-    pub(super) fn read_failed(&mut self) {
-        self.failed = true;
-        self.due = Instant::now() + SILENCE;
-    }
-
-    /// Whether the last read failed and must be tried again.
-    pub(super) fn must_retry(&mut self) -> bool {
-        std::mem::take(&mut self.failed) && self.phase == FollowPhase::Asking
-    }
-
-    /// Whether it is time to compare heads.
-    pub(super) fn is_due(&mut self, now: Instant) -> bool {
-        let due = self.phase == FollowPhase::Live && self.due <= now;
-        if due {
-            // Not again before the answer can be there.
-            self.due = now + AUDIT;
+    pub(super) fn read_failed(&mut self, now: Instant) {
+        match self.phase {
+            FollowPhase::Asking => (self.failed, self.due) = (true, now + RETRY),
+            FollowPhase::Live | FollowPhase::Waiting => self.due = now + SILENCE,
         }
-        due
+    }
+
+    /// When its head is to be asked for; `None` while that waits for something else.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (self.phase == FollowPhase::Live || self.failed).then_some(self.due)
+    }
+
+    /// Whether to ask for its head: the last read failed, or it is time to compare.
+    pub(super) fn must_ask(&mut self, now: Instant) -> bool {
+        let must = self.due().is_some_and(|due| due <= now);
+        if must {
+            // Not again before the answer can be there.
+            (self.failed, self.due) = (false, now + AUDIT);
+        }
+        must
     }
 
     /// Hands out what was held while reading.

@@ -270,8 +270,8 @@ impl MemoryState {
     /// Whether anybody listens there.
     fn notify(&self, address: &str, text: &str) -> bool {
         let follower = address.parse().ok().and_then(|id: u64| self.followers.get(&id));
-        follower.is_some_and(|(deliver, _)| {
-            deliver.notified(text);
+        follower.is_some_and(|end| {
+            end.queue.notified(text);
             true
         })
     }

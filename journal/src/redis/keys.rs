@@ -52,20 +52,6 @@ impl Keys {
         format!("{}:{}:{{{tag}}}:{}:{channel}", self.prefix, self.database, what(name.side))
     }
 
-    /// Which journal a notification belongs to.
-    pub(crate) fn name(&self, notification: &str) -> Option<Name> {
-        let rest = notification.strip_prefix(&*self.prefix)?.strip_prefix(':')?;
-        let rest = rest.strip_prefix(&self.database.to_string())?.strip_prefix(':')?;
-        let (_, rest) = rest.split_once("}:")?;
-        let (what, channel) = rest.split_once(':')?;
-        let channel = channel.parse().ok()?;
-        match what {
-            "events" => Some(Name::events(channel)),
-            "commands" => Some(Name::commands(channel)),
-            _ => None,
-        }
-    }
-
     /// What a producer last appended to the journal.
     pub(crate) fn producer_record(&self, name: &Name, producer: &str) -> String {
         let what = match name.side {
@@ -183,24 +169,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bell_leads_back_to_its_journal() {
-        let keys = Keys::new("a-1", 3);
-        for name in [
-            Name::events("session:42".parse().unwrap()),
-            Name::commands("agent:a|b".parse().unwrap()),
-        ] {
-            assert_eq!(keys.name(&keys.notification(&name)), Some(name.clone()));
-            assert_eq!(
-                Keys::new("a-1", 0).name(&keys.notification(&name)),
-                None,
-                "another database's notification"
-            );
-            for prefix in ["a", "a-11", PREFIX] {
-                let other = Keys::new(prefix, 3);
-                assert_eq!(other.name(&keys.notification(&name)), None, "another deployment's");
-            }
-        }
-        assert_eq!(keys.name(&keys.probe("x")), None);
+    fn a_notification_is_of_one_journal_one_database_and_one_deployment() {
+        let keys = [("a-1", 3), ("a-1", 0), ("a", 3), ("a-11", 3), (PREFIX, 3)]
+            .map(|(prefix, database)| Keys::new(prefix, database));
+        let names = ["session:42", "session:4", "agent:a|b"].map(|name| name.parse().unwrap());
+        let names: Vec<Name> = names
+            .into_iter()
+            .flat_map(|channel: Channel| [Name::events(channel.clone()), Name::commands(channel)])
+            .collect();
+        let of = |keys: &Keys| names.iter().map(|name| keys.notification(name)).collect::<Vec<_>>();
+        let probes = keys.iter().map(|keys| keys.probe("x"));
+        let all: Vec<String> = keys.iter().flat_map(of).chain(probes).collect();
+        let different: std::collections::HashSet<&String> = all.iter().collect();
+        assert_eq!(different.len(), all.len(), "{all:?}");
     }
 
     #[test]

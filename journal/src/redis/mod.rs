@@ -14,7 +14,9 @@ mod pipeline;
 pub(crate) mod probe;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
+mod resp;
 mod shared;
+mod socket;
 mod state;
 mod wire;
 
@@ -32,12 +34,12 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use crate::address::without_secrets;
-use crate::link::Link;
 use crate::read::{self, Extent, PAGE_BYTES, Rows};
 use crate::tasks::Tasks;
 use crate::{AppendError, Name, NewEntry, Page, Producer, Receipt, Retention, Side, Unavailable};
 use appender::{Appender, Way};
 use keys::Keys;
+pub(crate) use link::RedisLink;
 pub use probe::NotReady;
 use shared::{Lent, Shared};
 
@@ -261,8 +263,8 @@ impl Redis {
         Err(Unavailable("the scripts are flushed again and again".to_owned()))
     }
 
-    pub(crate) fn link(&self) -> Link {
-        link::start(self.info.clone(), self.keys.clone(), self.pool.clone())
+    pub(crate) fn link(&self) -> RedisLink {
+        RedisLink::new(self.info.clone(), self.keys.clone(), self.pool.clone())
     }
 
     /// For a short question.

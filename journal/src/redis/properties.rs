@@ -10,6 +10,7 @@ use protocol::{
 };
 use serde_json::value::RawValue;
 
+use super::resp::Reader;
 use super::wire::{self, Place};
 use crate::Side;
 
@@ -57,6 +58,34 @@ pub fn notifications(bytes: &[u8]) {
     for (n, (entry, part)) in (41..).zip(read.iter().zip(parts)) {
         assert_eq!(**entry, wire::entry(side, 1_763_661_001_000, n, part));
     }
+}
+
+/// However the bytes of a link are split, they are the same pushes, or cannot be read.
+pub fn pushes(bytes: &[u8]) {
+    let (at, bytes) = bytes.split_first().map_or((0, bytes), |(at, rest)| (usize::from(*at), rest));
+    let whole = read_pushes(&[bytes]);
+    let (one, two) = bytes.split_at(at.min(bytes.len()));
+    assert_eq!(read_pushes(&[one, two]), whole);
+    assert_eq!(read_pushes(&bytes.chunks(1 + at).collect::<Vec<_>>()), whole);
+}
+
+/// All pushes, or `None` where something else comes.
+fn read_pushes(pieces: &[&[u8]]) -> Option<Vec<String>> {
+    let (mut reader, mut pushes) = (Reader::default(), Vec::new());
+    for piece in pieces {
+        let mut rest = *piece;
+        while !rest.is_empty() {
+            let room = reader.room();
+            let length = room.len().min(rest.len());
+            room[..length].copy_from_slice(&rest[..length]);
+            reader.filled(length);
+            rest = &rest[length..];
+            while let Some(push) = reader.next().ok()? {
+                pushes.push(format!("{push:?}"));
+            }
+        }
+    }
+    Some(pushes)
 }
 
 fn side(bytes: &[u8]) -> (Side, &[u8]) {
@@ -124,5 +153,10 @@ mod tests {
     #[test]
     fn notifications() {
         replay("notifications", super::notifications);
+    }
+
+    #[test]
+    fn pushes() {
+        replay("pushes", super::pushes);
     }
 }

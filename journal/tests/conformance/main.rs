@@ -30,6 +30,7 @@ mod redis_only;
 mod refusals;
 mod returning;
 mod server;
+mod standing_still;
 mod states;
 
 use std::time::Duration;
