@@ -172,7 +172,7 @@ mod tests {
         let id = |n: usize| FollowId { slot: n as u32, life: 1 };
         let batch = |n: usize| {
             let offset = Offset::of_entry(1, n as u64 + 1, 1);
-            let (name, data) = ("e".into(), data.clone().into());
+            let (name, data) = ("e".into(), data.clone());
             vec![Arc::new(Entry { offset, time_us: 1, name, data })]
         };
         for n in 0..QUEUE_BATCHES {
