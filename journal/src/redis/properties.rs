@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use protocol::{
     Channel, Entry, Format, UNREADABLE, check_command_name, check_data, check_event_name, encode,
 };
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::resp::Reader;
@@ -123,8 +124,15 @@ fn check_encoded(entry: &Entry) {
         let channel: Channel = channel.parse().expect("a channel");
         for (format, kind) in [(Format::Envelope, "event"), (Format::Flat, &*entry.name)] {
             let text = encode(format, &channel, entry, 2);
-            let fields: HashMap<String, &RawValue> =
-                serde_json::from_str(&text).expect("a frame is an object");
+            let fields: HashMap<String, &RawValue> = match serde_json::from_str(&text) {
+                Ok(fields) => fields,
+                Err(error) => {
+                    // Data may have a key with half of a surrogate pair, which this reader refuses and others take.
+                    assert!(entry.data.contains("\\u"), "{error}: {text}");
+                    serde_json::from_str::<IgnoredAny>(&text).expect("a frame is JSON");
+                    continue;
+                }
+            };
             let field = |name: &str| fields.get(name).map(|value| value.get().trim_matches('"'));
             assert_eq!(field("type"), Some(kind), "{text}");
             assert_eq!(field("offset"), Some(&*entry.offset.to_string()), "{text}");
