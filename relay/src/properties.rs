@@ -3,8 +3,10 @@
 //! A property panics where it does not hold.
 
 mod tokens;
+mod websocket;
 
 pub use tokens::tokens;
+pub use websocket::websocket;
 
 #[cfg(test)]
 #[path = "../../fuzz/replay.rs"]
@@ -17,5 +19,10 @@ mod tests {
     #[test]
     fn tokens() {
         replay("tokens", super::tokens);
+    }
+
+    #[test]
+    fn websocket() {
+        replay("websocket", super::websocket);
     }
 }

@@ -77,6 +77,12 @@ impl Decoder {
         }
     }
 
+    /// How many bytes are held.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn held(&self) -> usize {
+        self.text.capacity() + self.control.capacity()
+    }
+
     /// The next thing that is complete; `input` is what it has not used yet. `None`: all was used.
     ///
     /// # Errors

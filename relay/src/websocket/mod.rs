@@ -5,7 +5,7 @@
 //! where it lies; and because a viewer at rest holds no buffer. It knows texts, pings, pongs and closes, and no
 //! extensions.
 
-mod decoder;
+pub(crate) mod decoder;
 mod frame;
 mod socket;
 
