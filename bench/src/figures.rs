@@ -14,7 +14,19 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 
 /// The median of `values` divided, run by run, by `floors`: noise that both shared cancels out.
 pub(crate) fn median_ratio(values: &[f64], floors: &[f64]) -> f64 {
-    median(values.iter().zip(floors).map(|(value, floor)| value / floor))
+    median(ratios(values, floors))
+}
+
+/// The ratios of `values` to `floors`, run by run.
+pub(crate) fn ratios(values: &[f64], floors: &[f64]) -> Vec<f64> {
+    values.iter().zip(floors).map(|(value, floor)| value / floor).collect()
+}
+
+/// From where to where values go, with so many digits.
+pub(crate) fn spread(values: &[f64], digits: usize) -> String {
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{low:.digits$}–{high:.digits$}")
 }
 
 /// Prints rows in columns, as a Markdown table.
@@ -47,6 +59,11 @@ mod tests {
         assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median([]), 0.0);
+    }
+
+    #[test]
+    fn a_spread_goes_from_the_least_to_the_most() {
+        assert_eq!(spread(&[2.0, 1.0, 3.25], 1), "1.0–3.2");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The floor: one thread with one epoll that reads Redis' pub/sub and writes what comes, a finished frame,
-//! to every socket of the channel with one `write`. No journal, no resume, no grants, no encoding.
+//! to every socket of the channel with one `write`. No journal, no resume, no grants, no encoding. Viewers come in as
+//! they do at the relay.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -12,35 +13,23 @@ use mio::{Events, Interest, Poll, Token};
 const LISTENER: Token = Token(usize::MAX);
 const REDIS: Token = Token(usize::MAX - 1);
 
+/// To a viewer of nothing.
+const CONNECTED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\
+    \x81\x14{\"type\":\"connected\"}";
+/// To a viewer of a channel, as soon as Redis has confirmed the subscription.
 const WELCOME: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\
-    \x81\x14{\"type\":\"caught_up\"}";
+    \x81\x14{\"type\":\"connected\"}\x81\x14{\"type\":\"caught_up\"}";
+
+/// What the names of its channels in Redis begin with.
+pub(crate) const CHANNEL: &str = "floor:";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Its Redis.
     #[arg(long)]
     redis: String,
-}
-
-/// The name under which the floor receives a session.
-pub(crate) fn channel(session: &str) -> String {
-    format!("floor:{session}")
-}
-
-/// `text` as a finished frame.
-pub(crate) fn frame(text: &str) -> Vec<u8> {
-    let mut frame = vec![0x81];
-    match u8::try_from(text.len()) {
-        Ok(length @ 0..126) => frame.push(length),
-        // No event is longer than 64 KiB.
-        _ => {
-            frame.push(126);
-            frame.extend_from_slice(&(text.len() as u16).to_be_bytes());
-        }
-    }
-    frame.extend_from_slice(text.as_bytes());
-    frame
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -51,6 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         redis: TcpStream::from_std(blocking_connection(redis)?),
         heard: Vec::new(),
         sockets: Vec::new(),
+        free: Vec::new(),
         channels: HashMap::new(),
     };
     let registry = floor.poll.registry();
@@ -77,7 +67,9 @@ struct Floor {
     redis: TcpStream,
     /// What Redis has said and has not been understood yet.
     heard: Vec<u8>,
-    sockets: Vec<Socket>,
+    sockets: Vec<Option<Socket>>,
+    /// Places of sockets that were closed.
+    free: Vec<usize>,
     channels: HashMap<Vec<u8>, Channel>,
 }
 
@@ -85,6 +77,7 @@ struct Floor {
 struct Socket {
     stream: TcpStream,
     request: Vec<u8>,
+    channel: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -97,36 +90,60 @@ impl Floor {
     fn accept(&mut self) -> Result<()> {
         while let Some((mut stream, _)) = unless_blocked(self.listener.accept())? {
             stream.set_nodelay(true)?;
-            let token = Token(self.sockets.len());
-            self.poll.registry().register(&mut stream, token, Interest::READABLE)?;
-            self.sockets.push(Socket { stream, request: Vec::new() });
+            let index = self.free.pop().unwrap_or_else(|| {
+                self.sockets.push(None);
+                self.sockets.len() - 1
+            });
+            self.poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
+            self.sockets[index] = Some(Socket { stream, request: Vec::new(), channel: None });
         }
         Ok(())
     }
 
-    /// A browser's request; everything else in it is ignored.
+    /// A browser's request, or its end; everything else is ignored.
     fn read(&mut self, index: usize) -> Result<()> {
-        let socket = &mut self.sockets[index];
+        let Some(socket) = &mut self.sockets[index] else { return Ok(()) };
         let mut piece = [0; 4096];
-        while let Some(read) = unless_blocked(socket.stream.read(&mut piece))? {
-            if read == 0 {
-                return Ok(());
+        loop {
+            match unless_blocked(socket.stream.read(&mut piece)) {
+                Ok(Some(1..)) if socket.channel.is_some() => {}
+                Ok(Some(read @ 1..)) => socket.request.extend_from_slice(&piece[..read]),
+                Ok(None) => break,
+                Ok(Some(0)) | Err(_) => return self.close(index),
             }
-            socket.request.extend_from_slice(&piece[..read]);
         }
         if !socket.request.ends_with(b"\r\n\r\n") {
             return Ok(());
         }
         let request = String::from_utf8(std::mem::take(&mut socket.request))?;
-        let session = request.strip_prefix("GET /ws/").and_then(|rest| rest.split(' ').next());
-        let name = channel(session.context("watchers ask for a session")?);
-        let known = self.channels.entry(name.clone().into_bytes()).or_default();
+        let path = request.strip_prefix("GET /ws").and_then(|rest| rest.split([' ', '?']).next());
+        let path = path.context("viewers ask for /ws")?;
+        let Some(session) = path.strip_prefix('/') else {
+            return Ok(socket.stream.write_all(CONNECTED)?);
+        };
+        let name = format!("{CHANNEL}{session}").into_bytes();
+        socket.channel = Some(name.clone());
+        let known = self.channels.entry(name.clone()).or_default();
         known.sockets.push(index);
         if known.is_confirmed {
-            self.sockets[index].stream.write_all(WELCOME)?;
+            socket.stream.write_all(WELCOME)?;
         } else if known.sockets.len() == 1 {
             let mut subscribe = redis::cmd("SUBSCRIBE");
             self.redis.write_all(&subscribe.arg(name).get_packed_command())?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, index: usize) -> Result<()> {
+        let socket = self.sockets[index].take();
+        self.free.push(index);
+        let Some(name) = socket.and_then(|socket| socket.channel) else { return Ok(()) };
+        let Some(channel) = self.channels.get_mut(&name) else { return Ok(()) };
+        channel.sockets.retain(|one| *one != index);
+        if channel.sockets.is_empty() {
+            self.channels.remove(&name);
+            let mut unsubscribe = redis::cmd("UNSUBSCRIBE");
+            self.redis.write_all(&unsubscribe.arg(name).get_packed_command())?;
         }
         Ok(())
     }
@@ -138,20 +155,29 @@ impl Floor {
             self.heard.extend_from_slice(&piece[..read]);
             let mut at = 0;
             while let Some((push, end)) = push(&self.heard[at..])? {
-                let channel = self.channels.get_mut(push.channel).context("ours")?;
+                at += end;
+                // Its last viewer may have left.
+                let Some(channel) = self.channels.get_mut(push.channel) else { continue };
                 let bytes = match push.message {
                     Some(message) => message,
-                    None => {
+                    None if push.is_confirmation => {
                         channel.is_confirmed = true;
                         WELCOME
                     }
+                    None => continue,
                 };
                 for &index in &channel.sockets {
-                    // A floor that had to wait for sockets would not be a floor.
-                    let written = self.sockets[index].stream.write(bytes)?;
-                    ensure!(written == bytes.len(), "a socket is full: the load is too high");
+                    let Some(socket) = &mut self.sockets[index] else { continue };
+                    match unless_blocked(socket.stream.write(bytes)) {
+                        // A floor that had to wait for sockets would not be a floor.
+                        Ok(written) => ensure!(
+                            written == Some(bytes.len()),
+                            "a socket is full: the load is too high"
+                        ),
+                        // It was closed, and will be read.
+                        Err(_) => {}
+                    }
                 }
-                at += end;
             }
             self.heard.drain(..at);
         }
@@ -162,6 +188,7 @@ impl Floor {
 /// What Redis pushes: a message, or that a subscription stands.
 struct Push<'a> {
     channel: &'a [u8],
+    is_confirmation: bool,
     message: Option<&'a [u8]>,
 }
 
@@ -185,7 +212,8 @@ fn push(bytes: &[u8]) -> Result<Option<(Push<'_>, usize)>> {
         }
     }
     let channel = parts[1].context("a push names its channel")?;
-    Ok((at <= bytes.len()).then_some((Push { channel, message: parts[2] }, at)))
+    let is_confirmation = parts[0] == Some(b"subscribe");
+    Ok((at <= bytes.len()).then_some((Push { channel, is_confirmation, message: parts[2] }, at)))
 }
 
 fn line<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
@@ -218,6 +246,7 @@ fn blocking_connection(address: SocketAddr) -> Result<std::net::TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hotpath::frame_down;
 
     #[test]
     fn a_push_is_understood_only_as_a_whole() {
@@ -230,11 +259,14 @@ mod tests {
         assert_eq!(end, bytes.len());
         let (subscribed, _) = push(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n").unwrap().unwrap();
         assert_eq!((subscribed.channel, subscribed.message), (&b"c"[..], None));
+        assert!(subscribed.is_confirmation && !message.is_confirmation);
     }
 
     #[test]
-    fn the_welcome_is_a_frame() {
-        let text = r#"{"type":"caught_up"}"#;
-        assert!(WELCOME.ends_with(&frame(text)));
+    fn what_viewers_are_told_are_frames() {
+        let (connected, caught_up) =
+            (frame_down(r#"{"type":"connected"}"#), frame_down(r#"{"type":"caught_up"}"#));
+        assert!(CONNECTED.ends_with(&connected));
+        assert!(WELCOME.ends_with(&[connected, caught_up].concat()));
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,7 +22,16 @@ pub(crate) enum Core {
 
 impl Core {
     fn set(self) -> io::Result<Option<CpuSet>> {
-        let allowed = sched_getaffinity(None)?;
+        // Those of the process, before one of its threads was moved: a child may run where the thread that starts it
+        // does, and nowhere else.
+        static ALLOWED: OnceLock<CpuSet> = OnceLock::new();
+        let allowed = match ALLOWED.get() {
+            Some(allowed) => allowed,
+            None => {
+                let allowed = sched_getaffinity(None)?;
+                ALLOWED.get_or_init(|| allowed)
+            }
+        };
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
         let core = match self {
             Self::First => cores.next(),
@@ -85,6 +95,7 @@ pub(crate) fn resident_kib(process: u32) -> Result<u64> {
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     all: u64,
+    idle: u64,
     stolen: u64,
 }
 
@@ -97,18 +108,53 @@ impl Surroundings {
         // The last two, time of guests, are contained in the first.
         Ok(Self {
             all: ticks.iter().take(8).sum(),
+            // Idle, and waiting for disks.
+            idle: ticks.iter().skip(3).take(2).sum(),
             stolen: ticks.get(7).copied().unwrap_or_default(),
         })
     }
 
-    /// One line about the time since.
-    pub(crate) fn since(&self) -> Result<String> {
+    /// How many cores were in use since, stolen ones too.
+    pub(crate) fn cores_in_use(&self) -> Result<f64> {
+        let now = Self::look()?;
+        let all = (now.all - self.all).max(1);
+        Ok((1.0 - (now.idle - self.idle) as f64 / all as f64) * cores()? as f64)
+    }
+
+    /// The time since: the share of it that other machines have taken, and the load average.
+    pub(crate) fn figures(&self) -> Result<(f64, f64)> {
         let now = Self::look()?;
         let share = (now.stolen - self.stolen) as f64 / (now.all - self.all).max(1) as f64;
         let load = fs::read_to_string("/proc/loadavg")?;
-        let load = load.split(' ').next().unwrap_or_default().to_owned();
-        let stat = fs::read_to_string("/proc/stat")?;
-        let cores = stat.lines().filter(|line| line.starts_with("cpu")).count() - 1;
-        Ok(format!("{cores} cores, steal {:.1} %, load average {load}", share * 100.0))
+        Ok((share, load.split(' ').next().unwrap_or_default().parse()?))
+    }
+
+    /// One line about the time since.
+    pub(crate) fn since(&self) -> Result<String> {
+        let (share, load) = self.figures()?;
+        Ok(format!("{} cores, steal {:.1} %, load average {load}", cores()?, share * 100.0))
+    }
+}
+
+/// How many cores the machine has.
+pub(crate) fn cores() -> Result<usize> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    Ok(stat.lines().filter(|line| line.starts_with("cpu")).count() - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_started_later_still_has_a_core_of_its_own() {
+        std::thread::spawn(|| {
+            let core_of = |core: Core| core.set().unwrap().unwrap();
+            let (first, last) = (core_of(Core::First), core_of(Core::Last));
+            stay_on(Core::Last).unwrap();
+            assert_eq!((core_of(Core::First), core_of(Core::Last)), (first, last));
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -6,10 +6,9 @@
 
 mod append;
 mod browser;
-mod fanout;
 mod figures;
 mod floor;
-mod idle;
+mod hotpath;
 mod leases;
 mod losses;
 mod machine;
@@ -18,7 +17,6 @@ mod redis_server;
 mod roundtrip;
 mod server;
 mod unread;
-mod watcher;
 
 use anyhow::Result;
 use clap::Parser;
@@ -28,10 +26,9 @@ use clap::Parser;
 enum Command {
     /// Redis' CPU per appended event, against a bare PUBLISH and the least possible script.
     Append(append::Options),
-    /// What an idle connection costs: memory, and the CPU to take it in.
-    Idle(idle::Options),
-    /// A replica's CPU per delivery, against one thread that writes finished frames.
-    Fanout(fanout::Options),
+    /// What the way to the viewers costs: CPU, latency, memory, connections and storms, against one thread that writes
+    /// finished frames.
+    Hotpath(hotpath::Options),
     /// The share of a Redis core that it takes to know which agents are alive.
     Leases(leases::Options),
     /// How long it takes until every browser knows that a worker has died.
@@ -51,8 +48,7 @@ enum Command {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Append(options) => append::run(&options),
-        Command::Idle(options) => idle::run(&options),
-        Command::Fanout(options) => fanout::run(&options),
+        Command::Hotpath(options) => hotpath::run(&options),
         Command::Leases(options) => leases::run(&options),
         Command::Losses(options) => losses::run(&options),
         Command::Roundtrip(options) => roundtrip::run(&options),

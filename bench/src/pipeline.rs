@@ -169,27 +169,14 @@ impl Appends {
         })
     }
 
-    /// Sends each journal its first batch.
-    pub(crate) fn begin(&mut self, connection: &mut Connection) -> Result<()> {
-        self.drive(connection, 1, self.journals.len() * self.batch)
-    }
-}
-
-impl Pipeline for Appends {
-    fn events(&self) -> usize {
-        self.batch
-    }
-
-    fn next(&mut self) -> Cmd {
-        self.turn += 1;
-        let turn = self.turn % self.journals.len();
-        let journal = &mut self.journals[turn];
+    /// Appends `rows`, each "name idempotency-key data", to one of the journals.
+    pub(crate) fn command(&mut self, journal: usize, rows: &[&str]) -> Cmd {
+        let journal = &mut self.journals[journal];
         journal.sequence += 1;
         let opens = journal.sequence == 1;
         let keeps =
-            opens || journal.sequence.is_multiple_of((KEEP_EVENTS / self.batch).max(1) as u64);
-        let appended =
-            if opens { 128 * 1024 } else { KEEP_EVENTS.max(self.batch) * self.row.len() };
+            opens || journal.sequence.is_multiple_of((KEEP_EVENTS / rows.len()).max(1) as u64);
+        let appended = if opens { 128 * 1024 } else { KEEP_EVENTS.max(rows.len()) * rows[0].len() };
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(&self.hash)
@@ -209,10 +196,28 @@ impl Pipeline for Appends {
                 (false, true) => format!("k {RECORD} {appended} {KEPT}"),
                 (false, false) => String::new(),
             });
-        for _ in 0..self.batch {
-            command.arg(&self.row);
+        for row in rows {
+            command.arg(row);
         }
         command
+    }
+
+    /// Sends each journal its first batch.
+    pub(crate) fn begin(&mut self, connection: &mut Connection) -> Result<()> {
+        self.drive(connection, 1, self.journals.len() * self.batch)
+    }
+}
+
+impl Pipeline for Appends {
+    fn events(&self) -> usize {
+        self.batch
+    }
+
+    fn next(&mut self) -> Cmd {
+        self.turn += 1;
+        let rows = vec![self.row.clone(); self.batch];
+        let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
+        self.command(self.turn % self.journals.len(), &rows)
     }
 
     fn accepts(&self, answer: &Value) -> bool {

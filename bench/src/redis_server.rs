@@ -42,6 +42,20 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Its host and port.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) -> Result<()> {
+        Ok(redis::cmd("FLUSHALL").arg("SYNC").query(&mut self.connection()?)?)
+    }
+
     pub(crate) fn connection(&self) -> Result<Connection> {
         Ok(redis::Client::open(self.url())?.get_connection()?)
     }

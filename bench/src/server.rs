@@ -13,15 +13,28 @@ use crate::machine::{self, Core};
 pub(crate) struct Server {
     process: Child,
     port: u16,
+    publish: Option<String>,
 }
 
 impl Server {
     /// A replica: the binary given, or the one beside this.
     pub(crate) fn replica(binary: Option<&Path>, redis: Option<&str>, core: Core) -> Result<Self> {
-        let beside = std::env::current_exe()?.with_file_name("agent-relay");
-        let mut command = Command::new(binary.unwrap_or(&beside));
+        Self::replica_with(binary, redis, &[], core)
+    }
+
+    /// The same with more flags.
+    pub(crate) fn replica_with(
+        binary: Option<&Path>,
+        redis: Option<&str>,
+        flags: &[String],
+        core: Core,
+    ) -> Result<Self> {
+        let mut command = match binary {
+            Some(binary) => Command::new(binary),
+            None => Command::new(std::env::current_exe()?.with_file_name("agent-relay")),
+        };
         command.args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
-        command.args(redis.iter().flat_map(|url| ["--redis", url]));
+        command.args(redis.iter().flat_map(|url| ["--redis", url])).args(flags);
         Self::start(command, core)
     }
 
@@ -40,13 +53,18 @@ impl Server {
         self.port
     }
 
-    /// Waits until it says, in a line of JSON, at which `addr` it listens.
-    fn start(mut command: Command, core: Core) -> Result<Self> {
+    /// Where events are brought to it, if not to Redis.
+    pub(crate) fn publish(&self) -> Option<&str> {
+        self.publish.as_deref()
+    }
+
+    /// Starts `command` and waits until it says, in a line of JSON, at which `addr` it listens.
+    pub(crate) fn start(mut command: Command, core: Core) -> Result<Self> {
         let what = command.get_program().to_string_lossy().into_owned();
         command.stderr(Stdio::piped());
         let process = machine::spawn_on(core, command)
             .with_context(|| format!("`{what}` cannot be started: cargo build --release"))?;
-        let mut server = Self { process, port: 0 };
+        let mut server = Self { process, port: 0, publish: None };
         let log = server.process.stderr.take().context("its log is piped")?;
         let mut log = BufReader::new(log);
         let mut line = String::new();
@@ -55,6 +73,7 @@ impl Server {
                 .with_context(|| format!("`{what}` said: {}", line.trim_end()))?;
             if let Some((_, port)) = said["addr"].as_str().and_then(|addr| addr.rsplit_once(':')) {
                 server.port = port.parse()?;
+                server.publish = said["publish"].as_str().map(str::to_owned);
                 // Nobody must be kept from logging by a full pipe.
                 std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
                 return Ok(server);
