@@ -6,9 +6,11 @@
 
 mod append;
 mod browser;
+mod counted;
 mod figures;
 mod floor;
 mod hotpath;
+mod instructions;
 mod leases;
 mod losses;
 mod machine;
@@ -29,6 +31,8 @@ enum Command {
     /// What the way to the viewers costs: CPU, latency, memory, connections and storms, against one thread that writes
     /// finished frames.
     Hotpath(hotpath::Options),
+    /// Instructions per delivery, append and connection, compared with those that are kept.
+    Instructions(instructions::Options),
     /// The share of a Redis core that it takes to know which agents are alive.
     Leases(leases::Options),
     /// How long it takes until every browser knows that a worker has died.
@@ -40,6 +44,9 @@ enum Command {
     /// A worker that will be killed.
     #[command(hide = true)]
     Worker(losses::Worker),
+    /// The work whose instructions are counted.
+    #[command(hide = true)]
+    Counted(counted::Options),
     /// That thread, as a process of its own.
     #[command(hide = true)]
     Floor(floor::Options),
@@ -49,6 +56,8 @@ fn main() -> Result<()> {
     match Command::parse() {
         Command::Append(options) => append::run(&options),
         Command::Hotpath(options) => hotpath::run(&options),
+        Command::Instructions(options) => instructions::run(&options),
+        Command::Counted(options) => counted::run(&options),
         Command::Leases(options) => leases::run(&options),
         Command::Losses(options) => losses::run(&options),
         Command::Roundtrip(options) => roundtrip::run(&options),

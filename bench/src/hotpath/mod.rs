@@ -28,9 +28,9 @@ use contender::{Contender, Peer};
 use crowd::Crowd;
 use publisher::Publisher;
 
-use wire::Join;
 #[cfg(test)]
 pub(crate) use wire::frame_down;
+pub(crate) use wire::{Finder, Join, Wire, data, frame, frame_up};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
