@@ -18,7 +18,7 @@ pub(crate) enum LinkFollower {
 /// What comes of it.
 #[derive(Debug)]
 pub(crate) enum LinkUpdates {
-    Journal(Updates),
+    Journal(Box<Updates>),
     Relay(mpsc::Receiver<Update>),
 }
 

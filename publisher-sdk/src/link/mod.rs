@@ -186,7 +186,7 @@ impl RecordLink {
         match self {
             Self::Journal(journal) => {
                 let (follower, updates) = journal.follow();
-                (LinkFollower::Journal(follower), LinkUpdates::Journal(updates))
+                (LinkFollower::Journal(follower), LinkUpdates::Journal(Box::new(updates)))
             }
             Self::Relay(relay) => {
                 let (follower, updates) = relay.follow();
