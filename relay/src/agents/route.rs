@@ -69,7 +69,7 @@ async fn serve(
     let (code, reason) = (end.code(), end.reason());
     tracing::info!(agent = id, user = user.as_deref(), %peer, code, reason, "an agent's connection has ended");
     if let Some(socket) = socket.into_inner() {
-        socket.farewell(&end).await;
+        Box::pin(socket.farewell(&end)).await;
     }
 }
 

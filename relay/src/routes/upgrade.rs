@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::TokioIo;
 use protocol::limits::FRAME_UP_BYTES_MAX;
@@ -66,10 +67,11 @@ impl Handshake {
             let upgraded = self.upgraded.await;
             let parts = upgraded.map(Upgraded::downcast::<TokioIo<Heads<Counted>>>);
             match parts {
-                // The HTTP library's buffers end here.
                 Ok(Ok(Parts { io, read_buf, .. })) => {
                     let (stream, open) = io.into_inner().into_inner().into_parts();
-                    Some(Socket::new(stream, open, read_buf, message_bytes_max))
+                    // A copy, mostly of nothing: the HTTP library's buffer of 8 KiB ends here.
+                    let unread = Bytes::copy_from_slice(&read_buf);
+                    Some(Socket::new(stream, open, unread, message_bytes_max))
                 }
                 Ok(Err(_)) => {
                     tracing::error!("a websocket upgrade is not on a socket of ours");

@@ -105,11 +105,10 @@ fn opening(
 }
 
 async fn serve(app: Arc<AppState>, socket: Socket, principal: Arc<Principal>, opening: Opening) {
-    let peer = opening.peer;
-    let connection = Connection::open(Arc::clone(&app.viewers), Arc::clone(&principal), opening);
-    let (id, user) = (connection.id().to_owned(), principal.user.as_deref());
+    let (peer, user) = (opening.peer, principal.user.clone());
+    let (viewer, id) = SharedViewer::open(&app, socket, principal, opening);
+    let user = user.as_deref();
     tracing::debug!(connection = id, user, %peer, "a connection was opened");
-    let viewer = SharedViewer::new(socket, connection);
     let end = end_of(poll_fn(|cx| viewer.poll(cx))).await;
     let (code, reason) = (end.code(), end.reason());
     tracing::debug!(connection = id, user, %peer, code, reason, "a connection was closed");
@@ -117,7 +116,8 @@ async fn serve(app: Arc<AppState>, socket: Socket, principal: Arc<Principal>, op
     let socket = viewer.lock().take().map(|open| open.socket);
     drop(viewer);
     if let Some(socket) = socket {
-        socket.farewell(&end).await;
+        // Boxed, as elsewhere: the task of a viewer at rest would hold room for it.
+        Box::pin(socket.farewell(&end)).await;
     }
 }
 
@@ -137,11 +137,20 @@ struct OpenViewer {
 }
 
 impl SharedViewer {
-    fn new(socket: Socket, connection: Connection) -> Arc<Self> {
-        Arc::new_cyclic(|viewer: &Weak<Self>| {
+    /// A viewer, and its connection's id.
+    fn open(
+        app: &AppState,
+        socket: Socket,
+        principal: Arc<Principal>,
+        opening: Opening,
+    ) -> (Arc<Self>, String) {
+        let connection = Connection::open(Arc::clone(&app.viewers), principal, opening);
+        let id = connection.id().to_owned();
+        let viewer = Arc::new_cyclic(|viewer: &Weak<Self>| {
             connection.set_writer(viewer.clone());
             Self { open: Mutex::new(Some(OpenViewer { socket, connection, batches: 0 })) }
-        })
+        });
+        (viewer, id)
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<End> {
