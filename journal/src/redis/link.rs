@@ -46,7 +46,7 @@ pub(crate) struct RedisLink {
     pool: Pool,
     address: Box<str>,
     phase: Phase,
-    followed: Followed,
+    followed: Notifications,
     backoff: Backoff,
     /// Failed attempts since it stood last.
     failures: u64,
@@ -57,13 +57,13 @@ pub(crate) struct RedisLink {
 enum Phase {
     New,
     Connecting(AbortOnDropHandle<Result<Socket, String>>),
-    Up(Box<Standing>),
+    Up(Box<StandingLink>),
     Pausing(Pin<Box<Sleep>>),
 }
 
 /// What comes in, by the name under which it is published.
 #[derive(Debug)]
-struct Followed {
+struct Notifications {
     /// Where the link receives its probes, and where it can be notified.
     probe: String,
     ids: HashMap<Box<[u8]>, (FollowId, Side)>,
@@ -71,13 +71,13 @@ struct Followed {
 
 /// A connection that stands.
 #[derive(Debug)]
-struct Standing {
+struct StandingLink {
     socket: Socket,
     since: Instant,
     /// What is to be asked, in order.
     asks: VecDeque<Ask>,
     /// What was asked, and is not confirmed yet.
-    asked: Option<Asked>,
+    asked: Option<Unconfirmed>,
     /// What is to be written.
     output: Vec<u8>,
     written: usize,
@@ -96,7 +96,7 @@ enum Ask {
 }
 
 #[derive(Debug)]
-struct Asked {
+struct Unconfirmed {
     /// So many confirmations are still to come.
     left: usize,
     follows: Vec<FollowId>,
@@ -106,7 +106,7 @@ struct Asked {
 impl RedisLink {
     pub(super) fn new(info: ConnectionInfo, keys: Keys, pool: Pool) -> Self {
         let address: Box<str> = Uuid::new_v4().simple().to_string().into();
-        let followed = Followed { probe: keys.probe(&address), ids: HashMap::new() };
+        let followed = Notifications { probe: keys.probe(&address), ids: HashMap::new() };
         let (backoff, phase) = (Backoff::default(), Phase::New);
         Self { info, keys, pool, address, phase, followed, backoff, failures: 0, was_away: false }
     }
@@ -178,7 +178,7 @@ impl RedisLink {
             let (address, failures) = (self.info.addr(), self.failures);
             tracing::warn!(%address, failures, "redis follow link up again");
         }
-        self.phase = Phase::Up(Box::new(Standing::new(socket)));
+        self.phase = Phase::Up(Box::new(StandingLink::new(socket)));
         Signal::Up
     }
 
@@ -216,7 +216,7 @@ impl std::fmt::Debug for RedisLink {
     }
 }
 
-impl Standing {
+impl StandingLink {
     fn new(socket: Socket) -> Self {
         let now = Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(now + PROBE_AFTER));
@@ -239,7 +239,7 @@ impl Standing {
     fn poll_signal(
         &mut self,
         cx: &mut Context<'_>,
-        followed: &Followed,
+        followed: &Notifications,
         pool: &Pool,
     ) -> Poll<Result<Signal, String>> {
         loop {
@@ -261,7 +261,7 @@ impl Standing {
     }
 
     /// Takes what was read, up to the first signal in it.
-    fn take(&mut self, followed: &Followed) -> Result<Option<Signal>, String> {
+    fn take(&mut self, followed: &Notifications) -> Result<Option<Signal>, String> {
         while let Some(push) = self.socket.reader.next().map_err(|error| error.to_string())? {
             match push {
                 Push::Message { channel, payload } => {
@@ -312,7 +312,7 @@ impl Standing {
         let parts: Vec<&[u8]> =
             std::iter::once(command).chain(names.iter().map(|name| &**name)).collect();
         resp::command(&mut self.output, parts.into_iter());
-        self.asked = Some(Asked { left: names.len(), follows, since: Instant::now() });
+        self.asked = Some(Unconfirmed { left: names.len(), follows, since: Instant::now() });
     }
 
     /// Writes as much as the socket takes.
@@ -390,7 +390,7 @@ impl Standing {
     }
 }
 
-impl Followed {
+impl Notifications {
     /// What a message means; `None` where nobody wants it.
     fn signal(&self, channel: &[u8], payload: Option<&[u8]>) -> Option<Signal> {
         let Some((id, side)) = self.ids.get(channel) else {

@@ -211,15 +211,19 @@ impl Events {
             (false, false) => drop(self.cut_off.fetch_add(1, Ordering::SeqCst)),
             _ => {}
         }
-        let is_well = self.cut_off.load(Ordering::SeqCst) == 0;
-        let now = if is_well { Status::Ok } else { Status::Degraded };
         self.pages.forget();
         self.approvals.forget(None);
-        let is_news = self.status.send_if_modified(|status| std::mem::replace(status, now) != now);
+        let is_news = self.status.send_if_modified(|status| {
+            // Looked at in here: of two feeds at once, the one that comes last says how both stand.
+            let is_well = self.cut_off.load(Ordering::SeqCst) == 0;
+            let now = if is_well { Status::Ok } else { Status::Degraded };
+            std::mem::replace(status, now) != now
+        });
         if is_news {
+            let status = *self.status.borrow();
             // The link itself says which Redis went or came.
-            tracing::debug!(status = now.as_str(), "browsers are told the state of redis");
-            if is_well {
+            tracing::debug!(status = status.as_str(), "browsers are told the state of redis");
+            if status == Status::Ok {
                 self.supervisor.run_once(warn_of_eviction(self.journal.clone()));
             }
         }
@@ -297,5 +301,43 @@ async fn warn_of_eviction(journal: Journal) {
         ),
         Ok(None) => {}
         Err(error) => tracing::debug!(%error, "redis does not say its maxmemory-policy"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red where a feed says how all stood before another one changed that.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn feeds_whose_links_change_at_once_agree_on_the_state() {
+        let workers = NonZeroUsize::new(2).unwrap();
+        let memory = Memory::new(usize::MAX);
+        let events = Events::start(&Journal::in_memory(), workers, &memory, &Supervisor::new());
+        events.status().wait_for(|status| *status == Status::Ok).await.unwrap();
+        let (handle, arrived) = (tokio::runtime::Handle::current(), AtomicUsize::new(0));
+        // Both arrive here before either goes on, at the same moment: a lock would let one go first.
+        let meet = |count: usize| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < 2 * count {
+                std::thread::yield_now();
+            }
+        };
+        let change = || {
+            let (_runtime, mut is_cut_off) = (handle.enter(), false);
+            for round in 0..20_000 {
+                for (step, up) in [(1, false), (2, true)] {
+                    events.on_link(up, &mut is_cut_off);
+                    meet(4 * round + 2 * step - 1);
+                    let is_well = *events.status.borrow() == Status::Ok;
+                    meet(4 * round + 2 * step);
+                    assert_eq!(is_well, up, "round {round}");
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let feeds = [scope.spawn(change), scope.spawn(change)];
+            feeds.into_iter().for_each(|feed| feed.join().unwrap());
+        });
     }
 }
