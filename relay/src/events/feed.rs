@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,8 +59,6 @@ pub(crate) struct Events {
     journal: Journal,
     supervisor: Supervisor,
     status: watch::Sender<Status>,
-    /// How many feeds are cut off from their journals.
-    cut_off: AtomicUsize,
     memory: Arc<Memory>,
 }
 
@@ -71,6 +69,8 @@ struct Feed {
     follower: Follower,
     /// Joining and sweeping decide together what is followed: one at a time.
     interest: Mutex<()>,
+    /// Whether its link to the journals stands.
+    is_up: AtomicBool,
 }
 
 impl Events {
@@ -83,7 +83,12 @@ impl Events {
     ) -> Arc<Self> {
         let (followers, updates): (Vec<Follower>, Vec<Updates>) =
             (0..workers.get()).map(|_| journal.follow()).unzip();
-        let feed = |follower| Feed { hub: Hub::new(memory), follower, interest: Mutex::new(()) };
+        let feed = |follower| Feed {
+            hub: Hub::new(memory),
+            follower,
+            interest: Mutex::default(),
+            is_up: AtomicBool::new(false),
+        };
         let events = Arc::new(Self {
             feeds: followers.into_iter().map(feed).collect(),
             pages: Pages::new(journal.clone()),
@@ -91,7 +96,6 @@ impl Events {
             journal: journal.clone(),
             supervisor: supervisor.clone(),
             status: watch::Sender::new(Status::Degraded),
-            cut_off: AtomicUsize::new(workers.get()),
             memory: Arc::clone(memory),
         });
         for (index, updates) in updates.into_iter().enumerate() {
@@ -172,9 +176,8 @@ impl Events {
         let is_everyones = std::ptr::eq(self.feed(&everyone), feed);
         let _membership = is_everyones.then(|| self.join(&everyone, &Arc::default(), 0));
         let (mut sweep, mut fan_outs) = (tokio::time::interval(SWEEP), FanOutQueue::default());
-        let mut is_cut_off = true;
         loop {
-            let mut update = tokio::select! {
+            let mut next = tokio::select! {
                 biased;
                 _ = sweep.tick() => {
                     feed.sweep();
@@ -188,34 +191,27 @@ impl Events {
                 () = tokio::task::yield_now(), if !fan_outs.is_empty() => None,
             };
             // What else has come is taken first, so that much goes with one write when much happens.
-            for _ in 0..UPDATES_AT_ONCE {
-                match update {
-                    Some(Update::Link { up }) => self.on_link(up, &mut is_cut_off),
-                    Some(update) => self.on_update(feed, update, &mut fan_outs),
-                    None => break,
-                }
-                let next = tokio::task::unconstrained(updates.next()).now_or_never();
-                update = match next {
-                    Some(None) => return,
-                    Some(update) => update,
-                    None => None,
-                };
+            let mut taken = 0;
+            while let Some(update) = next {
+                self.on_update(feed, update, &mut fan_outs);
+                taken += 1;
+                // What is asked for here is handled: nothing may be taken beyond the bound.
+                next = (taken < UPDATES_AT_ONCE)
+                    .then(|| tokio::task::unconstrained(updates.next()).now_or_never())
+                    .flatten()
+                    .flatten();
             }
             fan_outs.go_on(WRITING_TIME);
         }
     }
 
-    fn on_link(&self, up: bool, is_cut_off: &mut bool) {
-        match (up, std::mem::replace(is_cut_off, !up)) {
-            (true, true) => drop(self.cut_off.fetch_sub(1, Ordering::SeqCst)),
-            (false, false) => drop(self.cut_off.fetch_add(1, Ordering::SeqCst)),
-            _ => {}
-        }
+    fn on_link(&self, feed: &Feed, up: bool) {
+        feed.is_up.store(up, Ordering::SeqCst);
         self.pages.forget();
         self.approvals.forget(None);
         let is_news = self.status.send_if_modified(|status| {
             // Looked at in here: of two feeds at once, the one that comes last says how both stand.
-            let is_well = self.cut_off.load(Ordering::SeqCst) == 0;
+            let is_well = self.feeds.iter().all(|feed| feed.is_up.load(Ordering::SeqCst));
             let now = if is_well { Status::Ok } else { Status::Degraded };
             std::mem::replace(status, now) != now
         });
@@ -231,6 +227,7 @@ impl Events {
 
     fn on_update(&self, feed: &Feed, update: Update, fan_outs: &mut FanOutQueue) {
         match update {
+            Update::Link { up } => self.on_link(feed, up),
             Update::Live { name, head } => {
                 self.approvals.forget(Some(&name.channel));
                 feed.hub.live(&name.channel, head);
@@ -244,7 +241,7 @@ impl Events {
                 feed.hub.reset(&name.channel);
             }
             // Nobody waits for an answer at this address.
-            Update::Notified { .. } | Update::Link { .. } => {}
+            Update::Notified { .. } => {}
         }
     }
 }
@@ -306,7 +303,39 @@ async fn warn_of_eviction(journal: Journal) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use journal::NewEntry;
+
     use super::*;
+
+    /// More than are taken at once: none of them may be passed over.
+    #[tokio::test]
+    async fn everything_of_a_flood_comes_to_its_channel() {
+        let (journal, memory) = (Journal::in_memory(), Memory::new(usize::MAX));
+        let events = Events::start(&journal, NonZeroUsize::MIN, &memory, &Supervisor::new());
+        let channels: Vec<Channel> =
+            (0..2 * UPDATES_AT_ONCE).map(|n| Channel::session(&n.to_string()).unwrap()).collect();
+        let join = |channel| events.join(channel, &Arc::default(), 0);
+        let joined: Vec<Membership> = channels.iter().map(join).collect();
+        let heads = || joined.iter().filter_map(|one| one.watched().head());
+        let until = async |all: &dyn Fn() -> usize, what: &str| {
+            let mut waited = 0;
+            while all() < joined.len() {
+                assert!(waited < 1_000, "{} of {} {what}", all(), joined.len());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                waited += 1;
+            }
+        };
+        until(&|| heads().count(), "are followed").await;
+
+        for one in &joined {
+            let entries = vec![NewEntry::new("e", "1")];
+            journal.append(&one.watched().name, entries).await.unwrap();
+        }
+
+        until(&|| heads().flatten().count(), "have their event").await;
+    }
 
     /// Red where a feed says how all stood before another one changed that.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -323,11 +352,11 @@ mod tests {
                 std::thread::yield_now();
             }
         };
-        let change = || {
-            let (_runtime, mut is_cut_off) = (handle.enter(), false);
+        let change = |feed| {
+            let _runtime = handle.enter();
             for round in 0..20_000 {
                 for (step, up) in [(1, false), (2, true)] {
-                    events.on_link(up, &mut is_cut_off);
+                    events.on_link(feed, up);
                     meet(4 * round + 2 * step - 1);
                     let is_well = *events.status.borrow() == Status::Ok;
                     meet(4 * round + 2 * step);
@@ -336,8 +365,9 @@ mod tests {
             }
         };
         std::thread::scope(|scope| {
-            let feeds = [scope.spawn(change), scope.spawn(change)];
-            feeds.into_iter().for_each(|feed| feed.join().unwrap());
+            let threads: Vec<_> =
+                events.feeds.iter().map(|feed| scope.spawn(move || change(feed))).collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
     }
 }
