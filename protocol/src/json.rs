@@ -49,12 +49,16 @@ impl DataError {
 /// What is wrong with JSON. A reader quotes what it has read, however long: only the ends of that are kept.
 pub fn json_error(error: &serde_json::Error) -> String {
     const END_CHARS: usize = 120;
-    let text: Vec<char> = error.to_string().chars().collect();
-    let part = |chars: &[char]| shown(&String::from_iter(chars), chars.len());
-    if text.len() <= 2 * END_CHARS {
-        return part(&text);
+    let text = error.to_string();
+    let part = |text: &str| shown(text, 2 * END_CHARS);
+    let head = text.char_indices().nth(END_CHARS).map(|(at, _)| at);
+    let tail = text.char_indices().nth_back(END_CHARS - 1).map(|(at, _)| at);
+    match (head, tail) {
+        (Some(head), Some(tail)) if head < tail => {
+            format!("{}…{}", part(&text[..head]), part(&text[tail..]))
+        }
+        _ => part(&text),
     }
-    format!("{}…{}", part(&text[..END_CHARS]), part(&text[text.len() - END_CHARS..]))
 }
 
 /// Whether `data` may be an event's data.
