@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use deadpool_redis::Pool;
-use protocol::UNREADABLE;
 use redis::{AsyncCommands, ConnectionInfo};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, timeout};
@@ -399,12 +398,9 @@ impl Notifications {
             let text = std::str::from_utf8(text).ok().filter(|text| !text.is_empty())?;
             return Some(Signal::Notified(text.into()));
         };
+        // A notification that cannot be read is a lost notification: an empty batch has the journal read.
         let entries = payload.and_then(|payload| wire::notification(*side, payload));
-        let entries = entries.unwrap_or_default();
-        // A notification that cannot be read is a lost notification: an empty batch has the journal read. So is one with
-        // an unreadable entry: whether such an entry stands there only the journal can tell.
-        let is_readable = entries.iter().all(|entry| &*entry.name != UNREADABLE);
-        Some(Signal::Entries(*id, if is_readable { entries } else { Vec::new() }))
+        Some(Signal::Entries(*id, entries.unwrap_or_default()))
     }
 }
 

@@ -228,23 +228,11 @@ mod tests {
     use rand::{Rng, SeedableRng};
 
     use super::*;
+    use crate::redis::properties;
 
-    /// Reads all that is in `bytes`, which come in such pieces.
     fn read(reader: &mut Reader, pieces: &[&[u8]]) -> Result<Vec<String>, Malformed> {
         let mut pushes = Vec::new();
-        for piece in pieces {
-            let mut rest = *piece;
-            while !rest.is_empty() {
-                let room = reader.room();
-                let length = room.len().min(rest.len());
-                room[..length].copy_from_slice(&rest[..length]);
-                reader.filled(length);
-                rest = &rest[length..];
-                while let Some(push) = reader.next()? {
-                    pushes.push(shown(&push));
-                }
-            }
-        }
+        properties::read(reader, pieces, |push| pushes.push(shown(push)))?;
         Ok(pushes)
     }
 

@@ -69,8 +69,8 @@ pub(super) fn entry(side: Side, epoch: u64, n: u64, bytes: &[u8]) -> Entry {
     Entry { offset, time_us, name: name.into(), data: data.into() }
 }
 
-/// A notification `<epoch>-<n of the first> <length>:<entry>…:<entry>`: the last entry takes the rest. `None` if it cannot be read:
-/// the journal must be read instead.
+/// A notification `<epoch>-<n of the first> <length>:<entry>…:<entry>`: the last entry takes the rest. `None` if it, or an entry
+/// of it, cannot be read: the journal must be read instead.
 pub(super) fn notification(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>> {
     let space = payload.iter().position(|b| *b == b' ')?;
     let (epoch, first) = id(str::from_utf8(&payload[..space]).ok()?).ok()?;
@@ -84,7 +84,12 @@ pub(super) fn notification(side: Side, payload: &[u8]) -> Option<Vec<Arc<Entry>>
         };
         let bytes = rest[colon + 1..].get(..length)?;
         let n = first.checked_add(entries.len() as u64)?;
-        entries.push(Arc::new(entry(side, epoch, n, bytes)));
+        let entry = entry(side, epoch, n, bytes);
+        if &*entry.name == UNREADABLE {
+            // Whether such an entry stands there only the journal can tell.
+            return None;
+        }
+        entries.push(Arc::new(entry));
         rest = &rest[colon + 1 + length..];
     }
     (!entries.is_empty()).then_some(entries)
@@ -122,8 +127,12 @@ mod tests {
         {
             assert_eq!(notification(Side::Events, broken.as_bytes()), None, "{broken}");
         }
-        let last = format!("1-{} 1:a:b", u64::MAX);
-        assert_eq!(notification(Side::Events, last.as_bytes()), None, "nothing can follow it");
+        let one = "1763661001123456 e - 1";
+        let two_from = |n: u64| format!("1-{n} {}:{one}:{one}", one.len());
+        let read = |text: &str| notification(Side::Events, text.as_bytes());
+        assert_eq!(read(&two_from(u64::MAX)), None, "nothing can follow it");
+        assert_eq!(read(&two_from(u64::MAX - 1)).map(|entries| entries.len()), Some(2));
+        assert_eq!(read(&format!("1-1 {}:{one}:junk", one.len())), None, "one is unreadable");
     }
 
     #[test]
