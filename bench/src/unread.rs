@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::figures;
+use crate::hotpath::wire::frame_up;
 use crate::machine::{Core, Surroundings, pause, resident_kib};
 use crate::server::Server;
 
@@ -139,7 +140,7 @@ fn viewers(measured: &mut Measured, count: usize) -> Result<Vec<TcpStream>> {
 }
 
 fn pingers(measured: &mut Measured, count: usize) -> Result<Vec<TcpStream>> {
-    let ping = frame(9, &[b'x'; 125]);
+    let ping = frame_up(9, &[b'x'; 125]);
     let pings = ping.repeat(PING_BYTES / ping.len());
     measured.peers(count, |measured| {
         let mut socket = measured.websocket("/ws")?;
@@ -169,7 +170,7 @@ fn asks(measured: &mut Measured, id: &str, questions: Range<usize>) -> Result<Tc
     let mut agent = measured.websocket(&format!("/ws/agents/{id}"))?;
     let mut call = |id: usize, kind: &str, channel: &str, data: serde_json::Value| {
         let call = json!({"type": kind, "id": id, "channel": channel, "data": data});
-        agent.write_all(&frame(1, call.to_string().as_bytes()))?;
+        agent.write_all(&frame_up(1, call.to_string().as_bytes()))?;
         until(&mut agent, &format!("\"id\":{id}"))
     };
     call(1, "lease", &format!("agent:{id}"), json!({}))?;
@@ -181,21 +182,6 @@ fn asks(measured: &mut Measured, id: &str, questions: Range<usize>) -> Result<Tc
         call(3 + index, "ask", "session:load", data)?;
     }
     Ok(agent)
-}
-
-/// A frame of a client, masked with zeros.
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x80 | opcode];
-    match payload.len() {
-        length @ ..126 => frame.push(0x80 | length as u8),
-        length => {
-            frame.push(0x80 | 127);
-            frame.extend_from_slice(&(length as u64).to_be_bytes());
-        }
-    }
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(payload);
-    frame
 }
 
 /// Reads until `what` was said, and no further than it must.

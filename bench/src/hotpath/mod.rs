@@ -12,7 +12,7 @@ mod memory;
 mod perf;
 mod publisher;
 mod storm;
-mod wire;
+pub(crate) mod wire;
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -180,21 +180,13 @@ impl HttpBody for HeldBody {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpSocket;
 
     use super::*;
+    use crate::websocket::testing::narrow_pair;
 
-    /// Our end, and the other one, which holds little.
     async fn pair(memory: &Arc<Memory>) -> (Counted, TcpStream) {
-        let listener = TcpSocket::new_v4().unwrap();
-        // The sockets that it accepts have the same.
-        listener.set_send_buffer_size(64 * 1024).unwrap();
-        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = listener.listen(1).unwrap();
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4 * 1024).unwrap();
-        let peer = socket.connect(listener.local_addr().unwrap()).await.unwrap();
-        (Counted::new(listener.accept().await.unwrap().0, memory), peer)
+        let (stream, peer) = narrow_pair().await;
+        (Counted::new(stream, memory), peer)
     }
 
     async fn fill(socket: &mut Counted) -> io::Error {

@@ -8,6 +8,8 @@
 pub(crate) mod decoder;
 mod frame;
 mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use frame::TextFrame;
 pub(crate) use socket::{End, FAREWELL, Socket};

@@ -280,22 +280,13 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpSocket;
 
+    use super::super::testing::narrow_pair;
     use super::*;
     use crate::memory::Memory;
 
-    /// Our end, and the other one, which holds little.
     async fn pair(memory: &Arc<Memory>) -> (Socket, TcpStream) {
-        let listener = TcpSocket::new_v4().unwrap();
-        // The sockets that it accepts have the same.
-        listener.set_send_buffer_size(64 * 1024).unwrap();
-        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = listener.listen(1).unwrap();
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4 * 1024).unwrap();
-        let peer = socket.connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, peer) = narrow_pair().await;
         (Socket::new(stream, memory.enter(), Bytes::new(), 1024), peer)
     }
 
