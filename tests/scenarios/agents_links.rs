@@ -197,8 +197,12 @@ async fn an_agent_is_not_cut_off_because_its_relay_stopped_reading() {
 
     let last = agent.wait_for("the last reply", |frame| frame["id"] == 3_001).await;
     assert!(last["offset"].is_string(), "{last}");
-    let lost = cluster.replicas[0].get("/api/v1/channels/agent:raw").await.json();
-    assert_eq!(lost["agents"], json!(["raw"]), "it holds its lease: {lost}");
+    // The relay renews it again up to half a second after Redis is back; nobody else would take it anew.
+    let is_held = async || {
+        let channel = cluster.replicas[0].get("/api/v1/channels/agent:raw").await.json();
+        (channel["agents"] == json!(["raw"])).then_some(())
+    };
+    until("it holds its lease", is_held).await;
 }
 
 /// Three quarters of the room may be full of events that wait for Redis: the rest is read at once.
