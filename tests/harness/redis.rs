@@ -1,6 +1,7 @@
 //! A private Redis, and everything that can happen to one.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::process::Command;
 
 use redis::FromRedisValue;
@@ -27,12 +28,23 @@ pub enum Persistence {
     Always,
 }
 
+/// What is special about a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sort {
+    Usual,
+    /// A node of a cluster.
+    Node,
+    /// Its clock is ahead of everybody else's.
+    Ahead,
+}
+
 /// A Redis server that belongs to one test.
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
     port: u16,
     persistence: Persistence,
+    sort: Sort,
     // After the process: it must have ended before its directory goes.
     dir: TempDir,
 }
@@ -50,9 +62,29 @@ impl Redis {
     /// # Panics
     /// With instructions when `redis-server` is missing.
     pub async fn start(persistence: Persistence) -> Self {
+        Self::start_as(persistence, Sort::Usual).await
+    }
+
+    /// Starts a node of a cluster that has no slots and knows no other node.
+    ///
+    /// # Panics
+    /// With instructions when `redis-server` is missing.
+    pub async fn start_node() -> Self {
+        Self::start_as(Persistence::None, Sort::Node).await
+    }
+
+    /// Starts a server whose clock is an hour ahead.
+    ///
+    /// # Panics
+    /// With instructions when `redis-server` is missing.
+    pub async fn start_an_hour_ahead() -> Self {
+        Self::start_as(Persistence::None, Sort::Ahead).await
+    }
+
+    async fn start_as(persistence: Persistence, sort: Sort) -> Self {
         // Somebody may take the port between the choice and the start: then choose again.
         for _ in 0..20 {
-            let mut redis = Self::prepare(persistence);
+            let mut redis = Self::prepare(persistence, sort);
             if redis.answers().await {
                 return redis;
             }
@@ -62,15 +94,16 @@ impl Redis {
 
     /// Chooses a port for a server that [`Redis::restart`] will start for the first time.
     pub fn absent(persistence: Persistence) -> Self {
-        let mut redis = Self::prepare(persistence);
+        let mut redis = Self::prepare(persistence, Sort::Usual);
         redis.kill9();
         redis
     }
 
-    fn prepare(persistence: Persistence) -> Self {
+    fn prepare(persistence: Persistence, sort: Sort) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
         let port = free_port();
-        Self { process: spawn(&dir, port, persistence), port, persistence, dir }
+        let process = spawn(&dir, port, persistence, sort);
+        Self { process, port, persistence, sort, dir }
     }
 
     /// Where it is reached.
@@ -88,6 +121,29 @@ impl Redis {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Makes two nodes a cluster in which each has one half of the slots.
+    pub async fn share_slots(nodes: [&Self; 2]) {
+        for (node, slots) in nodes.into_iter().zip([["0", "8191"], ["8192", "16383"]]) {
+            let add = ["CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1]];
+            let _: String = node.run(&add).await;
+        }
+        let [one, other] = nodes;
+        let _: String = one.run(&["CLUSTER", "SET-CONFIG-EPOCH", "1"]).await;
+        let _: String = other.run(&["CLUSTER", "SET-CONFIG-EPOCH", "2"]).await;
+        let nodes_port: Vec<String> = other.run(&["CONFIG", "GET", "cluster-port"]).await;
+        let port = other.port.to_string();
+        let meet = ["CLUSTER", "MEET", "127.0.0.1", &port, &nodes_port[1]];
+        let _: String = one.run(&meet).await;
+        for node in nodes {
+            until("the nodes know each other", async || {
+                let info: String = node.run(&["CLUSTER", "INFO"]).await;
+                let knows_all = info.contains("cluster_slots_ok:16384");
+                (knows_all && info.contains("cluster_state:ok")).then_some(())
+            })
+            .await;
+        }
+    }
+
     /// Kills it, as a crash would.
     pub fn kill9(&mut self) {
         self.process.kill9();
@@ -95,7 +151,7 @@ impl Redis {
 
     /// Starts it again: same port, same directory.
     pub async fn restart(&mut self) {
-        self.process = spawn(&self.dir, self.port, self.persistence);
+        self.process = spawn(&self.dir, self.port, self.persistence, self.sort);
         assert!(
             self.answers().await,
             "redis-server did not come back on port {}:\n{}",
@@ -221,7 +277,7 @@ fn rights(user: &str) -> Vec<String> {
     rule.replace("<password>", PASSWORD).split(' ').map(str::to_owned).collect()
 }
 
-fn spawn(dir: &TempDir, port: u16, persistence: Persistence) -> Process {
+fn spawn(dir: &TempDir, port: u16, persistence: Persistence, sort: Sort) -> Process {
     let mut command = Command::new("redis-server");
     command.arg("--port").arg(port.to_string()).arg("--dir").arg(dir.path());
     command.args(["--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]);
@@ -233,8 +289,40 @@ fn spawn(dir: &TempDir, port: u16, persistence: Persistence) -> Process {
         Persistence::Everysec => ["--appendonly", "yes", "--appendfsync", "everysec"],
         Persistence::Always => ["--appendonly", "yes", "--appendfsync", "always"],
     });
+    match sort {
+        Sort::Usual => {}
+        // The nodes' own port is otherwise 10,000 above.
+        Sort::Node => {
+            command.args(["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()]);
+        }
+        Sort::Ahead => {
+            command.env("LD_PRELOAD", clock_ahead(dir));
+        }
+    }
     Process::spawn("redis-server", command, HELP)
 }
+
+/// A library that answers instead of the system's when the server asks for the time.
+fn clock_ahead(dir: &TempDir) -> PathBuf {
+    let (source, library) = (dir.path().join("ahead.c"), dir.path().join("ahead.so"));
+    std::fs::write(&source, CLOCK_AHEAD).expect("writes the source");
+    let mut build = Command::new("cc");
+    build.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source);
+    let built = build.output().expect("a C compiler, as the README asks for");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    library
+}
+
+const CLOCK_AHEAD: &str = "#include <sys/time.h>
+#include <time.h>
+int gettimeofday(struct timeval *restrict time, void *restrict zone) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    time->tv_sec = now.tv_sec + 3600;
+    time->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+";
 
 #[cfg(test)]
 mod tests {

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use publisher_sdk::{Agent, PermissionRequest};
 use serde_json::{Value, json};
 use tests::actor::Actor;
-use tests::{Browser, Cluster, Token};
+use tests::endpoint::Endpoint;
+use tests::replica::Setup;
+use tests::{Browser, Cluster, Redis, Replica, Token};
 
 const SESSION: &str = "session:42";
 const MINUTE: Duration = Duration::from_secs(60);
@@ -374,4 +377,35 @@ async fn a_budget_that_waits_for_an_answer_is_pending_on_the_firehose() {
     assert_eq!(subscribed["pending"][0]["channel"], "agent:a1", "{subscribed}");
     assert_eq!((&refused["code"], &applied["status"]), (&json!("not_found"), &json!("applied")));
     assert!(pending(&after).is_empty(), "{after}");
+}
+
+/// One clock says until when a question may be answered, and it is not the agent's.
+#[tokio::test]
+async fn a_questions_end_is_told_by_the_clock_of_redis() {
+    let redis = Redis::start_an_hour_ahead().await;
+    let replica = Replica::start(Setup::serve(Some(redis.url_of("relay")))).await;
+    replica.ready().await;
+    let agent = Agent::options().id("a1").connect(&redis.url_of("agent")).await.unwrap();
+    let session = agent.session("42").await.unwrap();
+    let mut early = Endpoint::of(&replica).subscribed_to(SESSION).await;
+    let clock = async || {
+        let (seconds, micros): (u64, u64) = redis.run(&["TIME"]).await;
+        seconds * 1_000 + micros / 1_000
+    };
+    let begun = clock().await;
+    assert!(begun > tests::token::now() * 1_000 + 3_500_000, "the clocks differ");
+    let ask = PermissionRequest::new("Bash", "ls", "Lists").expires_in(MINUTE);
+    let asking = tokio::spawn(async move { session.ask_permission(ask).await });
+
+    let is_it = |frame: &Value| frame["event"] == "permission_request";
+    let asked = early.wait_for("the question", is_it).await;
+    let late = Endpoint::of(&replica).connect().await.subscribe(SESSION).await;
+
+    let ends = asked["data"]["expires_at"].as_u64().unwrap();
+    assert!((begun + 60_000..=clock().await + 60_000).contains(&ends), "{begun}: {asked}");
+    assert_eq!(late["pending"][0]["expires_at"], ends, "{late}");
+    let id = asked["data"]["request"]["requestId"].as_str().unwrap();
+    assert_eq!(early.ask(allow(id, true)).await["type"], "ack");
+    let answer = tokio::time::timeout(tests::PATIENCE, asking).await.unwrap().unwrap().unwrap();
+    assert!(answer.allowed && !answer.timed_out, "{answer:?}");
 }

@@ -3,8 +3,10 @@
 
 use publisher_sdk::{Agent, PermissionRequest};
 use serde_json::{Value, json};
+use tests::endpoint::Endpoint;
 use tests::process::free_port;
-use tests::{Cluster, PATIENCE, Replica, until};
+use tests::replica::Setup;
+use tests::{Cluster, PATIENCE, Redis, Replica, until};
 
 use crate::operating::verdict;
 
@@ -125,6 +127,37 @@ async fn a_replica_is_not_ready_while_redis_refuses_writes() {
         .await;
     }
     browser.settle().await;
+}
+
+/// A cluster of one node is a Redis like any other. A node beside others has some channels only: to say that it is
+/// well because those work would be a lie.
+#[tokio::test]
+async fn a_node_of_a_cluster_is_enough_where_it_is_the_only_one() {
+    let nodes = [Redis::start_node().await, Redis::start_node().await];
+    let alone = Redis::start_node().await;
+    let _: String = alone.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+    Redis::share_slots([&nodes[0], &nodes[1]]).await;
+    let check = async |url: &str| verdict(&["check", "--redis", url], &[]).await;
+
+    let replica = Replica::start(Setup::serve(Some(alone.url_of("relay")))).await;
+    replica.ready().await;
+    let mut browser = Endpoint::of(&replica).subscribed_to("session:42").await;
+    for channel in ["session:42", "session:43", "agent:a1"] {
+        replica.publish(channel, "x", json!({})).await;
+    }
+    browser.wait_for_type("event").await;
+    let (code, said) = check(&alone.url_of("relay")).await;
+    assert_eq!(code, Some(0), "{said}");
+
+    for node in &nodes {
+        let (code, said) = check(&node.url_of("relay")).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("one of several in a cluster"), "{said}");
+        let replica = Replica::start(Setup::serve(Some(node.url_of("relay")))).await;
+        let why = |line: &str| line.contains("one of several in a cluster").then_some(());
+        replica.log().wait("a warning that names the cluster", why).await;
+        assert_eq!(replica.get("/readyz").await.status, 503);
+    }
 }
 
 /// `check` tells what will never work from what is not there yet.

@@ -1,5 +1,5 @@
 //! Tries out what a relay needs of Redis, on a connection of its own: that it answers, that the user may do all that
-//! a relay does, that it writes.
+//! a relay does, that it has all channels, that it writes.
 //!
 //! [`reaper`](crate::state::reaper) → **probe**. A pool or a shared connection would hide what matters here: that a
 //! connection broke, that another server answers, that a write is refused.
@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, RedisError, RedisResult};
+use redis::{Client, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use thiserror::Error;
 
 use super::{Redis, outage, permissions, unavailable};
@@ -26,9 +26,14 @@ pub struct NotReady {
 }
 
 impl NotReady {
-    /// Whether waiting does not help: the address, the password, the certificate or the rights of the user are wrong.
+    /// Whether waiting does not help: the address, the password, the certificate or the rights of the user are wrong,
+    /// or the server is one of several.
     pub fn is_lasting(&self) -> bool {
         self.is_lasting
+    }
+
+    fn lasting(why: &str) -> Self {
+        Self { why: Unavailable(format!("redis refuses: {why}")), is_lasting: true }
     }
 }
 
@@ -50,6 +55,8 @@ pub(crate) struct Prober {
     client: Client,
     key: String,
     needed: Vec<Vec<String>>,
+    /// A key of each partition.
+    settings: Vec<String>,
     connection: Option<MultiplexedConnection>,
     connections: u64,
 }
@@ -58,7 +65,8 @@ impl Redis {
     pub(crate) fn prober(&self) -> Result<Prober, NotReady> {
         let client = Client::open(self.info.clone())?;
         let (key, needed) = (self.keys.written(), permissions::of_relays(&self.keys));
-        Ok(Prober { client, key, needed, connection: None, connections: 0 })
+        let settings = (0..=u8::MAX).map(|partition| self.keys.settings(partition)).collect();
+        Ok(Prober { client, key, needed, settings, connection: None, connections: 0 })
     }
 }
 
@@ -81,12 +89,30 @@ impl Prober {
         let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = connecting.await?;
         self.connections += 1;
-        match permissions::missing(&mut connection, &self.needed).await? {
-            None => Ok(connection),
-            Some(why) => Err(NotReady {
-                why: Unavailable(format!("redis refuses: {why}")),
-                is_lasting: true,
-            }),
+        if let Some(why) = permissions::missing(&mut connection, &self.needed).await? {
+            return Err(NotReady::lasting(&why));
+        }
+        self.find_all_partitions(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// A node of a cluster may have some partitions and not the others, so that some channels work.
+    async fn find_all_partitions(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), NotReady> {
+        let mut pipe = redis::pipe();
+        for key in &self.settings {
+            pipe.cmd("HMGET").arg(key).arg("session").ignore();
+        }
+        match pipe.query_async(connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) => {
+                Err(NotReady::lasting(
+                    "this server is one of several in a cluster, and others of them have some of the channels; \
+                     a relay needs one that has all",
+                ))
+            }
+            done => Ok(done?),
         }
     }
 }
