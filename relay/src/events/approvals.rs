@@ -65,8 +65,10 @@ impl Approvals {
 
     /// What was read may have changed: of one channel, or, where none is given, of all.
     pub(super) fn forget(&self, channel: Option<&Channel>) {
-        let is_it = |of: &Channel| channel.is_none_or(|it| of == it);
-        self.0.forget(is_it, |source| source.cached.retain(|one| !is_it(&one.question.channel)));
+        self.0.forget(channel, |source| match channel {
+            Some(channel) => source.cached.retain(|one| one.question.channel != *channel),
+            None => source.cached.clear(),
+        });
     }
 
     /// Reads, or waits for a read that others wait for, too.

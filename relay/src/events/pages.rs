@@ -55,7 +55,7 @@ impl Pages {
 
     /// What was read may have changed: a server may have come back with another history.
     pub(crate) fn forget(&self) {
-        self.0.forget(|_| true, |source| source.cached.clear());
+        self.0.forget(None, |source| source.cached.clear());
     }
 
     /// The page that answers the request.

@@ -134,12 +134,19 @@ impl<S: Source> SingleFlight<S> {
         answer
     }
 
-    /// What was read of these keys may have changed: reads that are under way are neither kept nor shared with
-    /// those who come later. `forget` clears what the source has kept.
-    pub(super) fn forget(&self, is_it: impl Fn(&S::Key) -> bool, forget: impl FnOnce(&mut S)) {
+    /// What was read of this key, or, where none is given, of all, may have changed: reads that are under way are
+    /// neither kept nor shared with those who come later. `forget` clears what the source has kept.
+    pub(super) fn forget(&self, key: Option<&S::Key>, forget: impl FnOnce(&mut S)) {
         let mut shared = lock(&self.shared);
-        let lines = shared.lines.iter_mut().filter(|(key, _)| is_it(key));
-        lines.for_each(|(_, line)| line.is_forgotten = true);
+        match key {
+            // Found and not looked for: tens of thousands may be under way, and each channel that joins forgets.
+            Some(key) => {
+                if let Some(line) = shared.lines.get_mut(key) {
+                    line.is_forgotten = true;
+                }
+            }
+            None => shared.lines.values_mut().for_each(|line| line.is_forgotten = true),
+        }
         forget(&mut shared.source);
     }
 
@@ -308,166 +315,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures_util::FutureExt;
-    use futures_util::future::{join_all, pending};
-    use tokio::sync::Notify;
-
-    use super::*;
-
-    /// Reads a number when it is let go; a read answers those who had asked before it began.
-    #[derive(Debug, Default)]
-    struct Gated {
-        begun: Arc<AtomicUsize>,
-        ended: Arc<AtomicUsize>,
-        gate: Arc<Notify>,
-        panics: bool,
-    }
-
-    struct CountsItsEnd(Arc<AtomicUsize>);
-
-    impl Drop for CountsItsEnd {
-        fn drop(&mut self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    impl Source for Gated {
-        type Key = ();
-        type Question = usize;
-        type Read = usize;
-        type Answer = usize;
-
-        fn key(_: &usize) {}
-
-        fn known(&self, _: &usize) -> Option<usize> {
-            None
-        }
-
-        fn begin(&mut self, _: &Turn<'_, usize>) -> Reading<usize> {
-            let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            let end = CountsItsEnd(Arc::clone(&self.ended));
-            let (gate, panics) = (Arc::clone(&self.gate), self.panics);
-            async move {
-                let _end = end;
-                gate.notified().await;
-                assert!(!panics, "as this test wants it");
-                Ok(number)
-            }
-            .boxed()
-        }
-
-        fn keep(&mut self, _: &usize) {}
-
-        fn answer(&self, read: &usize, _: &usize, asked: Asked) -> Option<usize> {
-            asked.before.then_some(*read)
-        }
-    }
-
-    /// What the source counts, and its gate.
-    struct Seen {
-        begun: Arc<AtomicUsize>,
-        ended: Arc<AtomicUsize>,
-        gate: Arc<Notify>,
-    }
-
-    fn gated(panics: bool) -> (SingleFlight<Gated>, Seen) {
-        let source = Gated { panics, ..Gated::default() };
-        let seen = Seen {
-            begun: Arc::clone(&source.begun),
-            ended: Arc::clone(&source.ended),
-            gate: Arc::clone(&source.gate),
-        };
-        (SingleFlight::new(source), seen)
-    }
-
-    async fn until(condition: impl Fn() -> bool) {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn who_is_not_polled_holds_nobody_up() {
-        let (reads, seen) = gated(false);
-        let mut first = Box::pin(reads.read(&1));
-        assert!(first.as_mut().now_or_never().is_none());
-        until(|| seen.begun.load(Ordering::SeqCst) == 1).await;
-        let mut idle = Box::pin(reads.read(&2));
-        assert!(idle.as_mut().now_or_never().is_none());
-        let mut last = Box::pin(reads.read(&3));
-        assert!(last.as_mut().now_or_never().is_none());
-
-        seen.gate.notify_one();
-        assert_eq!(first.await, Ok(1));
-        seen.gate.notify_one();
-
-        assert_eq!(last.await, Ok(2));
-        assert_eq!(idle.await, Ok(2), "and what it asked for is there for it");
-        assert_eq!(reads.look(|_, lines| lines), 0);
-    }
-
-    #[tokio::test]
-    async fn a_read_ends_with_its_last_waiter() {
-        let (reads, seen) = gated(false);
-        let waiting = (0..3).map(|i| {
-            let reads = &reads;
-            let mut one = Box::pin(async move { reads.read(&i).await });
-            assert!(one.as_mut().now_or_never().is_none());
-            one
-        });
-        let mut waiting: Vec<_> = waiting.collect();
-        until(|| seen.begun.load(Ordering::SeqCst) == 1).await;
-
-        let last = waiting.pop();
-        drop(waiting);
-        tokio::task::yield_now().await;
-        assert_eq!(seen.ended.load(Ordering::SeqCst), 0, "one waits still");
-        drop(last);
-
-        until(|| seen.ended.load(Ordering::SeqCst) == 1).await;
-        assert_eq!(reads.look(|_, lines| lines), 0);
-        // And it can be asked anew.
-        seen.gate.notify_one();
-        assert_eq!(reads.read(&0).await, Ok(2));
-    }
-
-    #[tokio::test]
-    async fn all_who_came_before_a_read_share_it() {
-        let (reads, seen) = gated(false);
-        seen.gate.notify_one();
-
-        let answers = join_all((0..1_000).map(|i| {
-            let reads = &reads;
-            async move { reads.read(&i).await }
-        }));
-
-        assert!(answers.await.iter().all(|answer| *answer == Ok(1)));
-        assert_eq!(seen.begun.load(Ordering::SeqCst), 1);
-    }
-
-    #[tokio::test]
-    async fn a_read_that_panics_leaves_nobody_waiting() {
-        let (reads, seen) = gated(true);
-        seen.gate.notify_one();
-
-        assert_eq!(reads.read(&1).await, Err(ReadError::Ended));
-
-        assert_eq!(reads.look(|_, lines| lines), 0);
-    }
-
-    #[tokio::test]
-    async fn a_read_ends_with_the_source() {
-        let (reads, seen) = gated(false);
-        tokio::select! {
-            biased;
-            _ = reads.read(&1) => {}
-            () = until(|| seen.begun.load(Ordering::SeqCst) == 1) => {}
-            () = pending() => {}
-        }
-
-        until(|| seen.ended.load(Ordering::SeqCst) == 1).await;
-    }
-}
+mod tests;
