@@ -8,6 +8,7 @@ mod append;
 mod browser;
 mod counted;
 mod figures;
+mod flood;
 mod floor;
 mod hotpath;
 mod instructions;
@@ -28,6 +29,8 @@ use clap::Parser;
 enum Command {
     /// Redis' CPU per appended event, against a bare PUBLISH and the least possible script.
     Append(append::Options),
+    /// What other viewers notice while somebody floods a replica: their latency, quiet and meanwhile.
+    Flood(flood::Options),
     /// What the way to the viewers costs: CPU, latency, memory, connections and storms, against one thread that writes
     /// finished frames.
     Hotpath(hotpath::Options),
@@ -55,6 +58,7 @@ enum Command {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Append(options) => append::run(&options),
+        Command::Flood(options) => flood::run(&options),
         Command::Hotpath(options) => hotpath::run(&options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Counted(options) => counted::run(&options),
