@@ -21,12 +21,18 @@ struct Show {
 
 impl Show {
     async fn begin() -> Self {
+        let show = Self::begin_alone().await;
+        tokio::spawn(say_yes(show.journal.clone(), show.shutdown.clone()));
+        show
+    }
+
+    /// With nobody there who answers.
+    async fn begin_alone() -> Self {
         let journal = Journal::in_memory();
         let agent = Agent::options().id("demo").attach(journal.clone()).await.unwrap();
         let shutdown = CancellationToken::new();
         let running = shutdown.clone();
         let agent = tokio::spawn(async move { demo::run_agent(agent, "demo", running).await });
-        tokio::spawn(say_yes(journal.clone(), shutdown.clone()));
         Self { journal, shutdown, agent }
     }
 
@@ -196,6 +202,26 @@ async fn five_runs_are_told_completely_and_in_a_humans_time() {
     for (name, count) in [("agent_completed", 4), ("agent_failed", 1), ("agent_spawned", 6)] {
         assert_eq!((names(&agent)[name], names(&global)[name]), (count, count), "{name}");
     }
+}
+
+/// An agent that runs a command because nobody looked would tell the wrong story.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_answers_is_denied() {
+    let show = Show::begin_alone().await;
+
+    show.until("session:demo", "permission_timeout", 1).await;
+    show.until("session:demo", "message.created", 2).await;
+
+    let (_, first) = runs(show.events("session:demo").await).swap_remove(0);
+    show.end().await;
+    let [(name, answer), (end, complete)] = &first[first.len() - 2..] else { panic!("{first:#?}") };
+    assert_eq!(
+        (&**name, &**end),
+        ("permission_timeout", "complete"),
+        "nothing was done: {first:#?}"
+    );
+    assert_eq!(answer["allowed"], false, "{answer}");
+    assert_eq!(complete["outcome"], "cancelled", "{complete}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tests::process::{Process, free_port};
+use tests::replica::{listening, run};
 use tests::{Browser, Cluster, Page, Replica, Token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -47,6 +49,57 @@ async fn the_readmes_curl_publishes_and_reads() {
     let (published, read) = (answers.next().unwrap().unwrap(), answers.next().unwrap().unwrap());
     assert_eq!(read["events"][0]["event"], "build.finished", "{read}");
     assert_eq!(read["events"][0]["offset"], published["offset"], "{published}");
+}
+
+/// The Redis and the two replicas of the README, started by its own words.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readmes_redis_and_replicas_serve() {
+    let dir = TempDir::new().unwrap();
+    let redis = block(README, "sh", "redis-server --");
+    let mut words = redis.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    let port = free_port().to_string();
+    command.args(words).args(["--port", &port, "--bind", "127.0.0.1"]).current_dir(&dir);
+    let _redis = Process::spawn("redis-server", command, "Run ./test.sh");
+    let serve = block(README, "sh", "--listen 127.0.0.1:8081");
+    let lines = serve.lines().filter_map(|line| line.strip_prefix("target/release/agent-relay "));
+    let mut replicas = Vec::new();
+    for line in lines {
+        let line = line.replace(":6379", &format!(":{port}")).replace(":8081", ":0");
+        let words = line.replace(":8082", ":0") + " --log-format json";
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        let process = run(&words, &[]);
+        let address = process.log().wait("where it listens", listening).await.to_string();
+        replicas.push((process, address));
+    }
+
+    assert_eq!(replicas.len(), 2);
+    for (_, address) in &replicas {
+        tests::until("it is ready", async || {
+            let get = tests::http::call(address, hyper::Method::GET, "/readyz", &[], "").await;
+            (get.ok()?.status == 200).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The README's agent is made with its commands, from what has been downloaded already.
+#[test]
+fn the_readmes_commands_make_an_agent() {
+    let dir = TempDir::new().unwrap();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    std::os::unix::fs::symlink(root, dir.path().join("agent-relay")).unwrap();
+    let commands = block(README, "sh", "cargo new my-agent");
+
+    shell(&dir, &format!("export CARGO_NET_OFFLINE=true\n{commands}"));
+
+    let made = std::fs::read_to_string(dir.path().join("my-agent/Cargo.toml")).unwrap();
+    for dependency in ["publisher-sdk = ", "serde_json = ", "tokio = "] {
+        assert!(made.lines().any(|line| line.starts_with(dependency)), "{dependency}: {made}");
+    }
+    for feature in ["macros", "rt-multi-thread", "time"] {
+        assert!(made.contains(&format!("\"{feature}\"")), "{feature}: {made}");
+    }
 }
 
 /// A relay with the secret that the README makes lets in the token that the README signs, and nobody else.

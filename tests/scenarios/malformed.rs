@@ -289,3 +289,49 @@ async fn close_code(socket: &mut Socket) -> Option<u16> {
     };
     tokio::time::timeout(tests::PATIENCE, reading).await.expect("the relay ends the connection")
 }
+
+/// A list with the right values in the right order is not an object, whichever door it comes to.
+#[tokio::test]
+async fn a_list_is_no_object_at_any_door() {
+    let cluster = Cluster::with_replicas(1).await;
+    let replica = &cluster.replicas[0];
+    let event = json!(["session:42", "x", {}, null]);
+    let list = replica.post("/api/v1/publish", json!([event, [event]]).to_string()).await.json();
+    for result in list["results"].as_array().unwrap() {
+        assert_eq!(result["error"]["code"], "bad_request", "{list}");
+    }
+    for (path, body) in [
+        ("/api/v1/commands", json!(["a1", "go"])),
+        ("/api/v1/requests", json!(["sums.add", {}])),
+        ("/api/v1/connections/x/messages", json!(["x", {}])),
+    ] {
+        let reply = replica.post(path, body.to_string()).await;
+        assert_eq!((reply.status, &*reply.error_code()), (400, "bad_request"), "{path}");
+    }
+
+    let mut browser = cluster.browser().connect().await;
+    let mut agent = cluster.browser().path("/ws/agents/a1").connect().await;
+    for (is_agent, frame) in [
+        (false, json!(["subscribe", "session:42"])),
+        (true, json!(["lease", 1, "agent:a1", {}])),
+        (true, json!([1, "lease", "agent:a1", {}, null])),
+    ] {
+        let peer = if is_agent { &mut agent } else { &mut browser };
+        peer.send(frame.clone()).await;
+        let answer = peer.wait_for_type("error").await;
+        assert_eq!(answer["code"], "bad_request", "{frame}: {answer}");
+    }
+    // The fields of what a call asks for, too.
+    for (id, kind, data, code) in [
+        (1, "lease", json!({}), Value::Null),
+        (2, "publish", json!(["x", {}]), json!("bad_request")),
+        (3, "ask", json!(["r1", "permission", {}, 60_000]), json!("bad_request")),
+        (4, "lease", json!([null, null]), json!("bad_request")),
+    ] {
+        agent.send(json!({"type": kind, "id": id, "channel": "agent:a1", "data": data})).await;
+        let answer = agent.wait_for("the answer", |frame| frame["id"] == id).await;
+        assert_eq!(answer["code"], code, "{kind} {data}: {answer}");
+    }
+    let events = replica.get("/api/v1/channels/session:42/events").await.json();
+    assert_eq!(events["events"], json!([]), "nothing was published");
+}

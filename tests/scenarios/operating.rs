@@ -1,6 +1,7 @@
 //! What an operator meets: start, configuration, logs, strangers at the endpoint.
 
 use serde_json::{Value, json};
+use tests::endpoint::Endpoint;
 use tests::process::Process;
 use tests::replica::{Setup, launch, run};
 use tests::{Cluster, Replica, Token, until};
@@ -69,6 +70,38 @@ async fn check_accepts_what_would_start() {
     let (code, said) = verdict(&["check", "--redis", "redis://127.0.0.1:1"], &[]).await;
 
     assert_eq!(code, Some(0), "{said}");
+}
+
+/// Two deployments in one Redis have nothing to do with each other.
+#[tokio::test]
+async fn deployments_with_two_prefixes_share_a_redis_and_nothing_else() {
+    let cluster = Cluster::with_replicas(1).await;
+    let mut setup = Setup::serve(Some(cluster.redis.url()));
+    setup.flags = ["--prefix", "staging"].map(str::to_owned).to_vec();
+    let staging = Replica::start(setup).await;
+    staging.ready().await;
+    let mut browsers = [
+        Endpoint::of(&cluster.replicas[0]).subscribed_to("session:42").await,
+        Endpoint::of(&staging).subscribed_to("session:42").await,
+    ];
+
+    let url = format!("{}?prefix=staging", cluster.redis.url());
+    let agent = publisher_sdk::Agent::options().id("a1").connect(&url).await.unwrap();
+    let session = agent.session("42").await.unwrap();
+    session.publish("here", &json!({"i": 0})).await.unwrap();
+    cluster.replicas[0].publish("session:42", "there", json!({"i": 0})).await;
+
+    for (browser, name) in browsers.iter_mut().zip(["there", "here"]) {
+        let event = browser.wait_for_type("event").await;
+        assert_eq!(event["event"], name, "{event}");
+    }
+    let keys: Vec<String> = cluster.redis.run(&["KEYS", "*"]).await;
+    for prefix in ["relay:", "staging:"] {
+        assert!(keys.iter().any(|key| key.starts_with(prefix)), "{prefix}: {keys:?}");
+    }
+    let (code, said) =
+        verdict(&["check", "--redis", &cluster.redis.url(), "--prefix", "Not one"], &[]).await;
+    assert!(code == Some(2) && said.contains("prefix"), "{code:?} {said}");
 }
 
 /// A Redis that may delete a journal to make room is not the one that our promises need: said at the
@@ -158,7 +191,7 @@ async fn the_log_holds_no_token_and_no_payload() {
     let token = Token::of("ada").allowing("subscribe", &["*"]).allowing("command", &["*"]).sign();
     let signature = token.rsplit_once('.').unwrap().1.to_owned();
     let expired = Token::of("ada").ending_in(-3_600).sign();
-    let endpoint = || tests::endpoint::Endpoint::of(&replica);
+    let endpoint = || Endpoint::of(&replica);
 
     let mut browser = endpoint().token(&token).subscribed_to("session:42").await;
     let mut by_query = endpoint().path(&format!("/ws/s1?token={token}")).connect().await;

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::{SinkExt, StreamExt};
 use hyper::Method;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tests::{Cluster, Token, http};
 use tokio::sync::Semaphore;
+use tokio_tungstenite::tungstenite::Message;
 
 fn request(method: &str) -> Value {
     json!({"type": "request", "method": method, "params": {"title": "New"}})
@@ -385,4 +388,31 @@ async fn one_asker_does_not_fill_redis_with_replies() {
     assert!(refused.json()["error"]["retry_after_ms"].is_u64(), "{}", refused.text());
     assert_eq!(ask("ben").await.status, 200, "another asker");
     working.abort();
+}
+
+/// No digit of a reply is lost on its way to the page, and its keys stay in their order.
+#[tokio::test]
+async fn a_reply_reaches_the_page_as_it_was_written() {
+    const REPLY: &str = r#"{"z":100000000000000000000000000000,"a":[1.50,1E2,-0],"m":null}"#;
+    let cluster = Cluster::with_replicas(2).await;
+    let agent = cluster.agent("w1").await;
+    let reply = |_| async { Ok(RawValue::from_string(REPLY.to_owned()).unwrap()) };
+    let _service = agent.serve("sums", reply).await.unwrap();
+    let mut socket = cluster.browser_on(1).connect_raw().await;
+    let frame = json!({"type": "request", "id": "r1", "method": "sums.add", "params": {}});
+    socket.send(Message::text(frame.to_string())).await.unwrap();
+    let heard = async {
+        loop {
+            let message = socket.next().await.unwrap().unwrap().into_text().unwrap();
+            if message.contains(r#""type":"response""#) {
+                return message;
+            }
+        }
+    };
+
+    let response = tokio::time::timeout(tests::PATIENCE, heard).await.unwrap();
+    assert!(response.contains(&format!(r#""result":{REPLY}"#)), "{response}");
+    let body = json!({"method": "sums.add", "params": {}}).to_string();
+    let response = cluster.replicas[0].post("/api/v1/requests", body).await;
+    assert!(response.text().contains(&format!(r#""result":{REPLY}"#)), "{}", response.text());
 }

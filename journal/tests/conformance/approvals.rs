@@ -8,6 +8,7 @@ use journal::{
 use protocol::Channel;
 use protocol::limits::{
     APPROVAL_PLACES_MAX, APPROVALS_MAX, APPROVALS_PER_AGENT_MAX, FIREHOSE_APPROVAL_BYTES_MAX,
+    FIREHOSE_APPROVALS_MAX,
 };
 use uuid::Uuid;
 
@@ -355,5 +356,33 @@ on_both! {
         assert_eq!(one, there, "as on its own channel, and where to answer");
         journal.resolve(&own, "b1", Asks::Budget, &answer("ada", true), None).await.unwrap();
         assert!(journal.pending(&firehose).await.unwrap().1.is_empty());
+    }
+}
+
+on_both! {
+    /// Beyond what is pending there, a question still comes as an event, and stands on its own channel.
+    async fn so_many_questions_are_pending_on_the_firehose(backend) {
+        let journal = &backend.journal;
+        let mut asked = 0;
+        for owner in 0..=FIREHOSE_APPROVALS_MAX / APPROVALS_PER_AGENT_MAX {
+            let lease = agent(journal, &format!("a{owner}")).await;
+            for n in 0..APPROVALS_PER_AGENT_MAX {
+                let new = approval(lease.channel(), &format!("b{n}"));
+                let new = NewApproval { asks: Asks::Budget, ..new };
+                assert_eq!(journal.ask(lease.holder(), &new).await, Ok(Asked::Pending));
+                asked += 1;
+            }
+        }
+        let firehose = Channel::global_events();
+        let last = channel(&format!("agent:a{}", FIREHOSE_APPROVALS_MAX / APPROVALS_PER_AGENT_MAX));
+
+        let (head, pending) = journal.pending(&firehose).await.unwrap();
+        assert_eq!((head.unwrap().n, pending.len()), (asked, FIREHOSE_APPROVALS_MAX));
+        assert_eq!(journal.pending(&last).await.unwrap().1.len(), APPROVALS_PER_AGENT_MAX);
+        let yes = answer("ada", true);
+        journal.resolve(&last, "b0", Asks::Budget, &yes, None).await.unwrap();
+        assert_eq!(journal.pending(&firehose).await.unwrap().1.len(), FIREHOSE_APPROVALS_MAX);
+        journal.resolve(&channel("agent:a0"), "b0", Asks::Budget, &yes, None).await.unwrap();
+        assert_eq!(journal.pending(&firehose).await.unwrap().1.len(), FIREHOSE_APPROVALS_MAX - 1);
     }
 }

@@ -116,3 +116,27 @@ on_both! {
         assert_eq!((nobody.sent, nobody.walked.of), (Err(SendError::NoAgent), 0));
     }
 }
+
+on_both! {
+    /// A tree that is cut says so, wherever it is cut.
+    async fn a_tree_that_is_cut_says_that_there_is_more(backend) {
+        let journal = &backend.journal;
+        let mut leases = Vec::new();
+        for n in 0..3 {
+            leases.push(child(journal, &format!("c{n}"), &parent("boss", Some("session:s"))).await);
+        }
+        leases.push(child(journal, "below", &parent("c1", None)).await);
+        let session = channel("session:s");
+
+        for (most, ids, more) in [
+            (4, vec!["below", "c0", "c1", "c2"], false),
+            (3, vec!["c0", "c1", "c2"], true),
+        ] {
+            let tree = journal.tree(&session, most).await.unwrap();
+            let found: Vec<&str> = tree.agents.iter().map(|agent| &*agent.agent_id).collect();
+            assert_eq!((found, tree.more), (ids, more), "{most}");
+        }
+        let tree = journal.tree(&session, 2).await.unwrap();
+        assert_eq!((tree.agents.len(), tree.more), (2, true), "{tree:?}");
+    }
+}

@@ -218,6 +218,26 @@ async fn a_drain_does_not_wait_for_peers_that_do_not_read() {
     drop(sockets);
 }
 
+/// A viewer counts for no more: its WebSocket is closed in good order where it reads, and not waited for where it does not.
+#[tokio::test]
+async fn a_drain_does_not_wait_for_viewers_that_do_not_read() {
+    let running = replica_with(|config| config.drain = Duration::ZERO).await;
+    until_ready(&running).await;
+    let name = Name::events("session:42".parse().unwrap());
+    let data = format!("\"{}\"", "x".repeat(60_000));
+    // More than the system takes for them.
+    let entries = (0..130).map(|_| NewEntry::new("x", data.clone())).collect();
+    running.app.journal.append(&name, entries).await.unwrap();
+    let mut viewers = Vec::new();
+    for _ in 0..3 {
+        viewers.push(knock(&running, "/ws/42?since=start").await);
+    }
+    until("they owe their events", async || running.app.memory.owing() == 3).await;
+
+    assert!(running.send_away().await, "the drain was over before its grace");
+    drop(viewers);
+}
+
 #[test]
 fn the_main_listener_leaves_files_for_everything_else() {
     assert_eq!(SocketLimits::of(Some(1_024)), SocketLimits { most: 960, with_health: 992 });
